@@ -1,0 +1,15 @@
+# Instruction sets of the CPU kernels: one source per op, compiled once per set, chosen at run time.
+function(lockstep_kernel_flags)
+  set(folder ${PROJECT_SOURCE_DIR}/runtime/kernels/cpu)
+  file(GLOB sets CONFIGURE_DEPENDS ${folder}/isa_*.cc)
+  foreach(source IN LISTS sets)
+    # Fused multiply-add is part of the kernels' specified arithmetic (docs/numerics.md).
+    set(flags -ffp-contract=fast -fno-math-errno -Wno-psabi)
+    if(source MATCHES "isa_avx512\\.cc$" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+      list(APPEND flags -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512)
+    elseif(source MATCHES "isa_avx2\\.cc$" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+      list(APPEND flags -mavx2 -mfma -mf16c)
+    endif()
+    set_source_files_properties(${source} TARGET_DIRECTORY lockstep_kernels PROPERTIES COMPILE_OPTIONS "${flags}")
+  endforeach()
+endfunction()

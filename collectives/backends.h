@@ -1,0 +1,38 @@
+// The constructors of the groups. Callers outside this folder use Membership::OpenGroup().
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "collectives/group.h"
+#include "collectives/lifeline.h"
+#include "runtime/base/status.h"
+#include "transport/link.h"
+
+namespace lockstep {
+
+struct GroupOptions {
+  int rank = 0;
+  int size = 1;
+  size_t slot_bytes = size_t{1} << 20;
+  int64_t exchange_timeout_ms = 30'000;
+  // How long a wait inside a step spins before it yields; 0 where ranks outnumber cores.
+  int64_t spin_us = 1'000;
+  // Differs between groups that follow each other, equal on all ranks of one.
+  uint32_t epoch = 0;
+  std::vector<std::string> names;  // "rank 1 (spark-2, pid 4711)", by rank
+  std::shared_ptr<Lifeline> lifeline;
+};
+
+// Direct exchange over one link per peer ([own rank] is null). `name` is a literal: "tcp", "shm".
+StatusOr<std::unique_ptr<Group>> MakeLinkGroup(GroupOptions options, const char* name,
+                                               std::vector<std::unique_ptr<Link>> links);
+// Open MPI point-to-point; a usage error where it is not built. MPI's ranks must be the group's.
+StatusOr<std::unique_ptr<Group>> MakeMpiGroup(GroupOptions options);
+// One rank; every wait is over at once.
+StatusOr<std::unique_ptr<Group>> MakeSingleGroup(GroupOptions options);
+
+}  // namespace lockstep

@@ -1,0 +1,75 @@
+// Who is there: finds the ranks, proves the cluster secret, compares what must be equal, and opens the control
+// channel and the group. Three ways in: mpirun's environment (PMIx), an address (YAML or flags), or a parent process
+// that spawned the ranks. A single process without any of them is a group of one.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "collectives/group.h"
+#include "runtime/base/status.h"
+
+namespace lockstep {
+
+// One thing on which all ranks must agree, shown with both values when they do not.
+struct Setting {
+  std::string name;   // "source version", "model digest", "shares"
+  std::string value;  // short and readable
+  std::string remedy; // what to do when they differ
+};
+
+struct BootstrapOptions {
+  int rank = 0;
+  int size = 1;
+  std::string collective = "tcp";  // tcp, shm, mpi
+  std::string rendezvous;          // host:port of rank 0; empty under mpirun (travels through PMIx)
+  std::string interface;           // network interface for data; empty: the one that reaches rank 0
+  std::string secret;              // proven in the handshake; may be empty only when every address is loopback
+  std::vector<Setting> settings;
+  int64_t start_timeout_ms = 60'000;
+  int64_t exchange_timeout_ms = 30'000;
+  int64_t peer_timeout_ms = 10'000;
+  size_t slot_bytes = size_t{1} << 20;
+  // How many ranks share this machine, when the caller knows (a spawner); 0: counted by host name.
+  int ranks_on_this_host = 0;
+};
+
+struct RankInfo {
+  int rank = 0;
+  int pid = 0;
+  std::string host;
+  std::string address;
+  std::string Name() const;  // "rank 1 (spark-2, pid 4711)"
+};
+
+// The ranks that joined; owns the control channel (heartbeats, aborts). Destroy the group first.
+class Membership {
+ public:
+  virtual ~Membership() = default;
+  virtual const std::vector<RankInfo>& ranks() const = 0;
+  // This process's place among the ranks of its own host, and how many there are: to share the cores.
+  virtual int local_rank() const = 0;
+  virtual int local_size() const = 0;
+  // OK while every rank is alive and nobody aborted; else why (PeerLost names the rank).
+  virtual Status Health() const = 0;
+  // Tells everyone why this rank stops, and makes Health() return it. Returns after it was sent or 200 ms passed.
+  virtual void Abort(const Status& reason) = 0;
+  // Announces an orderly end, so that peers do not take the closing connection for a death.
+  virtual void Leave() = 0;
+  // Opens the data group (collective as in the options). Collective: all ranks call it.
+  virtual StatusOr<std::unique_ptr<Group>> OpenGroup() = 0;
+};
+
+StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);
+
+// What mpirun says about this process, if it runs under one: fills rank and size. False if not under mpirun.
+bool DetectMpirun(int* rank, int* size, int* local_rank, int* local_size);
+
+// The secret file's content; refused if others than its owner can read it.
+StatusOr<std::string> ReadSecretFile(const std::string& path);
+// 32 random bytes, as hex.
+std::string GenerateSecret();
+
+}  // namespace lockstep

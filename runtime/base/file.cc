@@ -1,0 +1,98 @@
+#include "runtime/base/file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/base/os.h"
+
+namespace lockstep {
+namespace {
+
+Status FileError(const std::string& path, const char* what) {
+  return UsageError("%s: cannot %s: %s", path, what, std::strerror(errno));
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<RandomAccessFile>> RandomAccessFile::Open(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return FileError(path, "open");
+  struct stat info {};
+  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+    close(fd);
+    return UsageError("%s: not a regular file", path);
+  }
+  os::AdviseExactReads(fd);
+  return std::unique_ptr<RandomAccessFile>(new RandomAccessFile(path, fd, static_cast<uint64_t>(info.st_size)));
+}
+
+RandomAccessFile::~RandomAccessFile() { close(fd_); }
+
+Status RandomAccessFile::Read(uint64_t offset, std::span<std::byte> out) const {
+  constexpr size_t kMaxRead = size_t{64} << 20;
+  size_t done = 0;
+  while (done < out.size()) {
+    const size_t want = std::min(out.size() - done, kMaxRead);
+    const ssize_t got = pread(fd_, out.data() + done, want, static_cast<off_t>(offset + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) return FileError(path_, "read");
+    if (got == 0) {
+      return ModelError("%s: ends at byte %d, expected at least %d; the file was cut, fetch it again", path_,
+                        offset + done, offset + out.size());
+    }
+    done += static_cast<size_t>(got);
+  }
+  return OkStatus();
+}
+
+StatusOr<std::string> ReadTextFile(const std::string& path, uint64_t limit_bytes) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto file, RandomAccessFile::Open(path));
+  if (file->size_bytes() > limit_bytes) {
+    return UsageError("%s: %d bytes, more than the %d that such a file may have", path, file->size_bytes(),
+                      limit_bytes);
+  }
+  std::string text(file->size_bytes(), '\0');
+  LOCKSTEP_RETURN_IF_ERROR(file->Read(0, std::as_writable_bytes(std::span(text))));
+  return text;
+}
+
+Status WriteFileAtomically(const std::string& path, std::span<const std::byte> contents) {
+  const std::string temporary = path + ".tmp." + std::to_string(os::ProcessId());
+  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+  if (fd < 0) return FileError(temporary, "create");
+  size_t done = 0;
+  while (done < contents.size()) {
+    const ssize_t wrote = write(fd, contents.data() + done, std::min(contents.size() - done, size_t{64} << 20));
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote < 0) {
+      const Status status = FileError(temporary, "write");
+      close(fd);
+      unlink(temporary.c_str());
+      return status;
+    }
+    done += static_cast<size_t>(wrote);
+  }
+  if (fsync(fd) != 0 || close(fd) != 0 || rename(temporary.c_str(), path.c_str()) != 0) {
+    const Status status = FileError(path, "replace");
+    unlink(temporary.c_str());
+    return status;
+  }
+  return OkStatus();
+}
+
+bool FileExists(const std::string& path) {
+  struct stat info {};
+  return stat(path.c_str(), &info) == 0;
+}
+
+bool IsDirectory(const std::string& path) {
+  struct stat info {};
+  return stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+}  // namespace lockstep

@@ -1,0 +1,94 @@
+// Every knob of lockstep, once: its default, its meaning, its bounds. Command-line flags and the keys of the
+// cluster YAML are both read through OptionTable(), so the two can never drift apart.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <variant>
+#include <vector>
+
+#include "runtime/base/status.h"
+
+namespace lockstep {
+
+struct Options {
+  // Model and numerics.
+  std::string model;
+  std::string kernels = "auto";
+  std::string chat_template = "auto";
+  // Group of ranks.
+  int64_t ranks = 0;  // 0: as the launcher, the YAML or a single process says
+  int64_t rank = -1;
+  std::string collective = "tcp";
+  std::vector<double> shares;
+  int64_t threads = 0;
+  std::string config;
+  std::string interface;
+  std::string secret_file;
+  std::string rendezvous;  // host:port where rank 0 listens
+  int64_t start_timeout_ms = 60'000;
+  int64_t exchange_timeout_ms = 30'000;
+  int64_t peer_timeout_ms = 10'000;
+  // Limits, fixed at start (design: memory is decided before loading).
+  int64_t max_model_len = 0;
+  int64_t max_num_seqs = 16;
+  int64_t prefill_chunk = 256;
+  // Serving.
+  std::string host = "127.0.0.1";
+  int64_t grpc_port = 50'051;
+  int64_t port = 8'000;
+  std::string served_model_name;
+  // One prompt.
+  std::vector<std::string> prompt;
+  std::string system;
+  bool raw = false;
+  std::string thinking = "auto";
+  int64_t max_tokens = 0;
+  std::optional<double> temperature;
+  std::optional<int64_t> top_k;
+  std::optional<double> top_p;
+  std::optional<double> min_p;
+  std::optional<double> repetition_penalty;
+  double presence_penalty = 0;
+  double frequency_penalty = 0;
+  std::optional<int64_t> seed;
+  std::vector<std::string> stop;
+  int64_t logprobs = -1;
+  bool ignore_eos = false;
+  // `logits`.
+  std::string tokens;
+  std::string out;
+  int64_t step = 0;
+  bool together = false;
+  bool dump_hidden = false;
+  // Output.
+  bool json = false;
+  std::string log_level = "info";
+};
+
+// How a flag's text becomes a field.
+using OptionField =
+    std::variant<std::string Options::*, int64_t Options::*, double Options::*, bool Options::*,
+                 std::optional<double> Options::*, std::optional<int64_t> Options::*,
+                 std::vector<double> Options::*, std::vector<std::string> Options::*>;
+
+struct OptionSpec {
+  const char* name;                   // long flag and YAML key, with dashes
+  OptionField field;
+  const char* help;                   // one line: meaning, unit, default where it is not obvious
+  std::vector<const char*> allowed;   // for strings: the values that exist; empty: any
+  double lowest = 0, highest = 9e18;  // for numbers
+  const char* alias = "";             // other spellings, comma-separated, with their dashes
+};
+
+std::span<const OptionSpec> OptionTable();
+const OptionSpec* FindOption(std::string_view name);
+
+// Sets one option from text. A bool takes "true" or "false"; lists take commas (shares) or repeat (prompt,
+// stop). `where` names the source in errors: "--shares" or "local-2.yaml:12: shares".
+Status SetOption(const OptionSpec& spec, std::string_view text, std::string_view where, Options* options);
+
+}  // namespace lockstep

@@ -1,0 +1,66 @@
+#include <fcntl.h>
+#include <libproc.h>
+#include <mach/mach.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/sysctl.h>
+#include <unistd.h>
+
+#include "runtime/base/os.h"
+
+namespace lockstep::os {
+namespace {
+
+uint64_t SysctlNumber(const char* name) {
+  uint64_t value = 0;
+  size_t size = sizeof(value);
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 ? value : 0;
+}
+
+}  // namespace
+
+std::string HostName() {
+  char name[256] = {};
+  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+}
+
+int ProcessId() { return getpid(); }
+
+std::vector<int> OnlineCpus() {
+  std::vector<int> cpus;
+  const long count = sysconf(_SC_NPROCESSORS_ONLN);
+  for (int cpu = 0; cpu < count; ++cpu) cpus.push_back(cpu);
+  return cpus;
+}
+
+std::vector<int> AllowedCpus() { return OnlineCpus(); }
+
+Status SetAffinity(const std::vector<int>&) { return OkStatus(); }  // macOS schedules by quality of service
+
+uint64_t StorageBytesRead() {
+  rusage_info_current usage;
+  if (proc_pid_rusage(getpid(), RUSAGE_INFO_CURRENT, reinterpret_cast<rusage_info_t*>(&usage)) != 0) return 0;
+  return usage.ri_diskio_bytesread;
+}
+
+uint64_t MemoryBytesTotal() { return SysctlNumber("hw.memsize"); }
+uint64_t MemoryBytesAvailable() { return SysctlNumber("hw.memsize"); }
+
+uint64_t ResidentBytes() {
+  rusage_info_current usage;
+  if (proc_pid_rusage(getpid(), RUSAGE_INFO_CURRENT, reinterpret_cast<rusage_info_t*>(&usage)) != 0) return 0;
+  return usage.ri_resident_size;
+}
+
+void DieWithParent() {}  // the control channel notices a parent that is gone
+
+void AdviseExactReads(int fd) { (void)fcntl(fd, F_RDAHEAD, 0); }
+
+void* AllocatePages(size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+  return memory == MAP_FAILED ? nullptr : memory;
+}
+
+void FreePages(void* memory, size_t bytes) { (void)munmap(memory, bytes); }
+
+}  // namespace lockstep::os

@@ -1,0 +1,140 @@
+// The op table: everything that the model computes, by the names that every backend uses. `ref` is the plain
+// definition of each op; `cpu` computes the same with SIMD. Activations are float32, row-major, and belong to the
+// backend that made the memory; weights are opaque after Pack.
+//
+// The promise of every op: a row's result depends on that row's inputs alone, bit for bit. It does not change with the
+// number of rows, with how a prompt was cut into steps, or with the number of threads. (docs/numerics.md)
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "runtime/base/status.h"
+#include "runtime/base/thread_pool.h"
+#include "runtime/tensor/matrix.h"
+
+namespace lockstep::kernels {
+
+// Where ops run: for CPU backends the rank's threads.
+struct Queue {
+  ThreadPool* pool = nullptr;
+};
+
+// A weight matrix (or stack of them) in the layout of the backend that packed it.
+class PackedMatrix {
+ public:
+  virtual ~PackedMatrix() = default;
+  int64_t count() const { return count_; }
+  int64_t outputs() const { return outputs_; }
+  int64_t inputs() const { return inputs_; }
+  uint64_t bytes() const { return bytes_; }
+
+ protected:
+  PackedMatrix(int64_t count, int64_t outputs, int64_t inputs, uint64_t bytes)
+      : count_(count), outputs_(outputs), inputs_(inputs), bytes_(bytes) {}
+
+ private:
+  int64_t count_, outputs_, inputs_;
+  uint64_t bytes_;
+};
+
+// Rows grouped by the matrix of a stack that they use.
+struct RowGroup {
+  int32_t matrix = 0;  // index into the stack
+  int32_t begin = 0;   // first and one past the last assignment
+  int32_t end = 0;
+};
+
+// The heads of one step on this rank, and the KV pages of one layer.
+// A page holds kBlockTokens positions of one block for all local KV heads: [kv_heads][positions][head_dim].
+struct AttentionArgs {
+  int64_t rows = 0;
+  int64_t query_heads = 0;        // local ones
+  int64_t kv_heads = 0;           // local ones
+  int64_t first_query_head = 0;   // global index of the first local query head
+  int64_t first_kv_head = 0;      // global index of the first local KV head
+  int64_t group = 1;              // query heads per KV head
+  int64_t head_dim = 0;
+  int64_t rotary_dim = 0;
+  int64_t block_tokens = 0;
+  double eps = 0;
+  const int32_t* positions = nullptr;             // [rows]
+  const int32_t* sequences = nullptr;             // [rows] index into block_tables
+  const int32_t* const* block_tables = nullptr;   // per sequence: its blocks
+  const float* cosines = nullptr;                 // [rows, rotary_dim / 2]
+  const float* sines = nullptr;                   // [rows, rotary_dim / 2]
+  const float* query_norm = nullptr;              // [head_dim], nullptr: none
+  const float* key_norm = nullptr;                // [head_dim], nullptr: none
+  float* qkv = nullptr;          // [rows, (query_heads + 2 kv_heads) * head_dim]: queries, keys, values
+  float* key_pages = nullptr;    // [blocks, kv_heads, block_tokens, head_dim]
+  float* value_pages = nullptr;  // same
+  float* scores = nullptr;       // scratch [threads, group, score_stride]
+  int64_t score_stride = 0;      // at least the longest sequence rounded up to 16
+  float* out = nullptr;          // [rows, query_heads * head_dim]
+};
+
+struct RouterArgs {
+  int64_t rows = 0;
+  int64_t experts = 0;
+  int64_t top_k = 0;
+  int64_t n_group = 1;
+  int64_t topk_group = 1;
+  bool normalize = true;
+  float scale = 1;
+  const float* logits = nullptr;      // [rows, experts]
+  const float* correction = nullptr;  // [experts]
+  int32_t* chosen = nullptr;          // [rows, top_k] largest weight first, ties by lower index
+  float* weights = nullptr;           // [rows, top_k]
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  // "ref" or "cpu/avx512": part of the handshake, since other instruction sets may give other bits.
+  virtual std::string name() const = 0;
+
+  // Takes the matrix over in the layout that MatMul wants.
+  virtual StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const = 0;
+
+  // y[r, n] = bias[n] + sum over k of x[r, k] * w[n, k]. bias may be nullptr. x [rows, inputs], y [rows, outputs].
+  virtual void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
+                      int64_t rows, float* y) const = 0;
+  // For every assignment a of every group: y[a] = w[group.matrix] x[row_of[a]], or x[a] if row_of is nullptr.
+  virtual void GroupedMatMul(Queue& queue, const PackedMatrix& weights, std::span<const RowGroup> groups,
+                             const float* x, const int32_t* row_of, float* y) const = 0;
+  // y[r] = the row of the table whose global index is tokens[r], zeros if this rank does not hold it. The table's
+  // first row has global index first_row.
+  virtual void Embed(Queue& queue, const PackedMatrix& table, int64_t first_row, const int32_t* tokens,
+                     int64_t rows, float* y) const = 0;
+  // y[r] = weight * x[r] / sqrt(mean(x[r]^2) + eps).
+  virtual void RmsNorm(Queue& queue, const float* x, const float* weight, double eps, int64_t rows, int64_t dim,
+                       float* y) const = 0;
+  // x[r] += delta[r], then y[r] = RmsNorm(x[r]).
+  virtual void AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight, double eps,
+                          int64_t rows, int64_t dim, float* y) const = 0;
+  // Norms queries and keys per head, turns their leading rotary_dim dimensions (pairs i, i + rotary_dim / 2), and
+  // writes keys and values into the pages.
+  virtual void PrepareAttention(Queue& queue, const AttentionArgs& args) const = 0;
+  // Causal softmax(q k / sqrt(head_dim)) v over positions 0 .. positions[r] of the row's sequence.
+  virtual void Attention(Queue& queue, const AttentionArgs& args) const = 0;
+  // out[r, i] = silu(gate_up[r, i]) * gate_up[r, columns + i].
+  virtual void SiluMul(Queue& queue, const float* gate_up, int64_t rows, int64_t columns, float* out) const = 0;
+  // Sigmoid router: the choice by score + correction (within the best groups), the weights by score.
+  virtual void Route(Queue& queue, const RouterArgs& args) const = 0;
+  // y[r] = sum over slots s of weights[r, s] * expert_out[slot_of[r, s]], added in slot order, + shared[r] (nullptr: 0).
+  virtual void CombineExperts(Queue& queue, const float* expert_out, const int32_t* slot_of, const float* weights,
+                              const float* shared, int64_t rows, int64_t top_k, int64_t dim,
+                              float* y) const = 0;
+};
+
+// "ref", "cpu" (the best instruction set of this machine), "cpu/<set>", or "auto" (cpu).
+StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name);
+
+// The constructors of the backends' folders.
+std::unique_ptr<Backend> MakeRefBackend();
+StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(std::string_view instruction_set);
+
+}  // namespace lockstep::kernels
