@@ -9,4 +9,23 @@ StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name) {
   return UsageError("--kernels: '%s' is not one of auto, ref, cpu", std::string(name));
 }
 
+void GroupRowsOnHost(const RouterArgs& args, const ExpertGroups& groups) {
+  // A counting sort: first where each expert's run begins, then every choice into its run.
+  int32_t next[kMaxExperts + 1] = {};
+  const int64_t assignments = args.rows * args.top_k;
+  for (int64_t i = 0; i < assignments; ++i) ++next[args.chosen[i] + 1];
+  int32_t count = 0;
+  for (int32_t expert = 0; expert < args.experts; ++expert) {
+    const int32_t begin = next[expert];
+    next[expert + 1] += begin;
+    if (next[expert + 1] > begin) groups.groups[count++] = RowGroup{expert, begin, next[expert + 1]};
+  }
+  for (int64_t i = 0; i < assignments; ++i) {
+    const int32_t assignment = next[args.chosen[i]]++;
+    groups.row_of[assignment] = static_cast<int32_t>(i / args.top_k);
+    groups.assignment_of[i] = assignment;
+  }
+  *groups.group_count = count;
+}
+
 }  // namespace lockstep::kernels

@@ -18,6 +18,9 @@
 
 namespace lockstep::kernels {
 
+// More routed experts than any checkpoint has; configurations above it are refused.
+inline constexpr int64_t kMaxExperts = 1024;
+
 // Where ops run: for CPU backends the rank's threads.
 struct Queue {
   ThreadPool* pool = nullptr;
@@ -41,11 +44,20 @@ class PackedMatrix {
   uint64_t bytes_;
 };
 
-// Rows grouped by the matrix of a stack that they use.
+// Assignments [begin, end) use matrix `matrix` of a stack.
 struct RowGroup {
-  int32_t matrix = 0;  // index into the stack
-  int32_t begin = 0;   // first and one past the last assignment
+  int32_t matrix = 0;
+  int32_t begin = 0;
   int32_t end = 0;
+};
+
+// The (row, slot) pairs of a step ordered by the expert they go to. Memory of the backend, sized for the largest step;
+// only the backend reads the values.
+struct ExpertGroups {
+  RowGroup* groups = nullptr;       // [experts], the first *group_count are used
+  int32_t* group_count = nullptr;
+  int32_t* row_of = nullptr;        // [rows * top_k] row of each assignment
+  int32_t* assignment_of = nullptr; // [rows, top_k] assignment of each (row, slot)
 };
 
 // The heads of one step on this rank, and the KV pages of one layer.
@@ -102,9 +114,12 @@ class Backend {
   // y[r, n] = bias[n] + sum over k of x[r, k] * w[n, k]. bias may be nullptr. x [rows, inputs], y [rows, outputs].
   virtual void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
                       int64_t rows, float* y) const = 0;
-  // For every assignment a of every group: y[a] = w[group.matrix] x[row_of[a]], or x[a] if row_of is nullptr.
-  virtual void GroupedMatMul(Queue& queue, const PackedMatrix& weights, std::span<const RowGroup> groups,
-                             const float* x, const int32_t* row_of, float* y) const = 0;
+  // Orders the assignments by expert, rows ascending within one. chosen [rows, top_k] from Route.
+  virtual void GroupRows(Queue& queue, const RouterArgs& args, const ExpertGroups& groups) const = 0;
+  // For every assignment a of every group: y[a] = w[group.matrix] x[row], where row is row_of[a] if `by_row` and a
+  // itself if not.
+  virtual void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups, const float* x,
+                             bool by_row, float* y) const = 0;
   // y[r] = the row of the table whose global index is tokens[r], zeros if this rank does not hold it. The table's
   // first row has global index first_row.
   virtual void Embed(Queue& queue, const PackedMatrix& table, int64_t first_row, const int32_t* tokens,
@@ -124,14 +139,17 @@ class Backend {
   virtual void SiluMul(Queue& queue, const float* gate_up, int64_t rows, int64_t columns, float* out) const = 0;
   // Sigmoid router: the choice by score + correction (within the best groups), the weights by score.
   virtual void Route(Queue& queue, const RouterArgs& args) const = 0;
-  // y[r] = sum over slots s of weights[r, s] * expert_out[slot_of[r, s]], added in slot order, + shared[r] (nullptr: 0).
-  virtual void CombineExperts(Queue& queue, const float* expert_out, const int32_t* slot_of, const float* weights,
-                              const float* shared, int64_t rows, int64_t top_k, int64_t dim,
-                              float* y) const = 0;
+  // y[r] = sum over slots s of weights[r, s] * expert_out[assignment_of[r, s]], added in slot order, + shared[r]
+  // (nullptr: 0).
+  virtual void CombineExperts(Queue& queue, const RouterArgs& args, const ExpertGroups& groups,
+                              const float* expert_out, const float* shared, int64_t dim, float* y) const = 0;
 };
 
 // "ref", "cpu" (the best instruction set of this machine), "cpu/<set>", or "auto" (cpu).
 StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name);
+
+// What GroupRows does where the choices are in host memory.
+void GroupRowsOnHost(const RouterArgs& args, const ExpertGroups& groups);
 
 // The constructors of the backends' folders.
 std::unique_ptr<Backend> MakeRefBackend();

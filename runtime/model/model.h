@@ -87,9 +87,9 @@ class Model {
 StatusOr<std::unique_ptr<Model>> LoadModel(const LoadOptions& options, Group& group, const kernels::Backend& backend,
                                            ThreadPool& pool);
 
-// The bytes one rank needs under `limits`.
+// The bytes one rank needs under `limits`, with `threads` compute threads and weights of `element_bytes`.
 MemoryPlan PlanMemory(const ModelConfig& config, const ModelLimits& limits, const std::vector<double>& shares,
-                      int rank, uint64_t element_bytes);
+                      int rank, uint64_t element_bytes, int threads);
 
 // A digest of config, tensor names, shapes and types, and file sizes: equal on all ranks or they do not serve the
 // same model. Reads headers only.

@@ -55,8 +55,12 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void GroupedMatMul(Queue& queue, const PackedMatrix& weights, std::span<const RowGroup> groups, const float* x,
-                     const int32_t* row_of, float* y) const override {
+  void GroupRows(Queue&, const RouterArgs& args, const ExpertGroups& groups) const override {
+    GroupRowsOnHost(args, groups);
+  }
+
+  void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups, const float* x,
+                     bool by_row, float* y) const override {
     // Every thread takes the same columns of every expert: balanced however the rows fell.
     queue.pool->ParallelFor(weights.outputs(), kOutputGrain, [&](int64_t begin, int64_t end, int) {
       MatMulPart part;
@@ -65,10 +69,10 @@ class CpuBackend final : public Backend {
       part.output_begin = begin;
       part.output_end = end;
       part.x = x;
-      part.row_of = row_of;
+      part.row_of = by_row ? groups.row_of : nullptr;
       part.y = y;
       part.y_stride = weights.outputs();
-      for (const RowGroup& group : groups) {
+      for (const RowGroup& group : std::span(groups.groups, static_cast<size_t>(*groups.group_count))) {
         part.weights = Cpu(weights).matrix(group.matrix);
         part.row_begin = group.begin;
         part.row_end = group.end;
@@ -142,12 +146,12 @@ class CpuBackend final : public Backend {
     });
   }
 
-  void CombineExperts(Queue& queue, const float* expert_out, const int32_t* slot_of, const float* weights,
-                      const float* shared, int64_t rows, int64_t top_k, int64_t dim, float* y) const override {
-    queue.pool->ParallelFor(rows, 1, [&](int64_t begin, int64_t end, int) {
+  void CombineExperts(Queue& queue, const RouterArgs& args, const ExpertGroups& groups, const float* expert_out,
+                      const float* shared, int64_t dim, float* y) const override {
+    queue.pool->ParallelFor(args.rows, 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t row = begin; row < end; ++row) {
-        table_->combine_row(expert_out, slot_of + row * top_k, weights + row * top_k,
-                            shared != nullptr ? shared + row * dim : nullptr, top_k, dim, y + row * dim);
+        table_->combine_row(expert_out, groups.assignment_of + row * args.top_k, args.weights + row * args.top_k,
+                            shared != nullptr ? shared + row * dim : nullptr, args.top_k, dim, y + row * dim);
       }
     });
   }

@@ -7,9 +7,6 @@
 namespace lockstep::kernels {
 namespace {
 
-// More than any checkpoint has; config.cc refuses larger ones.
-constexpr int64_t kMaxExperts = 1024;
-
 void AddImpl(float* x, const float* delta, int64_t count) {
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes) Store(Load(x + i) + Load(delta + i), x + i);

@@ -78,14 +78,18 @@ class RefBackend final : public Backend {
     });
   }
 
-  void GroupedMatMul(Queue& queue, const PackedMatrix& weights, std::span<const RowGroup> groups, const float* x,
-                     const int32_t* row_of, float* y) const override {
+  void GroupRows(Queue&, const RouterArgs& args, const ExpertGroups& groups) const override {
+    GroupRowsOnHost(args, groups);
+  }
+
+  void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups, const float* x,
+                     bool by_row, float* y) const override {
     const int64_t n = weights.outputs();
-    for (const RowGroup& group : groups) {
+    for (const RowGroup& group : std::span(groups.groups, static_cast<size_t>(*groups.group_count))) {
       queue.pool->ParallelFor((group.end - group.begin) * n, 64, [&](int64_t begin, int64_t end, int) {
         for (int64_t i = begin; i < end; ++i) {
           const int64_t assignment = group.begin + i / n;
-          const int64_t row = row_of != nullptr ? row_of[assignment] : assignment;
+          const int64_t row = by_row ? groups.row_of[assignment] : assignment;
           y[assignment * n + i % n] =
               static_cast<float>(Dot(weights, group.matrix, i % n, x + row * weights.inputs()));
         }
@@ -156,13 +160,13 @@ class RefBackend final : public Backend {
     for (int64_t row = 0; row < args.rows; ++row) RouteRow(args, row);
   }
 
-  void CombineExperts(Queue&, const float* expert_out, const int32_t* slot_of, const float* weights,
-                      const float* shared, int64_t rows, int64_t top_k, int64_t dim, float* y) const override {
-    for (int64_t row = 0; row < rows; ++row) {
+  void CombineExperts(Queue&, const RouterArgs& args, const ExpertGroups& groups, const float* expert_out,
+                      const float* shared, int64_t dim, float* y) const override {
+    for (int64_t row = 0; row < args.rows; ++row) {
       for (int64_t i = 0; i < dim; ++i) {
         double sum = 0;
-        for (int64_t slot = row * top_k; slot < (row + 1) * top_k; ++slot) {
-          sum += double{weights[slot]} * expert_out[slot_of[slot] * dim + i];
+        for (int64_t slot = row * args.top_k; slot < (row + 1) * args.top_k; ++slot) {
+          sum += double{args.weights[slot]} * expert_out[groups.assignment_of[slot] * dim + i];
         }
         y[row * dim + i] = static_cast<float>(sum + (shared != nullptr ? shared[row * dim + i] : 0));
       }

@@ -1,0 +1,195 @@
+#include "runtime/model/config.h"
+
+#include <cmath>
+
+#include "nlohmann/json.hpp"
+#include "runtime/base/file.h"
+#include "runtime/kernels/backend.h"
+
+namespace lockstep {
+namespace {
+
+using nlohmann::json;
+
+// Far above any model there is; products of a few of these fit 63 bits.
+constexpr int64_t kMaxDimension = int64_t{1} << 24;
+using kernels::kMaxExperts;
+
+// Reads the keys of one config.json; the first thing wrong is kept and every later read is skipped.
+class Reader {
+ public:
+  Reader(const json& root, std::string name) : root_(root), name_(std::move(name)) {}
+
+  const Status& status() const { return status_; }
+  const json* Find(const char* key) const {
+    const auto found = root_.find(key);
+    return found == root_.end() || found->is_null() ? nullptr : &*found;
+  }
+  int64_t Count(const char* key, int64_t lowest, int64_t highest, const int64_t* fallback = nullptr) {
+    const json* value = Find(key);
+    if (value == nullptr && fallback != nullptr) return *fallback;
+    if (value == nullptr) return Fail(key, "is missing");
+    if (!value->is_number_integer()) return Fail(key, "is not a whole number");
+    if (value->is_number_unsigned() && value->get<uint64_t>() > INT64_MAX) return Fail(key, "is too large");
+    const auto number = value->get<int64_t>();
+    if (number < lowest || number > highest) {
+      return Fail(key, absl::StrFormat("is %d, outside %d .. %d", number, lowest, highest));
+    }
+    return number;
+  }
+  int64_t CountOr(const char* key, int64_t lowest, int64_t highest, int64_t fallback) {
+    return Count(key, lowest, highest, &fallback);
+  }
+  double Number(const json* value, const char* key, double lowest, double highest) {
+    if (value == nullptr) return static_cast<double>(Fail(key, "is missing"));
+    if (!value->is_number()) return static_cast<double>(Fail(key, "is not a number"));
+    const auto number = value->get<double>();
+    if (!(number >= lowest && number <= highest)) {
+      return static_cast<double>(Fail(key, absl::StrFormat("is %g, outside %g .. %g", number, lowest, highest)));
+    }
+    return number;
+  }
+  bool Flag(const char* key, bool fallback) {
+    const json* value = Find(key);
+    if (value == nullptr) return fallback;
+    if (!value->is_boolean()) Fail(key, "is neither true nor false");
+    return value->is_boolean() && value->get<bool>();
+  }
+  int64_t Fail(const std::string& key, const std::string& what) {
+    if (status_.ok()) {
+      status_ = ModelError("%s: %s %s; use the config.json that belongs to the checkpoint", name_, key, what);
+    }
+    return 0;
+  }
+
+ private:
+  const json& root_;
+  std::string name_;
+  Status status_;
+};
+
+// rope_theta and partial_rotary_factor stand at the top (transformers 4) or in rope_parameters (5).
+const json* RopeValue(const Reader& reader, const char* key) {
+  if (const json* value = reader.Find(key)) return value;
+  const json* nested = reader.Find("rope_parameters");
+  if (nested == nullptr || !nested->is_object()) return nullptr;
+  const auto found = nested->find(key);
+  return found == nested->end() || found->is_null() ? nullptr : &*found;
+}
+
+void ReadRope(Reader& reader, ModelConfig* config) {
+  config->rope_theta = reader.Number(RopeValue(reader, "rope_theta"), "rope_theta", 1, 1e12);
+  const json* partial = RopeValue(reader, "partial_rotary_factor");
+  const double factor =
+      partial == nullptr ? 1.0 : reader.Number(partial, "partial_rotary_factor", 0, 1);
+  config->rotary_dim = static_cast<int64_t>(static_cast<double>(config->head_dim) * factor);
+  if (config->rotary_dim % 2 != 0) reader.Fail("partial_rotary_factor", "gives an odd number of rotated dimensions");
+  if (const json* scaling = reader.Find("rope_scaling"); scaling != nullptr && !scaling->empty()) {
+    reader.Fail("rope_scaling", "is set; no GLM-4.x checkpoint has it and it is not computed here");
+  }
+  if (const json* nested = reader.Find("rope_parameters"); nested != nullptr && nested->is_object()) {
+    const auto type = nested->find("rope_type");
+    if (type != nested->end() && *type != "default") reader.Fail("rope_parameters.rope_type", "is not 'default'");
+  }
+}
+
+void ReadEos(Reader& reader, ModelConfig* config) {
+  const json* value = reader.Find("eos_token_id");
+  if (value == nullptr) return;
+  const json list = value->is_array() ? *value : json::array({*value});
+  for (const json& id : list) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= config->vocab_size) {
+      reader.Fail("eos_token_id", "is not an id (or list of ids) below vocab_size");
+      return;
+    }
+    config->eos_token_ids.push_back(id.get<int32_t>());
+  }
+}
+
+void ReadMixture(Reader& reader, ModelConfig* config) {
+  config->first_k_dense_replace =
+      reader.CountOr("first_k_dense_replace", 0, config->num_hidden_layers, 1);
+  config->moe_intermediate_size = reader.Count("moe_intermediate_size", 1, kMaxDimension);
+  config->n_routed_experts = reader.Count("n_routed_experts", 1, kMaxExperts);
+  config->n_shared_experts = reader.CountOr("n_shared_experts", 0, 64, 1);
+  config->num_experts_per_tok = reader.Count("num_experts_per_tok", 1, kMaxExperts);
+  config->n_group = reader.CountOr("n_group", 1, kMaxExperts, 1);
+  config->topk_group = reader.CountOr("topk_group", 1, kMaxExperts, 1);
+  config->norm_topk_prob = reader.Flag("norm_topk_prob", true);
+  const json* scale = reader.Find("routed_scaling_factor");
+  config->routed_scaling_factor =
+      scale == nullptr ? 1.0 : reader.Number(scale, "routed_scaling_factor", 1e-6, 1e6);
+  if (!reader.status().ok()) return;
+  if (config->n_routed_experts % config->n_group != 0) reader.Fail("n_group", "does not divide n_routed_experts");
+  if (config->topk_group > config->n_group) reader.Fail("topk_group", "is above n_group");
+  const int64_t eligible = config->n_routed_experts / config->n_group * config->topk_group;
+  if (config->num_experts_per_tok > eligible) {
+    reader.Fail("num_experts_per_tok", absl::StrFormat("is above the %d experts that can be chosen", eligible));
+  }
+}
+
+Status CheckArchitecture(const json& root, const std::string& name) {
+  const auto type = root.find("model_type");
+  if (type == root.end() || !type->is_string()) {
+    return ModelError("%s: model_type is missing; use the config.json that belongs to the checkpoint", name);
+  }
+  if (*type != "glm4_moe") {
+    return ModelError("%s: model_type '%s' is not supported; this build computes glm4_moe (GLM-4.5, 4.5-Air, 4.6, "
+                      "4.7)",
+                      name, type->get<std::string>());
+  }
+  const auto activation = root.find("hidden_act");
+  if (activation != root.end() && *activation != "silu") return ModelError("%s: hidden_act is not 'silu'", name);
+  if (root.contains("quantization_config") && !root["quantization_config"].is_null()) {
+    return ModelError("%s: quantization_config is set; this build reads BF16, F16 and F32 checkpoints", name);
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std::string& name) {
+  const json root = json::parse(text, nullptr, false);
+  if (!root.is_object()) return ModelError("%s: not a JSON object; fetch it again", name);
+  LOCKSTEP_RETURN_IF_ERROR(CheckArchitecture(root, name));
+  Reader reader(root, name);
+  ModelConfig config;
+  config.model_type = root["model_type"].get<std::string>();
+  config.hidden_size = reader.Count("hidden_size", 1, kMaxDimension);
+  config.num_hidden_layers = reader.Count("num_hidden_layers", 1, 10'000);
+  config.num_nextn_predict_layers = reader.CountOr("num_nextn_predict_layers", 0, 16, 0);
+  config.num_attention_heads = reader.Count("num_attention_heads", 1, 65'536);
+  config.num_key_value_heads =
+      reader.CountOr("num_key_value_heads", 1, 65'536, config.num_attention_heads);
+  const int64_t even_heads = config.num_attention_heads > 0 ? config.hidden_size / config.num_attention_heads : 0;
+  config.head_dim = reader.CountOr("head_dim", 1, 8'192, even_heads);
+  config.attention_bias = reader.Flag("attention_bias", false);
+  config.use_qk_norm = reader.Flag("use_qk_norm", false);
+  config.intermediate_size = reader.Count("intermediate_size", 1, kMaxDimension);
+  config.rms_norm_eps = reader.Number(reader.Find("rms_norm_eps"), "rms_norm_eps", 0, 1);
+  config.vocab_size = reader.Count("vocab_size", 1, kMaxDimension);
+  config.max_position_embeddings = reader.Count("max_position_embeddings", 1, kMaxDimension);
+  config.tie_word_embeddings = reader.Flag("tie_word_embeddings", false);
+  ReadRope(reader, &config);
+  ReadMixture(reader, &config);
+  ReadEos(reader, &config);
+  LOCKSTEP_RETURN_IF_ERROR(reader.status());
+  if (config.num_attention_heads % config.num_key_value_heads != 0) {
+    reader.Fail("num_key_value_heads", "does not divide num_attention_heads");
+  }
+  if (config.head_dim < 1) reader.Fail("head_dim", "is below 1");
+  LOCKSTEP_RETURN_IF_ERROR(reader.status());
+  return config;
+}
+
+StatusOr<ModelConfig> ReadModelConfig(const std::string& directory) {
+  const std::string path = directory + "/config.json";
+  if (!IsDirectory(directory)) {
+    return ModelError("--model %s: no such directory; give a checkpoint directory in Hugging Face layout", directory);
+  }
+  if (!FileExists(path)) return ModelError("%s: missing; it belongs to every checkpoint", path);
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, uint64_t{16} << 20));
+  return ParseModelConfig(text, path);
+}
+
+}  // namespace lockstep
