@@ -3,13 +3,14 @@
 //
 // Shapes: R rows of this step, D hidden, H and K this rank's query and KV heads of d dimensions, F this rank's
 // feed-forward columns, E experts of which each row takes the top k, V this rank's vocabulary rows.
-#include <cmath>
+#include <cstdlib>
 #include <cstring>
 
 #include "runtime/base/digest.h"
 #include "runtime/base/file.h"
 #include "runtime/model/exchange.h"
 #include "runtime/model/model.h"
+#include "runtime/model/rope.h"
 #include "runtime/model/scratch.h"
 #include "runtime/model/weights.h"
 
@@ -147,17 +148,7 @@ class Glm4Moe final : public Model {
   // What the layers share in this step: where rows stand, and their rotations.
   void PrepareRows(const Batch& batch) {
     digest_ = 0;
-    const int64_t half = config_.rotary_dim / 2;
-    for (int64_t i = 0; i < half; ++i) {
-      // float32 steps as transformers takes them: the angle is rounded before its cosine.
-      const auto exponent = static_cast<float>(2 * i) / static_cast<float>(config_.rotary_dim);
-      const float frequency = 1.0f / static_cast<float>(std::pow(config_.rope_theta, static_cast<double>(exponent)));
-      for (int64_t row = 0; row < batch.rows(); ++row) {
-        const float angle = static_cast<float>(batch.positions[row]) * frequency;
-        scratch_.cosines[row * half + i] = static_cast<float>(std::cos(static_cast<double>(angle)));
-        scratch_.sines[row * half + i] = static_cast<float>(std::sin(static_cast<double>(angle)));
-      }
-    }
+    RotaryAngles(config_.rope_theta, config_.rotary_dim, batch.positions, scratch_.cosines, scratch_.sines);
     for (size_t i = 0; i < batch.block_tables.size(); ++i) scratch_.tables[i] = batch.block_tables[i].data();
     FillAttention(batch);
     router_.experts = config_.n_routed_experts;

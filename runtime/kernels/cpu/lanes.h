@@ -79,11 +79,12 @@ inline float MaxLanes(F32x16 lanes) {
   return highest;
 }
 
-// e^x within 2 ulp for x <= 88; 0 below -87. Range reduction by ln 2 in two parts, then the polynomial of
+// e^x within 2 ulp; 0 below -87 and e^88 above 88. Range reduction by ln 2 in two parts, then the polynomial of
 // Cephes' expf (S. Moshier, netlib), rewritten for lanes.
 inline F32x16 Exp(F32x16 x) {
   const I32x16 tiny = x < -87.0f;
-  const F32x16 clamped = tiny ? Splat(-87.0f) : x;
+  const F32x16 low = tiny ? Splat(-87.0f) : x;
+  const F32x16 clamped = low > 88.0f ? Splat(88.0f) : low;
   const F32x16 shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
   const F32x16 n = shifted - 12582912.0f;
   const F32x16 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;

@@ -1,0 +1,311 @@
+// Every backend against `ref`, on random inputs of awkward shapes, and the promise that rows do not see each other.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "runtime/kernels/backend.h"
+#include "tests/support/golden.h"
+
+namespace lockstep::kernels {
+namespace {
+
+// Fresh numbers on every run unless LOCKSTEP_TEST_SEED says which; printed, so that a failure can be replayed.
+uint64_t Seed() {
+  static const uint64_t seed = [] {
+    const char* fixed = std::getenv("LOCKSTEP_TEST_SEED");
+    const uint64_t value = fixed != nullptr ? std::strtoull(fixed, nullptr, 10) : std::random_device{}();
+    std::printf("seed: LOCKSTEP_TEST_SEED=%llu\n", static_cast<unsigned long long>(value));
+    return value;
+  }();
+  return seed;
+}
+
+std::vector<float> Random(std::mt19937_64& random, int64_t count, float scale = 1) {
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<float> values(static_cast<size_t>(count) + 16);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+HostMatrix RandomMatrix(std::mt19937_64& random, DType type, int64_t count, int64_t outputs, int64_t inputs) {
+  HostMatrix matrix = HostMatrix::Allocate(type, count, outputs, inputs, "test").value();
+  std::normal_distribution<float> normal(0, 1);
+  const int64_t size = count * outputs * inputs;
+  for (int64_t i = 0; i < size; ++i) {
+    const float value = normal(random);
+    if (type == DType::kF32) {
+      matrix.data.as<float>()[i] = value;
+    } else if (type == DType::kBF16) {
+      matrix.data.as<uint16_t>()[i] = FloatToBf16(value);
+    } else {
+      matrix.data.as<uint16_t>()[i] = static_cast<uint16_t>(random() % 0x7c00) | (random() % 2 ? 0x8000 : 0);
+    }
+  }
+  return matrix;
+}
+
+HostMatrix Copy(const HostMatrix& from) {
+  HostMatrix to = HostMatrix::Allocate(from.type, from.count, from.outputs, from.inputs, "test").value();
+  std::memcpy(to.data.data(), from.data.data(), from.data.bytes());
+  return to;
+}
+
+// Largest |a - b| over the largest |b|.
+double Difference(const std::vector<float>& a, const std::vector<float>& b) {
+  double largest = 1e-30, difference = 0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    largest = std::max(largest, std::fabs(double{b[i]}));
+    difference = std::max(difference, std::fabs(double{a[i]} - b[i]));
+    if (std::isnan(a[i]) != std::isnan(b[i])) return INFINITY;
+  }
+  return difference / largest;
+}
+
+class Kernels : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    StatusOr<std::unique_ptr<Backend>> made = MakeBackend(GetParam());
+    if (!made.ok()) GTEST_SKIP() << made.status();
+    backend_ = std::move(*made);
+  }
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Backend> ref_ = MakeRefBackend();
+  ThreadPool one_{1};
+  ThreadPool three_{3};
+  Queue queue_{&three_};
+  Queue single_{&one_};
+  std::mt19937_64 random_{Seed()};
+};
+
+TEST_P(Kernels, MatMulAgreesWithRefForEveryTypeAndShape) {
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
+    for (const auto& [rows, outputs, inputs] : {std::tuple{1, 1, 1}, {1, 33, 128}, {3, 17, 19}, {5, 9, 160},
+                                                {37, 70, 96}, {70, 5, 515}, {2, 0, 8}, {4, 6, 0}}) {
+      const HostMatrix source = RandomMatrix(random_, type, 1, outputs, inputs);
+      const auto mine = backend_->Pack(Copy(source)).value();
+      const auto theirs = ref_->Pack(Copy(source)).value();
+      const auto x = Random(random_, rows * inputs);
+      const auto bias = Random(random_, outputs);
+      std::vector<float> got(static_cast<size_t>(rows * outputs), NAN), want(got.size());
+      backend_->MatMul(queue_, *mine, bias.data(), x.data(), rows, got.data());
+      ref_->MatMul(queue_, *theirs, bias.data(), x.data(), rows, want.data());
+      EXPECT_LE(Difference(got, want), 2e-6) << NameOf(type) << " " << rows << "x" << outputs << "x" << inputs;
+      // One row alone, by one thread: the same bits.
+      for (int row = 0; row < rows; ++row) {
+        std::vector<float> alone(static_cast<size_t>(outputs));
+        backend_->MatMul(single_, *mine, bias.data(), x.data() + row * inputs, 1, alone.data());
+        EXPECT_TRUE(std::equal(alone.begin(), alone.end(), got.begin() + row * outputs)) << "row " << row;
+      }
+    }
+  }
+}
+
+TEST_P(Kernels, RmsNormAgreesWithRef) {
+  for (const int64_t dim : {1, 7, 16, 64, 100, 5120}) {
+    const int64_t rows = 5;
+    const auto x = Random(random_, rows * dim, 3);
+    const auto weight = Random(random_, dim);
+    std::vector<float> got(static_cast<size_t>(rows * dim)), want(got.size());
+    backend_->RmsNorm(queue_, x.data(), weight.data(), 1e-5, rows, dim, got.data());
+    ref_->RmsNorm(queue_, x.data(), weight.data(), 1e-5, rows, dim, want.data());
+    EXPECT_LE(Difference(got, want), 1e-6) << dim;
+    auto mine = x, theirs = x;
+    const auto delta = Random(random_, rows * dim);
+    backend_->AddRmsNorm(queue_, mine.data(), delta.data(), weight.data(), 1e-5, rows, dim, got.data());
+    ref_->AddRmsNorm(queue_, theirs.data(), delta.data(), weight.data(), 1e-5, rows, dim, want.data());
+    EXPECT_LE(Difference(got, want), 1e-6) << dim;
+    EXPECT_EQ(mine, theirs);
+  }
+}
+
+TEST_P(Kernels, SiluMulAgreesWithRefAlsoAtTheEnds) {
+  const int64_t rows = 3, columns = 37;
+  auto gate_up = Random(random_, rows * 2 * columns, 4);
+  gate_up[0] = -200;
+  gate_up[1] = 200;
+  gate_up[2] = 0;
+  std::vector<float> got(static_cast<size_t>(rows * columns)), want(got.size());
+  backend_->SiluMul(queue_, gate_up.data(), rows, columns, got.data());
+  ref_->SiluMul(queue_, gate_up.data(), rows, columns, want.data());
+  EXPECT_LE(Difference(got, want), 1e-6);
+  for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-6 * std::fabs(want[i]) + 1e-30) << i;
+}
+
+TEST_P(Kernels, EmbeddingTakesOwnRowsAndLeavesTheOthersZero) {
+  const HostMatrix source = RandomMatrix(random_, DType::kBF16, 1, 10, 21);
+  const auto mine = backend_->Pack(Copy(source)).value();
+  const std::vector<int32_t> tokens = {99, 100, 109, 110};
+  std::vector<float> got(4 * 21, NAN);
+  backend_->Embed(queue_, *mine, 100, tokens.data(), 4, got.data());
+  for (int i = 0; i < 21; ++i) {
+    EXPECT_EQ(got[i], 0.0f);
+    EXPECT_EQ(got[21 + i], Bf16ToFloat(source.data.as<uint16_t>()[i]));
+    EXPECT_EQ(got[42 + i], Bf16ToFloat(source.data.as<uint16_t>()[9 * 21 + i]));
+    EXPECT_EQ(got[63 + i], 0.0f);
+  }
+}
+
+TEST_P(Kernels, AttentionOverScatteredPagesAgreesWithRefAndIgnoresOtherRows) {
+  for (const int64_t head_dim : {16, 24, 64, 128}) {
+    AttentionArgs args;
+    args.rows = 6;
+    args.query_heads = 5;      // heads 4..8 of groups of 3: KV heads 1, 2
+    args.first_query_head = 4;
+    args.group = 3;
+    args.kv_heads = 2;
+    args.first_kv_head = 1;
+    args.head_dim = head_dim;
+    args.rotary_dim = head_dim / 2 / 2 * 2;
+    args.block_tokens = 16;
+    args.eps = 1e-5;
+    const std::vector<int32_t> positions = {0, 40, 15, 16, 17, 33};
+    const std::vector<int32_t> sequences = {0, 1, 2, 2, 2, 3};
+    const std::vector<std::vector<int32_t>> tables = {{7}, {3, 0, 9}, {5, 1}, {2, 8, 4}};
+    std::vector<const int32_t*> table_pointers;
+    for (const auto& table : tables) table_pointers.push_back(table.data());
+    const int64_t half = args.rotary_dim / 2;
+    const int64_t width = (args.query_heads + 2 * args.kv_heads) * head_dim;
+    const int64_t page = 10 * args.kv_heads * args.block_tokens * head_dim;
+    const auto cosines = Random(random_, args.rows * half), sines = Random(random_, args.rows * half);
+    const auto query_norm = Random(random_, head_dim), key_norm = Random(random_, head_dim);
+    const auto qkv = Random(random_, args.rows * width), keys = Random(random_, page), values = Random(random_, page);
+    args.positions = positions.data();
+    args.sequences = sequences.data();
+    args.block_tables = table_pointers.data();
+    args.cosines = cosines.data();
+    args.sines = sines.data();
+    args.query_norm = query_norm.data();
+    args.key_norm = key_norm.data();
+    args.score_stride = 48;
+    std::vector<float> scores(static_cast<size_t>(3 * args.group * args.score_stride));
+    args.scores = scores.data();
+    const auto run = [&](const Backend& backend, Queue& queue, AttentionArgs a, std::vector<float>* out,
+                         std::vector<float>* key_pages) {
+      auto local_qkv = qkv;
+      auto value_pages = values;
+      *key_pages = keys;
+      out->assign(static_cast<size_t>(args.rows * args.query_heads * head_dim), NAN);
+      a.qkv = local_qkv.data();
+      a.key_pages = key_pages->data();
+      a.value_pages = value_pages.data();
+      a.out = out->data();
+      backend.PrepareAttention(queue, a);
+      backend.Attention(queue, a);
+    };
+    std::vector<float> got, want, single, got_keys, want_keys, single_keys;
+    run(*backend_, queue_, args, &got, &got_keys);
+    run(*ref_, queue_, args, &want, &want_keys);
+    EXPECT_LE(Difference(got, want), 3e-6) << head_dim;
+    EXPECT_LE(Difference(got_keys, want_keys), 1e-6) << head_dim;
+    run(*backend_, single_, args, &single, &single_keys);
+    EXPECT_EQ(single, got) << "threads change bits";
+    // Row 1 of sequence 1 alone.
+    AttentionArgs alone = args;
+    alone.rows = 1;
+    alone.positions = positions.data() + 1;
+    alone.sequences = sequences.data() + 1;
+    alone.cosines = cosines.data() + half;
+    alone.sines = sines.data() + half;
+    auto local_qkv = qkv, key_pages = keys, value_pages = values;
+    std::vector<float> out(static_cast<size_t>(args.query_heads * head_dim), NAN);
+    alone.qkv = local_qkv.data() + width;
+    alone.key_pages = key_pages.data();
+    alone.value_pages = value_pages.data();
+    alone.out = out.data();
+    backend_->PrepareAttention(queue_, alone);
+    backend_->Attention(queue_, alone);
+    EXPECT_TRUE(std::equal(out.begin(), out.end(), got.begin() + args.query_heads * head_dim));
+  }
+}
+
+TEST_P(Kernels, GroupedMatMulAndCombineAgreeWithALoopOverRows) {
+  const int64_t rows = 23, experts = 7, top_k = 3, inputs = 40, outputs = 30;
+  const HostMatrix source = RandomMatrix(random_, DType::kBF16, experts, outputs, inputs);
+  const auto stack = backend_->Pack(Copy(source)).value();
+  std::vector<int32_t> chosen;
+  std::vector<float> weights;
+  for (int64_t row = 0; row < rows; ++row) {
+    std::vector<int32_t> order = {0, 1, 2, 3, 4, 5, 6};
+    std::shuffle(order.begin(), order.end(), random_);
+    chosen.insert(chosen.end(), order.begin(), order.begin() + top_k);
+    for (int64_t slot = 0; slot < top_k; ++slot) weights.push_back(0.1f * static_cast<float>(slot + 1));
+  }
+  RouterArgs route;
+  route.rows = rows;
+  route.experts = experts;
+  route.top_k = top_k;
+  route.chosen = chosen.data();
+  route.weights = weights.data();
+  std::vector<RowGroup> groups(experts);
+  int32_t count = 0;
+  std::vector<int32_t> row_of(chosen.size()), assignment_of(chosen.size());
+  const ExpertGroups grouping{groups.data(), &count, row_of.data(), assignment_of.data()};
+  backend_->GroupRows(queue_, route, grouping);
+  const auto x = Random(random_, rows * inputs);
+  std::vector<float> expert_out(chosen.size() * outputs, NAN), got(static_cast<size_t>(rows * outputs)), want(got.size());
+  backend_->GroupedMatMul(queue_, *stack, grouping, x.data(), true, expert_out.data());
+  const auto shared = Random(random_, rows * outputs);
+  backend_->CombineExperts(queue_, route, grouping, expert_out.data(), shared.data(), outputs, got.data());
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t n = 0; n < outputs; ++n) {
+      double sum = shared[row * outputs + n];
+      for (int64_t slot = 0; slot < top_k; ++slot) {
+        const int64_t e = chosen[row * top_k + slot];
+        for (int64_t k = 0; k < inputs; ++k) {
+          sum += double{weights[row * top_k + slot]} * x[row * inputs + k] *
+                 Bf16ToFloat(source.data.as<uint16_t>()[(e * outputs + n) * inputs + k]);
+        }
+      }
+      want[row * outputs + n] = static_cast<float>(sum);
+    }
+  }
+  EXPECT_LE(Difference(got, want), 2e-6);
+}
+
+TEST_P(Kernels, RouterAgreesWithTheReferenceCases) {
+  const testing::Golden golden(testing::SourcePath("tests/goldens/kernels/router_cases.safetensors"));
+  int cases = 0;
+  for (; golden.Has(std::to_string(cases) + ".params"); ++cases) {
+    const std::string name = std::to_string(cases);
+    const auto params = golden.Ids(name + ".params");  // experts, top_k, n_group, topk_group, norm_topk_prob
+    const auto logits = golden.Floats(name + ".logits");
+    const auto bias = golden.Floats(name + ".bias");
+    const auto want_chosen = golden.Ids(name + ".idx");
+    const auto want_weights = golden.Floats(name + ".weight");
+    RouterArgs args;
+    args.experts = params[0];
+    args.top_k = params[1];
+    args.n_group = params[2];
+    args.topk_group = params[3];
+    args.normalize = params[4] != 0;
+    args.scale = golden.Floats(name + ".scale")[0];
+    args.rows = static_cast<int64_t>(logits.size()) / args.experts;
+    args.logits = logits.data();
+    args.correction = bias.data();
+    std::vector<int32_t> chosen(want_chosen.size());
+    std::vector<float> weights(want_weights.size());
+    args.chosen = chosen.data();
+    args.weights = weights.data();
+    backend_->Route(queue_, args);
+    EXPECT_EQ(chosen, want_chosen) << name;
+    EXPECT_LE(Difference(weights, want_weights), 1e-6) << name;
+  }
+  EXPECT_EQ(cases, 7);
+}
+
+std::string BackendName(const ::testing::TestParamInfo<const char*>& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), '/', '_');
+  return name;
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Kernels,
+                         ::testing::Values("ref", "cpu", "cpu/avx512", "cpu/avx2", "cpu/baseline", "cpu/neon"),
+                         BackendName);
+
+}  // namespace
+}  // namespace lockstep::kernels
