@@ -178,6 +178,16 @@ StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std::strin
     reader.Fail("num_key_value_heads", "does not divide num_attention_heads");
   }
   if (config.head_dim < 1) reader.Fail("head_dim", "is below 1");
+  // A thousand times the largest model there is; below it no size in bytes overflows.
+  const double layer_parameters =
+      static_cast<double>(config.hidden_size) *
+      (3.0 * static_cast<double>(config.n_routed_experts + config.n_shared_experts) *
+           static_cast<double>(config.moe_intermediate_size) +
+       3.0 * static_cast<double>(config.intermediate_size) +
+       4.0 * static_cast<double>(config.num_attention_heads * config.head_dim));
+  if (layer_parameters * static_cast<double>(config.num_hidden_layers) > 1e15) {
+    reader.Fail("num_hidden_layers", "and the other sizes mean more than 10^15 parameters");
+  }
   LOCKSTEP_RETURN_IF_ERROR(reader.status());
   return config;
 }

@@ -9,11 +9,11 @@ namespace lockstep::kernels {
 namespace {
 
 void RmsNormImpl(const float* x, const float* weight, float eps, int64_t dim, float* y) {
-  F32x16 squares = {};
+  F32x16 squares = Splat(0);
   int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) squares += Load(x + i) * Load(x + i);
+  for (; i + kLanes <= dim; i += kLanes) squares = MulAdd(Load(x + i), Load(x + i), squares);
   const F32x16 rest = LoadPart(x + i, dim - i);
-  squares += rest * rest;
+  squares = MulAdd(rest, rest, squares);
   const float scale = 1.0f / __builtin_sqrtf(SumLanes(squares) / static_cast<float>(dim) + eps);
   for (i = 0; i + kLanes <= dim; i += kLanes) Store(Load(x + i) * scale * Load(weight + i), y + i);
   const F32x16 last = LoadPart(x + i, dim - i) * scale * LoadPart(weight + i, dim - i);
@@ -57,10 +57,10 @@ void PrepareRowImpl(const AttentionArgs& args, int64_t row) {
 }
 
 inline float Dot(const float* a, const float* b, int64_t dim) {
-  F32x16 sum = {};
+  F32x16 sum = Splat(0);
   int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) sum += Load(a + i) * Load(b + i);
-  if (i < dim) sum += LoadPart(a + i, dim - i) * LoadPart(b + i, dim - i);
+  for (; i + kLanes <= dim; i += kLanes) sum = MulAdd(Load(a + i), Load(b + i), sum);
+  if (i < dim) sum = MulAdd(LoadPart(a + i, dim - i), LoadPart(b + i, dim - i), sum);
   return SumLanes(sum);
 }
 
@@ -69,15 +69,12 @@ inline void Softmax(float* scores, int64_t count) {
   const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = count; i < padded; ++i) scores[i] = -__builtin_inff();
   F32x16 highest = Load(scores);
-  for (int64_t i = kLanes; i < padded; i += kLanes) {
-    const F32x16 next = Load(scores + i);
-    highest = next > highest ? next : highest;
-  }
-  const float top = MaxLanes(highest);
-  F32x16 sum = {};
+  for (int64_t i = kLanes; i < padded; i += kLanes) highest = Max(highest, Load(scores + i));
+  const F32x16 top = Splat(MaxLanes(highest));
+  F32x16 sum = Splat(0);
   for (int64_t i = 0; i < padded; i += kLanes) {
     const F32x16 value = Exp(Load(scores + i) - top);
-    sum += value;
+    sum = sum + value;
     Store(value, scores + i);
   }
   const float scale = 1.0f / SumLanes(sum);
@@ -92,7 +89,9 @@ inline void AddWeighted(const float* p, const float* values, int64_t count, int6
     for (int64_t position = 0; position < count; ++position) {
       const float* from = values + position * dim + i;
 #pragma GCC unroll 4
-      for (int lane = 0; lane < 4; ++lane) sums[lane] += p[position] * Load(from + lane * kLanes);
+      for (int lane = 0; lane < 4; ++lane) {
+        sums[lane] = MulAdd(Load(from + lane * kLanes), Splat(p[position]), sums[lane]);
+      }
     }
     for (int lane = 0; lane < 4; ++lane) Store(sums[lane], out + i + lane * kLanes);
   }
@@ -100,7 +99,7 @@ inline void AddWeighted(const float* p, const float* values, int64_t count, int6
     const int64_t width = dim - i < kLanes ? dim - i : kLanes;
     F32x16 sum = LoadPart(out + i, width);
     for (int64_t position = 0; position < count; ++position) {
-      sum += p[position] * LoadPart(values + position * dim + i, width);
+      sum = MulAdd(LoadPart(values + position * dim + i, width), Splat(p[position]), sum);
     }
     StorePart(sum, out + i, width);
   }

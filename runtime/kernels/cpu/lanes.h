@@ -1,5 +1,5 @@
 // Sixteen float32 lanes on every instruction set, through the compilers' vector extensions: one zmm register, two ymm,
-// four NEON registers. Sums run in these sixteen lanes and are folded by one fixed tree, so the addition order, and with
+// four NEON or SSE registers. Sums run in these sixteen lanes and are folded by one fixed tree, so the addition order, and with
 // fused multiply-add the bits, are the same wherever the code runs (docs/adr, docs/numerics.md).
 //
 // Included only by the isa_*.cc files, each compiled for its own instruction set: everything here has internal
@@ -14,30 +14,101 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 
-typedef float F32x16 __attribute__((vector_size(64)));
-typedef int32_t I32x16 __attribute__((vector_size(64)));
-typedef uint32_t U32x16 __attribute__((vector_size(64)));
-typedef uint16_t U16x16 __attribute__((vector_size(32)));
+// Lanes that one register of this instruction set holds.
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+constexpr int kParts = kLanes / kWidth;
 
-inline F32x16 Splat(float value) { return value - F32x16{}; }
+typedef float NativeF32 __attribute__((vector_size(kWidth * 4)));
+typedef int32_t NativeI32 __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t NativeU32 __attribute__((vector_size(kWidth * 4)));
+typedef uint16_t NativeU16 __attribute__((vector_size(kWidth * 2)));
+
+// The registers of sixteen lanes as members, not as an array: compilers keep members in registers.
+template <int kCount>
+struct Registers;
+template <>
+struct Registers<1> {
+  NativeF32 a;
+};
+template <>
+struct Registers<2> {
+  NativeF32 a, b;
+};
+template <>
+struct Registers<4> {
+  NativeF32 a, b, c, d;
+};
+using F32x16 = Registers<kParts>;
+
+// f(lane offset) for every register.
+template <typename F>
+inline __attribute__((always_inline)) F32x16 Make(const F& f) {
+  if constexpr (kParts == 1) return F32x16{f(0)};
+  if constexpr (kParts == 2) return F32x16{f(0), f(kWidth)};
+  if constexpr (kParts == 4) return F32x16{f(0), f(kWidth), f(2 * kWidth), f(3 * kWidth)};
+}
+
+// f(register of every argument) for every register.
+template <typename F, typename... Args>
+inline __attribute__((always_inline)) F32x16 Map(const F& f, const Args&... x) {
+  if constexpr (kParts == 1) return F32x16{f(x.a...)};
+  if constexpr (kParts == 2) return F32x16{f(x.a...), f(x.b...)};
+  if constexpr (kParts == 4) return F32x16{f(x.a...), f(x.b...), f(x.c...), f(x.d...)};
+}
+
+inline F32x16 Splat(float value) {
+  return Make([&](int) { return value - NativeF32{}; });
+}
+inline F32x16 operator+(const F32x16& x, const F32x16& y) {
+  return Map([](NativeF32 a, NativeF32 b) { return a + b; }, x, y);
+}
+inline F32x16 operator-(const F32x16& x, const F32x16& y) {
+  return Map([](NativeF32 a, NativeF32 b) { return a - b; }, x, y);
+}
+inline F32x16 operator*(const F32x16& x, const F32x16& y) {
+  return Map([](NativeF32 a, NativeF32 b) { return a * b; }, x, y);
+}
+inline F32x16 operator*(const F32x16& x, float factor) {
+  return Map([=](NativeF32 a) { return a * factor; }, x);
+}
+// x * y + z, fused where the instruction set can (the files are compiled with -ffp-contract=fast).
+inline F32x16 MulAdd(const F32x16& x, const F32x16& y, const F32x16& z) {
+  return Map([](NativeF32 a, NativeF32 b, NativeF32 c) { return a * b + c; }, x, y, z);
+}
+inline F32x16 Max(const F32x16& x, const F32x16& y) {
+  return Map([](NativeF32 a, NativeF32 b) { return b > a ? b : a; }, x, y);
+}
+
+template <typename Native, typename T>
+inline Native LoadNative(const T* from) {
+  Native native;
+  std::memcpy(&native, from, sizeof(native));
+  return native;
+}
 
 inline F32x16 Load(const float* from) {
-  F32x16 lanes;
-  std::memcpy(&lanes, from, sizeof(lanes));
-  return lanes;
+  return Make([&](int lane) { return LoadNative<NativeF32>(from + lane); });
 }
+
+inline void Store(const F32x16& lanes, float* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
 
 // The first `count` (< 16) values, zeros behind them.
 inline F32x16 LoadPart(const float* from, int64_t count) {
-  F32x16 lanes = {};
-  std::memcpy(&lanes, from, static_cast<size_t>(count) * sizeof(float));
-  return lanes;
+  float padded[kLanes] = {};
+  std::memcpy(padded, from, static_cast<size_t>(count) * sizeof(float));
+  return Load(padded);
 }
 
-inline void Store(F32x16 lanes, float* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
-
-inline void StorePart(F32x16 lanes, float* to, int64_t count) {
-  std::memcpy(to, &lanes, static_cast<size_t>(count) * sizeof(float));
+inline void StorePart(const F32x16& lanes, float* to, int64_t count) {
+  float whole[kLanes];
+  Store(lanes, whole);
+  std::memcpy(to, whole, static_cast<size_t>(count) * sizeof(float));
 }
 
 struct Bf16 {
@@ -47,23 +118,25 @@ struct Half {
   uint16_t bits;
 };
 
-inline U32x16 Widen(const void* from) {
-  U16x16 narrow;
-  std::memcpy(&narrow, from, sizeof(narrow));
-  return __builtin_convertvector(narrow, U32x16);
+inline NativeU32 Widen(const uint16_t* from) {
+  return __builtin_convertvector(LoadNative<NativeU16>(from), NativeU32);
 }
 
 inline F32x16 LoadWide(const float* from) { return Load(from); }
-inline F32x16 LoadWide(const Bf16* from) { return (F32x16)(Widen(from) << 16); }
+inline F32x16 LoadWide(const Bf16* from) {
+  return Make([&](int lane) { return (NativeF32)(Widen(&from[lane].bits) << 16); });
+}
 // Finite halves only (the loader refuses others): exact, subnormals included.
 inline F32x16 LoadWide(const Half* from) {
-  const U32x16 bits = Widen(from);
-  const F32x16 magnitude = (F32x16)((bits & 0x7fffu) << 13) * 0x1p112f;
-  return (F32x16)((U32x16)magnitude | ((bits & 0x8000u) << 16));
+  return Make([&](int lane) {
+    const NativeU32 bits = Widen(&from[lane].bits);
+    const NativeF32 magnitude = (NativeF32)((bits & 0x7fffu) << 13) * 0x1p112f;
+    return (NativeF32)((NativeU32)magnitude | ((bits & 0x8000u) << 16));
+  });
 }
 
 // The one order in which sixteen lanes are added.
-inline float SumLanes(F32x16 lanes) {
+inline float SumLanes(const F32x16& lanes) {
   float part[16];
   std::memcpy(part, &lanes, sizeof(part));
   for (int i = 0; i < 8; ++i) part[i] += part[i + 8];
@@ -71,7 +144,7 @@ inline float SumLanes(F32x16 lanes) {
   return (part[0] + part[2]) + (part[1] + part[3]);
 }
 
-inline float MaxLanes(F32x16 lanes) {
+inline float MaxLanes(const F32x16& lanes) {
   float part[16];
   std::memcpy(part, &lanes, sizeof(part));
   float highest = part[0];
@@ -81,25 +154,31 @@ inline float MaxLanes(F32x16 lanes) {
 
 // e^x within 2 ulp; 0 below -87 and e^88 above 88. Range reduction by ln 2 in two parts, then the polynomial of
 // Cephes' expf (S. Moshier, netlib), rewritten for lanes.
-inline F32x16 Exp(F32x16 x) {
-  const I32x16 tiny = x < -87.0f;
-  const F32x16 low = tiny ? Splat(-87.0f) : x;
-  const F32x16 clamped = low > 88.0f ? Splat(88.0f) : low;
-  const F32x16 shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
-  const F32x16 n = shifted - 12582912.0f;
-  const F32x16 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-  F32x16 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+inline NativeF32 ExpNative(NativeF32 x) {
+  const NativeI32 tiny = x < -87.0f;
+  const NativeF32 low = tiny ? NativeF32{} - 87.0f : x;
+  const NativeF32 clamped = low > 88.0f ? NativeF32{} + 88.0f : low;
+  const NativeF32 shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
+  const NativeF32 n = shifted - 12582912.0f;
+  const NativeF32 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
+  NativeF32 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const I32x16 exponent = __builtin_convertvector(n, I32x16) << 23;
-  const F32x16 scaled = (F32x16)((I32x16)p + exponent);
-  return tiny ? F32x16{} : scaled;
+  const NativeI32 exponent = __builtin_convertvector(n, NativeI32) << 23;
+  const NativeF32 scaled = (NativeF32)((NativeI32)p + exponent);
+  return tiny ? NativeF32{} : scaled;
 }
 
-inline F32x16 Sigmoid(F32x16 x) { return 1.0f / (1.0f + Exp(-x)); }
+inline F32x16 Exp(const F32x16& x) {
+  return Map([](NativeF32 a) { return ExpNative(a); }, x);
+}
+
+inline F32x16 Sigmoid(const F32x16& x) {
+  return Map([](NativeF32 a) { return 1.0f / (1.0f + ExpNative(-a)); }, x);
+}
 
 }  // namespace
 }  // namespace lockstep::kernels

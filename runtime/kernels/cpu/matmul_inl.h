@@ -21,7 +21,10 @@ void Tile(const MatMulPart& part, int64_t row, int64_t output) {
   for (int r = 0; r < kRows; ++r) {
     x[r] = part.x + (part.row_of != nullptr ? part.row_of[row + r] : row + r) * part.inputs;
   }
-  F32x16 sums[kRows][kOutputs] = {};
+  F32x16 sums[kRows][kOutputs];
+  for (int r = 0; r < kRows; ++r) {
+    for (int n = 0; n < kOutputs; ++n) sums[r][n] = Splat(0);
+  }
   int64_t k = 0;
   for (; k + kLanes <= part.inputs; k += kLanes) {
     F32x16 lanes[kRows];
@@ -31,14 +34,14 @@ void Tile(const MatMulPart& part, int64_t row, int64_t output) {
     for (int n = 0; n < kOutputs; ++n) {
       const F32x16 weight = LoadWide(w[n] + k);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) sums[r][n] += lanes[r] * weight;
+      for (int r = 0; r < kRows; ++r) sums[r][n] = MulAdd(lanes[r], weight, sums[r][n]);
     }
   }
   if (k < part.inputs) {
     // Weights may be read past the row's end (the matrix has spare bytes): zeros in x cancel them.
     for (int r = 0; r < kRows; ++r) {
       const F32x16 rest = LoadPart(x[r] + k, part.inputs - k);
-      for (int n = 0; n < kOutputs; ++n) sums[r][n] += rest * LoadWide(w[n] + k);
+      for (int n = 0; n < kOutputs; ++n) sums[r][n] = MulAdd(rest, LoadWide(w[n] + k), sums[r][n]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
@@ -55,6 +58,15 @@ void Strip(const MatMulPart& part, int64_t row, int64_t output, int64_t output_e
   for (; output < output_end; ++output) Tile<Weight, kRows, 1>(part, row, output);
 }
 
+// The rows behind the last whole tile, fewer than kRows of them.
+template <typename Weight, int kRows>
+void RestOfRows(const MatMulPart& part, int64_t row, int64_t rows, int64_t output, int64_t end) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows) return Strip<Weight, kRows, kTileOutputs>(part, row, output, end);
+    RestOfRows<Weight, kRows - 1>(part, row, rows, output, end);
+  }
+}
+
 template <typename Weight>
 void MatMulTyped(const MatMulPart& part) {
   for (int64_t block = part.row_begin; block < part.row_end; block += kRowBlock) {
@@ -69,7 +81,7 @@ void MatMulTyped(const MatMulPart& part) {
       for (; row + kTileRows <= block_end; row += kTileRows) {
         Strip<Weight, kTileRows, kTileOutputs>(part, row, output, end);
       }
-      for (; row < block_end; ++row) Strip<Weight, 1, kTileOutputs>(part, row, output, end);
+      RestOfRows<Weight, kTileRows - 1>(part, row, block_end - row, output, end);
     }
   }
 }

@@ -99,11 +99,11 @@ void CombineRowImpl(const float* expert_out, const int32_t* slot_of, const float
                     int64_t top_k, int64_t dim, float* y) {
   for (int64_t i = 0; i < dim; i += kLanes) {
     const int64_t width = dim - i < kLanes ? dim - i : kLanes;
-    F32x16 sum = {};
+    F32x16 sum = Splat(0);
     for (int64_t slot = 0; slot < top_k; ++slot) {
-      sum += weights[slot] * LoadPart(expert_out + slot_of[slot] * dim + i, width);
+      sum = MulAdd(LoadPart(expert_out + slot_of[slot] * dim + i, width), Splat(weights[slot]), sum);
     }
-    if (shared != nullptr) sum += LoadPart(shared + i, width);
+    if (shared != nullptr) sum = sum + LoadPart(shared + i, width);
     StorePart(sum, y + i, width);
   }
 }

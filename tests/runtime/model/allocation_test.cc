@@ -1,0 +1,56 @@
+// Inside a step nothing is allocated: decoding runs on what was sized at start.
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "gtest/gtest.h"
+#include "tests/support/golden.h"
+#include "tests/support/ranks.h"
+#include "tests/support/sequences.h"
+
+namespace {
+thread_local bool counting = false;
+std::atomic<int> allocations{0};
+}  // namespace
+
+void* operator new(size_t bytes) {
+  if (counting) ++allocations;
+  if (void* memory = std::malloc(bytes)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+
+namespace lockstep {
+namespace {
+
+TEST(Step, AllocatesNothing) {
+  for (const int ranks : {1, 2}) {
+    testing::RunRanks(ranks, "tcp", [&](Membership&, Group& group) {
+      testing::TestModelOptions options;
+      options.directory = testing::SourcePath("tests/goldens/models/tiny-b");
+      const auto model = testing::OpenModel(options, group);
+      Batch batch{.tokens = {5, 6, 7}, .positions = {0, 1, 0}, .sequences = {0, 0, 1},
+                  .block_tables = {{0}, {1}}, .output_rows = {1, 2}};
+      ASSERT_TRUE(model.model->Step(batch).ok());  // the first exchange may size its buffers
+      for (int round = 0; round < 3; ++round) {
+        for (int32_t& position : batch.positions) position += 2;
+        counting = true;
+        const bool ok = model.model->Step(batch).ok();
+        counting = false;
+        ASSERT_TRUE(ok);
+      }
+    });
+    EXPECT_EQ(allocations.load(), 0) << ranks << " ranks";
+  }
+}
+
+TEST(CountingNew, SeesAllocations) {
+  counting = true;
+  operator delete(operator new(8));  // spelled out: a new-expression may be optimized away
+  counting = false;
+  EXPECT_GE(allocations.exchange(0), 1);
+}
+
+}  // namespace
+}  // namespace lockstep

@@ -1,0 +1,141 @@
+// What a checkpoint may not do: every lie in a header ends in a sentence that names file and tensor.
+#include "runtime/weights/safetensors.h"
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/golden.h"
+#include "tests/support/temporary.h"
+
+namespace lockstep {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using testing::TemporaryDirectory;
+
+std::string File(const std::string& header, const std::string& data) {
+  const uint64_t size = header.size();
+  std::string bytes(8, '\0');
+  std::memcpy(bytes.data(), &size, 8);
+  return bytes + header + data;
+}
+
+// The error of opening a directory with one file of this content.
+std::string ErrorOf(const std::string& contents) {
+  const TemporaryDirectory directory;
+  directory.Write("model.safetensors", contents);
+  const auto opened = Checkpoint::Open(directory.path());
+  EXPECT_FALSE(opened.ok());
+  if (opened.ok()) return "";
+  EXPECT_EQ(ExitCode(opened.status()), 3);
+  return MessageOf(opened.status());
+}
+
+constexpr char kGood[] = R"({"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}})";
+
+TEST(Checkpoint, ReadsNamesShapesAndPlaces) {
+  const TemporaryDirectory directory;
+  directory.Write("model.safetensors", File(kGood, std::string(16, 'x')));
+  const auto opened = Checkpoint::Open(directory.path());
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  const TensorInfo* tensor = (*opened)->Find("a");
+  ASSERT_NE(tensor, nullptr);
+  EXPECT_EQ(tensor->type, "F32");
+  EXPECT_EQ(tensor->ShapeText(), "[2, 2]");
+  EXPECT_EQ(tensor->offset, 8 + std::strlen(kGood));
+  EXPECT_EQ((*opened)->Find("b"), nullptr);
+}
+
+TEST(Checkpoint, RefusesFilesThatAreCutOrLie) {
+  EXPECT_THAT(ErrorOf("abc"), HasSubstr("too short for a header"));
+  EXPECT_THAT(ErrorOf(File(kGood, std::string(12, 'x'))),
+              AllOf(HasSubstr("model.safetensors"), HasSubstr("tensor a"), HasSubstr("outside the file")));
+  std::string huge = File(kGood, std::string(16, 'x'));
+  std::memset(huge.data(), 0xff, 8);
+  EXPECT_THAT(ErrorOf(huge), HasSubstr("claims a header of"));
+  EXPECT_THAT(ErrorOf(File("{\"a\":", "")), HasSubstr("not a JSON object"));
+  EXPECT_THAT(ErrorOf(File("[1]", "")), HasSubstr("not a JSON object"));
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,16]}})", std::string(16, 'x'))),
+              AllOf(HasSubstr("needs 8 bytes"), HasSubstr("give 16")));
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,16]}})", std::string(16, 'x'))),
+              HasSubstr("not a whole number >= 0"));
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296,8],"data_offsets":[0,16]}})",
+                           std::string(16, 'x'))),
+              HasSubstr("overflows"));
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", std::string(16, 'x'))),
+              HasSubstr("outside the file"));
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
+                           R"("b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})",
+                           std::string(16, 'x'))),
+              HasSubstr("tensors a and b overlap"));
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
+                           R"("a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}})",
+                           std::string(16, 'x'))),
+              HasSubstr("names a tensor twice"));
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"shape":[2]}})", "")), HasSubstr("needs dtype, shape"));
+  EXPECT_THAT(ErrorOf(File(R"({"a":5})", "")), HasSubstr("needs dtype, shape"));
+}
+
+TEST(Checkpoint, NamesTheShardThatIsMissing) {
+  const TemporaryDirectory directory;
+  directory.Write("model-00001-of-00002.safetensors", File(kGood, std::string(16, 'x')));
+  directory.Write("model.safetensors.index.json",
+                  R"({"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}})");
+  const auto opened = Checkpoint::Open(directory.path());
+  ASSERT_FALSE(opened.ok());
+  EXPECT_THAT(MessageOf(opened.status()), AllOf(HasSubstr("model-00002-of-00002.safetensors"), HasSubstr("missing")));
+}
+
+TEST(Checkpoint, NamesTheTensorThatTheIndexPromisesInVain) {
+  const TemporaryDirectory directory;
+  directory.Write("model.safetensors", File(kGood, std::string(16, 'x')));
+  directory.Write("model.safetensors.index.json", R"({"weight_map":{"lost":"model.safetensors"}})");
+  const auto opened = Checkpoint::Open(directory.path());
+  ASSERT_FALSE(opened.ok());
+  EXPECT_THAT(MessageOf(opened.status()), HasSubstr("tensor lost is missing"));
+}
+
+TEST(Checkpoint, RefusesAnIndexThatPointsOutsideTheDirectory) {
+  const TemporaryDirectory directory;
+  directory.Write("model.safetensors", File(kGood, std::string(16, 'x')));
+  directory.Write("model.safetensors.index.json", R"({"weight_map":{"a":"../../etc/passwd"}})");
+  EXPECT_THAT(MessageOf(Checkpoint::Open(directory.path()).status()), HasSubstr("no file of this directory"));
+}
+
+TEST(Checkpoint, FindsFilesBesideTheIndex) {
+  const TemporaryDirectory directory;
+  directory.Write("model.safetensors", File(kGood, std::string(16, 'x')));
+  directory.Write("mtp.safetensors",
+                  File(R"({"m":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}})", std::string(4, 'x')));
+  directory.Write("model.safetensors.index.json", R"({"weight_map":{"a":"model.safetensors"}})");
+  const auto opened = Checkpoint::Open(directory.path());
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_NE((*opened)->Find("m"), nullptr);
+}
+
+TEST(Checkpoint, RefusesATensorThatTwoFilesHold) {
+  const TemporaryDirectory directory;
+  directory.Write("a.safetensors", File(kGood, std::string(16, 'x')));
+  directory.Write("b.safetensors", File(kGood, std::string(16, 'x')));
+  EXPECT_THAT(MessageOf(Checkpoint::Open(directory.path()).status()), HasSubstr("is also in"));
+}
+
+TEST(Checkpoint, SaysThatADirectoryIsNone) {
+  EXPECT_THAT(MessageOf(Checkpoint::Open("/nowhere/at/all").status()), HasSubstr("no such directory"));
+  const TemporaryDirectory directory;
+  EXPECT_THAT(MessageOf(Checkpoint::Open(directory.path()).status()), HasSubstr("no *.safetensors file"));
+}
+
+TEST(Checkpoint, DigestChangesWithShapesAndTypes) {
+  const TemporaryDirectory one, two;
+  one.Write("m.safetensors", File(R"({"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})", std::string(16, 'x')));
+  two.Write("m.safetensors", File(R"({"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}})", std::string(14, 'x') + "yy"));
+  EXPECT_NE((*Checkpoint::Open(one.path()))->Digest(), (*Checkpoint::Open(two.path()))->Digest());
+}
+
+}  // namespace
+}  // namespace lockstep
