@@ -1,0 +1,208 @@
+#include "runtime/text/model_text.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "runtime/base/file.h"
+#include "runtime/text/json_value.h"
+
+namespace lockstep {
+namespace {
+
+constexpr uint64_t kConfigLimitBytes = uint64_t{16} << 20;
+constexpr const char* kRawRemedy =
+    "use --raw for plain completion, or --chat-template glm-4.6 or glm-4.7 if you know the family";
+
+// The object in a JSON file; null where there is no such file.
+StatusOr<JsonValue> ReadObject(const std::string& path) {
+  if (!FileExists(path)) return JsonValue();
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, kConfigLimitBytes));
+  StatusOr<JsonValue> value = ParseJson(text);
+  if (!value.ok()) return ModelError("%s: %s; restore the file", path, MessageOf(value.status()));
+  if (!value->is_object())
+    return ModelError("%s: must be an object, not %s; restore the file", path, value->KindName());
+  return value;
+}
+
+// A number with bounds; absent and null leave `out` unset.
+Status ReadNumber(const JsonValue& config, const std::string& path, const char* key, double lowest,
+                  double highest, std::optional<double>* out) {
+  const JsonValue* value = config.Find(key);
+  if (value == nullptr || value->is_null()) return OkStatus();
+  const std::optional<double> number = value->ToDouble();
+  if (!number || !std::isfinite(*number) || *number < lowest || *number > highest) {
+    return ModelError("%s: %s must be a number from %g to %g, not %s; correct or remove the key",
+                      path, key, lowest, highest, value->Dump().substr(0, 60));
+  }
+  *out = *number;
+  return OkStatus();
+}
+
+Status ReadTokenId(const JsonValue& value, const std::string& path, const char* key, int32_t* id) {
+  const std::optional<int64_t> number = value.ToInt64();
+  if (!number || *number < 0 || *number > INT32_MAX) {
+    return ModelError("%s: %s must hold token ids (integers from 0), not %s; correct the key", path,
+                      key, value.Dump().substr(0, 60));
+  }
+  *id = static_cast<int32_t>(*number);
+  return OkStatus();
+}
+
+// One id or a list of them.
+Status ReadTokenIds(const JsonValue& config, const std::string& path, const char* key,
+                    std::vector<int32_t>* ids) {
+  const JsonValue* value = config.Find(key);
+  if (value == nullptr || value->is_null()) return OkStatus();
+  const JsonValue::Array single = {*value};
+  for (const JsonValue& item : value->is_array() ? value->AsArray() : single) {
+    int32_t id = 0;
+    LOCKSTEP_RETURN_IF_ERROR(ReadTokenId(item, path, key, &id));
+    ids->push_back(id);
+  }
+  std::sort(ids->begin(), ids->end());
+  ids->erase(std::unique(ids->begin(), ids->end()), ids->end());
+  return OkStatus();
+}
+
+// The template's text: its own file, or the key in tokenizer_config.json (a string, or a list of
+// named ones of which "default" counts). Nothing where the checkpoint has none.
+StatusOr<std::optional<std::string>> ReadTemplate(const std::string& directory) {
+  const std::string own = directory + "/chat_template.jinja";
+  if (FileExists(own)) {
+    LOCKSTEP_ASSIGN_OR_RETURN(std::string text, ReadTextFile(own, kConfigLimitBytes));
+    return std::optional<std::string>(std::move(text));
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue config,
+                            ReadObject(directory + "/tokenizer_config.json"));
+  const JsonValue* value = config.Find("chat_template");
+  if (value == nullptr) return std::optional<std::string>();
+  if (value->is_string()) return std::optional<std::string>(value->AsString());
+  if (!value->is_array()) return std::optional<std::string>();
+  for (const JsonValue& item : value->AsArray()) {
+    const JsonValue *name = item.Find("name"), *text = item.Find("template");
+    if (name != nullptr && text != nullptr && text->is_string() &&
+        *name == JsonValue::String("default")) {
+      return std::optional<std::string>(text->AsString());
+    }
+  }
+  return std::optional<std::string>();
+}
+
+Status CheckStopTokens(const Tokenizer& tokenizer, const std::vector<int32_t>& ids,
+                       const std::string& path) {
+  for (int32_t id : ids) {
+    if (!tokenizer.HasToken(id)) {
+      return ModelError(
+          "%s: eos_token_id %d has no token in tokenizer.json (ids end at %d); these files do not "
+          "belong together",
+          path, id, tokenizer.vocab_size() - 1);
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+StatusOr<ChatFamily> ModelText::RequireChatFamily() const {
+  if (chat_family) return *chat_family;
+  return UsageError("%s", chat_warning);
+}
+
+StatusOr<ChatFamilyChoice> ChooseChatFamily(const std::string& directory,
+                                            const std::string& chat_template) {
+  ChatFamilyChoice choice;
+  if (chat_template != "auto") {
+    LOCKSTEP_ASSIGN_OR_RETURN(choice.family, ParseChatFamily(chat_template));
+    return choice;
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::optional<std::string> text, ReadTemplate(directory));
+  if (!text) {
+    choice.warning = absl::StrFormat(
+        "%s has no chat template (chat_template.jinja, or the key in tokenizer_config.json), so "
+        "only raw completion "
+        "works: %s",
+        directory, kRawRemedy);
+    return choice;
+  }
+  const ChatTemplateMatch match = RecognizeChatTemplate(*text);
+  choice.family = match.family;
+  if (!match.family) {
+    choice.warning = absl::StrFormat(
+        "the chat template of %s (XXH3 %s) is not one of GLM-4.6 or GLM-4.7, so only raw "
+        "completion works: %s",
+        directory, match.digest, kRawRemedy);
+  } else if (!match.exact) {
+    choice.warning = absl::StrFormat(
+        "the chat template of %s (XXH3 %s) is not a text that lockstep was tested with; it is "
+        "taken for %s by its "
+        "markers and may differ in detail: compare `lockstep render`, or choose with "
+        "--chat-template",
+        directory, match.digest, ChatFamilyName(*match.family));
+  }
+  return choice;
+}
+
+StatusOr<GenerationDefaults> LoadGenerationDefaults(const std::string& directory) {
+  const std::string path = directory + "/generation_config.json";
+  LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue config, ReadObject(path));
+  GenerationDefaults defaults;
+  if (const JsonValue* value = config.Find("do_sample"); value != nullptr && !value->is_null()) {
+    if (!value->is_bool()) {
+      return ModelError("%s: do_sample must be true or false, not %s; correct the key", path,
+                        value->KindName());
+    }
+    defaults.do_sample = value->AsBool();
+  }
+  LOCKSTEP_RETURN_IF_ERROR(ReadNumber(config, path, "temperature", 0, 100, &defaults.temperature));
+  LOCKSTEP_RETURN_IF_ERROR(ReadNumber(config, path, "top_p", 1e-9, 1, &defaults.top_p));
+  LOCKSTEP_RETURN_IF_ERROR(ReadNumber(config, path, "min_p", 0, 1, &defaults.min_p));
+  LOCKSTEP_RETURN_IF_ERROR(
+      ReadNumber(config, path, "repetition_penalty", 1e-3, 1e3, &defaults.repetition_penalty));
+  if (const JsonValue* value = config.Find("top_k"); value != nullptr && !value->is_null()) {
+    const std::optional<int64_t> top_k = value->ToInt64();
+    if (!top_k || *top_k < -1) {
+      return ModelError(
+          "%s: top_k must be an integer from 0 (off), not %s; correct or remove the key", path,
+          value->Dump().substr(0, 60));
+    }
+    defaults.top_k = std::max<int64_t>(*top_k, 0);  // -1 is another spelling of off
+  }
+  LOCKSTEP_RETURN_IF_ERROR(ReadTokenIds(config, path, "eos_token_id", &defaults.eos_token_ids));
+  if (const JsonValue* value = config.Find("pad_token_id"); value != nullptr && !value->is_null()) {
+    int32_t id = 0;
+    LOCKSTEP_RETURN_IF_ERROR(ReadTokenId(*value, path, "pad_token_id", &id));
+    defaults.pad_token_id = id;
+  }
+  return defaults;
+}
+
+StatusOr<ModelText> LoadModelText(const std::string& directory, const std::string& chat_template) {
+  ModelText text;
+  text.directory = directory;
+  LOCKSTEP_ASSIGN_OR_RETURN(text.tokenizer, Tokenizer::Load(directory + "/tokenizer.json"));
+  LOCKSTEP_ASSIGN_OR_RETURN(ChatFamilyChoice choice, ChooseChatFamily(directory, chat_template));
+  text.chat_family = choice.family;
+  text.chat_warning = std::move(choice.warning);
+  LOCKSTEP_ASSIGN_OR_RETURN(text.generation, LoadGenerationDefaults(directory));
+  std::string source = directory + "/generation_config.json";
+  text.stop_token_ids = text.generation.eos_token_ids;
+  if (text.stop_token_ids.empty()) {
+    source = directory + "/config.json";
+    LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue config, ReadObject(source));
+    LOCKSTEP_RETURN_IF_ERROR(ReadTokenIds(config, source, "eos_token_id", &text.stop_token_ids));
+  }
+  LOCKSTEP_RETURN_IF_ERROR(CheckStopTokens(*text.tokenizer, text.stop_token_ids, source));
+  if (text.chat_family) {
+    for (const char* token : {"<|endoftext|>", "<|user|>", "<|observation|>"}) {
+      const std::optional<int32_t> id = text.tokenizer->IdOf(token);
+      if (id && text.tokenizer->IsAdded(*id)) text.stop_token_ids.push_back(*id);
+    }
+  }
+  std::sort(text.stop_token_ids.begin(), text.stop_token_ids.end());
+  text.stop_token_ids.erase(std::unique(text.stop_token_ids.begin(), text.stop_token_ids.end()),
+                            text.stop_token_ids.end());
+  return text;
+}
+
+}  // namespace lockstep
