@@ -25,6 +25,9 @@ struct BootstrapOptions {
   int size = 1;
   std::string collective = "tcp";  // tcp, shm, mpi
   std::string rendezvous;          // host:port of rank 0; empty under mpirun (travels through PMIx)
+  // Rank 0 only: a socket that already listens (ListenForRanks), instead of listening on `rendezvous`, so that a
+  // spawner can choose a free port without a race. Bootstrap takes it over and closes it. -1: none.
+  int rendezvous_fd = -1;
   std::string interface;           // network interface for data; empty: the one that reaches rank 0
   std::string secret;              // proven in the handshake; may be empty only when every address is loopback
   std::vector<Setting> settings;
@@ -63,6 +66,11 @@ class Membership {
 };
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);
+
+// For a spawner: listens on a free port of `host` and writes "host:port" to *rendezvous. The descriptor is for
+// BootstrapOptions::rendezvous_fd of rank 0 and survives exec; close it in every other process, so that connections
+// fail as soon as rank 0 is dead.
+StatusOr<int> ListenForRanks(const std::string& host, std::string* rendezvous);
 
 // What mpirun says about this process, if it runs under one: fills rank and size. False if not under mpirun.
 bool DetectMpirun(int* rank, int* size, int* local_rank, int* local_size);

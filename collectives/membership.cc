@@ -1,0 +1,234 @@
+#include "collectives/membership.h"
+
+#include <algorithm>
+#include <cstring>
+#include <fstream>
+
+#include "collectives/backends.h"
+#include "collectives/control.h"
+#include "collectives/lifeline.h"
+#include "runtime/base/bytes.h"
+#include "runtime/base/os.h"
+#include "transport/fabric.h"
+
+namespace lockstep {
+namespace {
+
+void AddOnce(std::vector<std::string>* hosts, const std::string& host) {
+  if (std::find(hosts->begin(), hosts->end(), host) == hosts->end()) hosts->push_back(host);
+}
+
+class LinkedMembership final : public Membership {
+ public:
+  LinkedMembership(const BootstrapOptions& options, std::string secret, Joined joined,
+                   std::unique_ptr<ProcessManager> manager)
+      : options_(options),
+        key_(SessionKey(secret, joined.session)),
+        members_(std::move(joined.members)),
+        lifeline_(std::make_shared<Lifeline>()),
+        manager_(std::move(manager)) {
+    std::memcpy(&first_epoch_, joined.session.data(), sizeof(first_epoch_));
+    for (const UniqueFd& socket : joined.connections) {
+      if (socket.valid()) AddOnce(&control_hosts_, LocalEndpoint(socket.get()).host);
+    }
+    if (options.rank == 0) members_[0].address = control_hosts_.front();
+    for (const Member& member : members_) {
+      ranks_.push_back({static_cast<int>(member.rank), static_cast<int>(member.pid), member.host,
+                        member.address});
+      names_.push_back(ranks_.back().Name());
+    }
+    ControlOptions control;
+    control.rank = options.rank;
+    control.size = options.size;
+    control.peer_timeout_ms = options.peer_timeout_ms;
+    control.names = names_;
+    control.lifeline = lifeline_;
+    control_ = std::make_unique<ControlChannel>(std::move(control), std::move(joined.connections));
+    lifeline_->SetAnnouncer([this](const Status& reason) { control_->Announce(reason); });
+  }
+
+  ~LinkedMembership() override {
+    lifeline_->SetAnnouncer({});
+    if (manager_ != nullptr && left_ && !lifeline_->broken()) manager_->Finish();
+  }
+
+  const std::vector<RankInfo>& ranks() const override { return ranks_; }
+
+  int local_rank() const override {
+    int place = 0;
+    for (int rank = 0; rank < options_.rank; ++rank) place += SameMachine(rank);
+    return place;
+  }
+  int local_size() const override {
+    if (options_.ranks_on_this_host > 0) return options_.ranks_on_this_host;
+    int count = 0;
+    for (int rank = 0; rank < options_.size; ++rank) count += SameMachine(rank);
+    return count;
+  }
+
+  Status Health() const override { return lifeline_->broken() ? lifeline_->reason() : OkStatus(); }
+  void Abort(const Status& reason) override { lifeline_->Abort(reason); }
+  void Leave() override {
+    left_ = true;
+    control_->Leave();
+  }
+
+  // All ranks are in this together: what stops one stops all, with its reason.
+  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
+    StatusOr<std::unique_ptr<Group>> group = TryOpenGroup();
+    if (!group.ok()) lifeline_->Abort(group.status());
+    return group;
+  }
+
+ private:
+  StatusOr<std::unique_ptr<Group>> TryOpenGroup() {
+    const uint32_t number = groups_++;
+    GroupOptions group;
+    group.rank = options_.rank;
+    group.size = options_.size;
+    group.slot_bytes = options_.slot_bytes;
+    group.exchange_timeout_ms = options_.exchange_timeout_ms;
+    // Where ranks outnumber cores, a spinning rank keeps the one it waits for from running.
+    const bool crowded = local_size() > static_cast<int>(os::OnlineCpus().size());
+    if (crowded) group.spin_us = 0;
+    group.epoch = first_epoch_ + number;
+    group.names = names_;
+    group.lifeline = lifeline_;
+    const Deadline deadline = Deadline::After(options_.start_timeout_ms);
+    if (options_.collective == "mpi") {
+      // Also a barrier: MPI's own start waits without a deadline.
+      LOCKSTEP_RETURN_IF_ERROR(control_->Share(number, "mpi", deadline).status());
+      return MakeMpiGroup(std::move(group));
+    }
+    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(number));
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Fabric> fabric, OpenFabric(std::move(mesh)));
+    LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> addresses,
+                              control_->Share(number, fabric->address(), deadline));
+    const char* name = options_.collective == "shm" ? "shm" : "tcp";
+    StatusOr<std::vector<std::unique_ptr<Link>>> links = fabric->Connect(addresses, deadline);
+    if (!links.ok()) return lifeline_->Overrule(links.status());
+    return MakeLinkGroup(std::move(group), name, std::move(*links));
+  }
+
+  bool SameMachine(int rank) const {
+    return members_[rank].machine == members_[options_.rank].machine;
+  }
+
+  StatusOr<FabricOptions> MeshOptions(uint32_t number) const {
+    FabricOptions mesh;
+    mesh.rank = options_.rank;
+    mesh.size = options_.size;
+    mesh.transport = options_.collective;
+    mesh.mesh = number;
+    mesh.names = names_;
+    mesh.sign = [key = key_](std::span<const std::byte> data) { return HmacSha256(key, data); };
+    mesh.nonce = [] {
+      const Challenge random = RandomChallenge();
+      std::array<std::byte, 16> nonce;
+      std::copy_n(random.begin(), nonce.size(), nonce.begin());
+      return nonce;
+    };
+    mesh.interrupted = [lifeline = lifeline_] {
+      return lifeline->broken() ? lifeline->reason() : OkStatus();
+    };
+    if (options_.collective == "shm") {
+      for (int rank = 0; rank < options_.size; ++rank) {
+        if (SameMachine(rank)) continue;
+        return UsageError(
+            "--collective shm works only between ranks of one machine, but %s is on another than "
+            "%s; "
+            "use --collective tcp",
+            names_[rank], names_[options_.rank]);
+      }
+      return mesh;
+    }
+    LOCKSTEP_ASSIGN_OR_RETURN(mesh.hosts, DataHosts());
+    return mesh;
+  }
+
+  // Where the other ranks may find this one: the chosen interface, or the address by which it talks
+  // with rank 0, and where several machines take part every other address it has.
+  StatusOr<std::vector<std::string>> DataHosts() const {
+    if (!options_.interface.empty()) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const std::string host, AddressOfInterface(options_.interface));
+      return std::vector<std::string>{host};
+    }
+    bool one_machine = true;
+    for (int rank = 0; rank < options_.size; ++rank) one_machine = one_machine && SameMachine(rank);
+    if (one_machine) return control_hosts_;
+    std::vector<std::string> hosts;
+    for (const std::string& host : control_hosts_) {
+      if (!IsLoopback(host)) AddOnce(&hosts, host);
+    }
+    for (const NetworkInterface& interface : ListInterfaces()) {
+      if (!interface.up || interface.loopback) continue;
+      for (const std::string& host : interface.addresses) AddOnce(&hosts, host);
+    }
+    return hosts;
+  }
+
+  const BootstrapOptions options_;
+  const std::string key_;
+  std::vector<Member> members_;
+  std::vector<RankInfo> ranks_;
+  std::vector<std::string> names_;
+  std::vector<std::string> control_hosts_;
+  std::shared_ptr<Lifeline> lifeline_;
+  std::unique_ptr<ProcessManager> manager_;
+  std::unique_ptr<ControlChannel> control_;
+  uint32_t first_epoch_ = 0;
+  uint32_t groups_ = 0;
+  bool left_ = false;
+};
+
+class SingleMembership final : public Membership {
+ public:
+  explicit SingleMembership(const BootstrapOptions& options)
+      : slot_bytes_(options.slot_bytes),
+        ranks_{{0, os::ProcessId(), os::HostName(), "127.0.0.1"}},
+        lifeline_(std::make_shared<Lifeline>()) {}
+
+  const std::vector<RankInfo>& ranks() const override { return ranks_; }
+  int local_rank() const override { return 0; }
+  int local_size() const override { return 1; }
+  Status Health() const override { return lifeline_->broken() ? lifeline_->reason() : OkStatus(); }
+  void Abort(const Status& reason) override { lifeline_->Abort(reason); }
+  void Leave() override {}
+  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
+    GroupOptions group;
+    group.slot_bytes = slot_bytes_;
+    group.names = {ranks_[0].Name()};
+    group.lifeline = lifeline_;
+    return MakeSingleGroup(std::move(group));
+  }
+
+ private:
+  size_t slot_bytes_;
+  std::vector<RankInfo> ranks_;
+  std::shared_ptr<Lifeline> lifeline_;
+};
+
+}  // namespace
+
+std::string RankInfo::Name() const {
+  return NameOf(static_cast<uint32_t>(rank), host, static_cast<uint32_t>(pid));
+}
+
+std::string MachineId() {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  if (file >> id) return id;
+  return os::HostName();
+}
+
+std::unique_ptr<Membership> MakeMembership(const BootstrapOptions& options, std::string secret,
+                                           Joined joined, std::unique_ptr<ProcessManager> manager) {
+  return std::make_unique<LinkedMembership>(options, std::move(secret), std::move(joined),
+                                            std::move(manager));
+}
+
+std::unique_ptr<Membership> MakeSingleMembership(const BootstrapOptions& options) {
+  return std::make_unique<SingleMembership>(options);
+}
+
+}  // namespace lockstep

@@ -1,0 +1,159 @@
+// What every group must do, as checks that return an error instead of failing: they run in threads,
+// in forked processes and under mpirun.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "collectives/group.h"
+
+namespace lockstep {
+
+// What rank `rank` contributes: values of very different sizes, so that the order of a sum shows in
+// its bits.
+inline std::vector<float> Contribution(int rank, size_t count, uint32_t seed) {
+  std::mt19937 random(seed * 1000003u + static_cast<uint32_t>(rank));
+  std::vector<float> values(count);
+  for (float& value : values) {
+    const int exponent = static_cast<int>(random() % 24) - 12;
+    value = std::ldexp(static_cast<float>(random() % 2000001) / 1e6f - 1.0f, exponent);
+  }
+  return values;
+}
+
+inline Status CheckAllReduce(Group& group, size_t count, uint32_t seed) {
+  std::vector<float> data = Contribution(group.rank(), count, seed);
+  LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(group, data));
+  std::vector<float> expected = Contribution(0, count, seed);
+  for (int rank = 1; rank < group.size(); ++rank) {
+    const std::vector<float> other = Contribution(rank, count, seed);
+    for (size_t i = 0; i < count; ++i) expected[i] = expected[i] + other[i];
+  }
+  if (count > 0 && std::memcmp(data.data(), expected.data(), count * sizeof(float)) != 0) {
+    return InternalError("rank %d: the sum of %d values (seed %d) differs from the left fold",
+                         group.rank(), count, seed);
+  }
+  return OkStatus();
+}
+
+inline std::vector<std::byte> Pattern(int rank, size_t bytes, uint32_t seed) {
+  std::mt19937 random(seed * 7919u + static_cast<uint32_t>(rank));
+  std::vector<std::byte> data(bytes);
+  for (std::byte& value : data) value = static_cast<std::byte>(random());
+  return data;
+}
+
+inline Status CheckAllGather(Group& group, size_t bytes, uint32_t seed) {
+  const std::vector<std::byte> mine = Pattern(group.rank(), bytes, seed);
+  std::vector<std::byte> all(bytes * static_cast<size_t>(group.size()));
+  LOCKSTEP_RETURN_IF_ERROR(AllGather(group, mine, all));
+  for (int rank = 0; rank < group.size(); ++rank) {
+    const std::vector<std::byte> expected = Pattern(rank, bytes, seed);
+    if (!std::equal(expected.begin(), expected.end(),
+                    all.begin() + static_cast<ptrdiff_t>(bytes) * rank)) {
+      return InternalError("rank %d: gathered %d bytes of rank %d wrongly", group.rank(), bytes,
+                           rank);
+    }
+  }
+  return OkStatus();
+}
+
+inline Status CheckBroadcast(Group& group, size_t bytes, int root, Patience patience) {
+  const std::vector<std::byte> expected = Pattern(root, bytes, 5);
+  std::vector<std::byte> data = group.rank() == root ? expected : std::vector<std::byte>(bytes);
+  LOCKSTEP_RETURN_IF_ERROR(Broadcast(group, data, root, patience));
+  if (data != expected)
+    return InternalError("rank %d: broadcast of %d bytes is wrong", group.rank(), bytes);
+  std::vector<std::byte> message = group.rank() == root ? expected : std::vector<std::byte>(3);
+  LOCKSTEP_RETURN_IF_ERROR(BroadcastMessage(group, &message, root, patience));
+  if (message != expected)
+    return InternalError("rank %d: message of %d bytes is wrong", group.rank(), bytes);
+  return OkStatus();
+}
+
+// What rank `from` sends to rank `to`: another size for every pair, some of them empty.
+inline size_t PairBytes(int from, int to, size_t unit) {
+  return static_cast<size_t>((from * 7 + to * 3) % 5) * unit;
+}
+
+inline Status CheckAllToAll(Group& group, size_t unit) {
+  const int me = group.rank();
+  std::vector<std::vector<std::byte>> out, in;
+  std::vector<std::span<const std::byte>> sends;
+  std::vector<std::span<std::byte>> receives;
+  for (int peer = 0; peer < group.size(); ++peer) {
+    out.push_back(Pattern(me * 100 + peer, PairBytes(me, peer, unit), 9));
+    in.emplace_back(PairBytes(peer, me, unit));
+  }
+  for (int peer = 0; peer < group.size(); ++peer) {
+    sends.emplace_back(out[peer]);
+    receives.emplace_back(in[peer]);
+  }
+  LOCKSTEP_RETURN_IF_ERROR(AllToAll(group, sends, receives));
+  for (int peer = 0; peer < group.size(); ++peer) {
+    if (in[peer] != Pattern(peer * 100 + me, PairBytes(peer, me, unit), 9)) {
+      return InternalError("rank %d: all-to-all part of rank %d is wrong", me, peer);
+    }
+  }
+  return OkStatus();
+}
+
+// The primitive itself: slots are aligned, and readable in any order.
+inline Status CheckExchange(Group& group, size_t bytes) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(bytes));
+  if (slot.size() != bytes || reinterpret_cast<uintptr_t>(slot.data()) % 64 != 0) {
+    return InternalError("rank %d: the slot is not as asked for", group.rank());
+  }
+  const std::vector<std::byte> mine = Pattern(group.rank(), bytes, 21);
+  std::copy(mine.begin(), mine.end(), slot.begin());
+  LOCKSTEP_RETURN_IF_ERROR(group.Publish());
+  for (int peer = group.size() - 1; peer >= 0; --peer) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<const std::byte> part, group.Wait(peer));
+    const std::vector<std::byte> expected = Pattern(peer, bytes, 21);
+    if (!std::equal(part.begin(), part.end(), expected.begin(), expected.end())) {
+      return InternalError("rank %d: the slot of rank %d is wrong", group.rank(), peer);
+    }
+  }
+  return group.End();
+}
+
+inline Status CheckEverything(Group& group) {
+  const size_t slot = group.traits().slot_bytes;
+  const size_t slot_floats = slot / sizeof(float);
+  uint32_t seed = 1;
+  for (const size_t count : {size_t{0}, size_t{1}, size_t{7}, size_t{5120}, slot_floats - 1,
+                             slot_floats, slot_floats + 1, 3 * slot_floats + 5}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(group, count, seed++));
+  }
+  for (const size_t bytes : {size_t{0}, size_t{1}, size_t{333}, slot, slot + 1, 2 * slot + 17}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckAllGather(group, bytes, seed++));
+    for (int root = 0; root < group.size(); ++root) {
+      LOCKSTEP_RETURN_IF_ERROR(CheckBroadcast(group, bytes, root, Patience::kStep));
+      LOCKSTEP_RETURN_IF_ERROR(CheckBroadcast(group, bytes, root, Patience::kIdle));
+    }
+  }
+  for (const size_t unit : {size_t{0}, size_t{1}, size_t{1000}, size_t{700'001}}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckAllToAll(group, unit));
+  }
+  for (const size_t bytes : {size_t{0}, size_t{1}, size_t{64}, slot}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckExchange(group, bytes));
+  }
+  for (int i = 0; i < 3; ++i) LOCKSTEP_RETURN_IF_ERROR(Barrier(group));
+  return OkStatus();
+}
+
+// `count` exchanges of changing sizes, each verified.
+inline Status CheckManyExchanges(Group& group, int count) {
+  for (int i = 0; i < count; ++i) {
+    LOCKSTEP_RETURN_IF_ERROR(
+        CheckAllReduce(group, static_cast<size_t>(i * 37 % 613), static_cast<uint32_t>(i)));
+    if (i % 16 == 0)
+      LOCKSTEP_RETURN_IF_ERROR(CheckBroadcast(group, static_cast<size_t>(i), 0, Patience::kIdle));
+  }
+  return OkStatus();
+}
+
+}  // namespace lockstep

@@ -1,0 +1,211 @@
+#include "collectives/group.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cmath>
+
+#include "tests/collectives/checks.h"
+#include "tests/collectives/ranks.h"
+
+namespace lockstep {
+namespace {
+
+void ExpectAllOk(const std::vector<Status>& results) {
+  for (size_t rank = 0; rank < results.size(); ++rank) {
+    EXPECT_TRUE(results[rank].ok()) << "rank " << rank << ": " << results[rank];
+  }
+}
+
+struct Case {
+  std::string collective;
+  int ranks;
+};
+
+class EveryGroup : public testing::TestWithParam<Case> {};
+
+TEST_P(EveryGroup, MovesAndAddsEverySizeRightly) {
+  std::vector<BootstrapOptions> all = LocalRanks(GetParam().ranks, GetParam().collective);
+  for (BootstrapOptions& options : all) options.slot_bytes = 64 << 10;
+  ExpectAllOk(RunGroups(all, CheckEverything));
+}
+
+TEST_P(EveryGroup, DoesNotDriftOverManyExchanges) {
+  ExpectAllOk(RunGroups(LocalRanks(GetParam().ranks, GetParam().collective),
+                        [](Group& group) { return CheckManyExchanges(group, 2000); }));
+}
+
+TEST_P(EveryGroup, StatesItsTraits) {
+  ExpectAllOk(RunGroups(LocalRanks(GetParam().ranks, GetParam().collective), [](Group& group) {
+    EXPECT_STREQ(group.traits().name, group.size() == 1 ? "single" : GetParam().collective.c_str());
+    EXPECT_TRUE(group.traits().sums_in_rank_order);
+    EXPECT_EQ(group.traits().slot_bytes, size_t{1} << 20);
+    return OkStatus();
+  }));
+}
+
+TEST_P(EveryGroup, StandsBesideOthersOfTheSameRanks) {
+  ExpectAllOk(RunAsThreads(
+      LocalRanks(GetParam().ranks, GetParam().collective), [](Membership& membership) -> Status {
+        std::vector<std::unique_ptr<Group>> groups;
+        for (int i = 0; i < 3; ++i) {
+          LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership.OpenGroup());
+          groups.push_back(std::move(group));
+        }
+        std::vector<Status> results(groups.size());
+        std::vector<std::thread> threads;
+        for (size_t i = 0; i < groups.size(); ++i) {
+          threads.emplace_back([&, i] { results[i] = CheckManyExchanges(*groups[i], 100); });
+        }
+        for (std::thread& thread : threads) thread.join();
+        for (const Status& result : results) LOCKSTEP_RETURN_IF_ERROR(result);
+        return OkStatus();
+      }));
+}
+
+std::vector<Case> AllCases() {
+  std::vector<Case> cases;
+  for (const char* collective : {"tcp", "shm"}) {
+    for (int ranks = 1; ranks <= 5; ++ranks) cases.push_back({collective, ranks});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Groups, EveryGroup, testing::ValuesIn(AllCases()), [](const auto& values) {
+  return values.param.collective + std::to_string(values.param.ranks);
+});
+
+class Links : public testing::TestWithParam<const char*> {};
+
+TEST_P(Links, ASumOfNegativeZerosAndInfinitiesIsTheFold) {
+  ExpectAllOk(RunGroups(LocalRanks(3, GetParam()), [](Group& group) -> Status {
+    std::vector<float> data = {-0.0f, INFINITY, group.rank() == 1 ? 1e30f : -1e30f};
+    LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(group, data));
+    EXPECT_TRUE(std::signbit(data[0]));
+    EXPECT_EQ(data[1], INFINITY);
+    EXPECT_EQ(data[2], (-1e30f + 1e30f) + -1e30f);
+    return OkStatus();
+  }));
+}
+
+TEST_P(Links, RanksOutOfStepAreNamed) {
+  const std::vector<Status> results =
+      RunGroups(LocalRanks(2, GetParam()), [](Group& group) -> Status {
+        std::vector<float> data(group.rank() == 0 ? 10 : 12);
+        return AllReduceSum(group, data);
+      });
+  for (int rank = 0; rank < 2; ++rank) {
+    ASSERT_FALSE(results[rank].ok());
+    EXPECT_EQ(KindOf(results[rank]), ErrorKind::kPeerLost);
+  }
+  const std::string first = MessageOf(results[0].ok() ? results[1] : results[0]);
+  EXPECT_NE(first.find("rank 1 ("), std::string::npos) << first;
+}
+
+TEST_P(Links, AnExchangeMeetingAMessageIsRefused) {
+  const std::vector<Status> results =
+      RunGroups(LocalRanks(2, GetParam()), [](Group& group) -> Status {
+        if (group.rank() == 0) return Barrier(group);
+        return group.Send(0, {});
+      });
+  ASSERT_FALSE(results[0].ok());
+  EXPECT_NE(MessageOf(results[0]).find("out of step"), std::string::npos) << results[0];
+}
+
+TEST_P(Links, ASilentRankIsNamedWhenTheExchangeTimesOut) {
+  std::vector<BootstrapOptions> all = LocalRanks(3, GetParam());
+  for (BootstrapOptions& options : all) options.exchange_timeout_ms = 200;
+  std::atomic<int> done{0};
+  const std::vector<Status> results = RunGroups(all, [&](Group& group) -> Status {
+    Status result;
+    if (group.rank() != 1) result = Barrier(group);
+    ++done;
+    while (done < 3) std::this_thread::yield();
+    return result;
+  });
+  for (const int rank : {0, 2}) {
+    EXPECT_EQ(KindOf(results[rank]), ErrorKind::kPeerLost);
+    const std::string message = MessageOf(results[rank]);
+    EXPECT_EQ(message.rfind("rank 1 (", 0), 0u) << message;
+    EXPECT_NE(message.find("exchange 1"), std::string::npos) << message;
+    EXPECT_NE(message.find("200 ms"), std::string::npos) << message;
+  }
+}
+
+TEST_P(Links, AnErrorStays) {
+  std::vector<BootstrapOptions> all = LocalRanks(2, GetParam());
+  for (BootstrapOptions& options : all) options.exchange_timeout_ms = 50;
+  std::atomic<bool> done{false};
+  ExpectAllOk(RunGroups(all, [&](Group& group) -> Status {
+    if (group.rank() == 1) {
+      while (!done) std::this_thread::yield();
+      return OkStatus();
+    }
+    const Status first = Barrier(group);
+    EXPECT_FALSE(first.ok());
+    EXPECT_EQ(group.Begin(4).status(), first);
+    EXPECT_EQ(group.Send(1, {}), first);
+    done = true;
+    return OkStatus();
+  }));
+}
+
+TEST_P(Links, AnAbortFromAnotherThreadEndsAWait) {
+  const std::vector<Status> results =
+      RunGroups(LocalRanks(2, GetParam()), [](Group& group) -> Status {
+        if (group.rank() == 1) {
+          std::byte nothing[1];
+          return group.Receive(0, nothing, Patience::kIdle);
+        }
+        std::thread([&] { group.Abort(ModelError("layer 3 has NaN weights")); }).join();
+        std::byte nothing[1];
+        return group.Receive(1, nothing, Patience::kIdle);
+      });
+  EXPECT_EQ(KindOf(results[0]), ErrorKind::kModel);
+  EXPECT_EQ(KindOf(results[1]), ErrorKind::kModel);
+  EXPECT_EQ(MessageOf(results[0]), "layer 3 has NaN weights");
+  EXPECT_EQ(MessageOf(results[1]).rfind("rank 0 (", 0), 0u) << results[1];
+  EXPECT_NE(MessageOf(results[1]).find("layer 3 has NaN weights"), std::string::npos) << results[1];
+}
+
+TEST_P(Links, AnIdleReceiverWakesForAMessage) {
+  std::vector<BootstrapOptions> all = LocalRanks(2, GetParam());
+  for (BootstrapOptions& options : all)
+    options.exchange_timeout_ms = 20;  // must not matter to an idle wait
+  ExpectAllOk(RunGroups(all, [](Group& group) -> Status {
+    std::vector<std::byte> message;
+    if (group.rank() == 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      message.resize(100'000, std::byte{7});
+    }
+    LOCKSTEP_RETURN_IF_ERROR(BroadcastMessage(group, &message, 0, Patience::kIdle));
+    EXPECT_EQ(message, std::vector<std::byte>(100'000, std::byte{7}));
+    return OkStatus();
+  }));
+}
+
+TEST_P(Links, AMessageOverTheLimitIsRefused) {
+  const std::vector<Status> results =
+      RunGroups(LocalRanks(2, GetParam()), [](Group& group) -> Status {
+        std::vector<std::byte> message(group.rank() == 0 ? 2000 : 0);
+        return BroadcastMessage(group, &message, 0, Patience::kStep,
+                                group.rank() == 0 ? 4000 : 1000);
+      });
+  ASSERT_FALSE(results[1].ok());
+  EXPECT_NE(MessageOf(results[1]).find("over the limit of 1000"), std::string::npos) << results[1];
+}
+
+TEST_P(Links, BuffersOfWrongSizeAreRefused) {
+  ExpectAllOk(RunGroups(LocalRanks(2, GetParam()), [](Group& group) -> Status {
+    std::vector<std::byte> mine(10), all(19);
+    EXPECT_FALSE(AllGather(group, mine, all).ok());
+    EXPECT_FALSE(AllToAll(group, {}, {}).ok());
+    return Barrier(group);
+  }));
+}
+
+INSTANTIATE_TEST_SUITE_P(Groups, Links, testing::Values("tcp", "shm"),
+                         [](const auto& values) { return std::string(values.param); });
+
+}  // namespace
+}  // namespace lockstep

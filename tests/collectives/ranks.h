@@ -1,0 +1,73 @@
+// Ranks as threads of one process, for tests: each has its own membership and group, as processes
+// would.
+#pragma once
+
+#include <unistd.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "collectives/bootstrap.h"
+#include "collectives/group.h"
+#include "runtime/base/check.h"
+
+namespace lockstep {
+
+inline BootstrapOptions LocalOptions(int rank, int size, const std::string& collective) {
+  BootstrapOptions options;
+  options.rank = rank;
+  options.size = size;
+  options.collective = collective;
+  options.secret = "a secret of this test";
+  options.start_timeout_ms = 30'000;
+  options.exchange_timeout_ms = 30'000;
+  return options;
+}
+
+// Options of all ranks, with a free port of this machine.
+inline std::vector<BootstrapOptions> LocalRanks(int size, const std::string& collective) {
+  std::string rendezvous;
+  const StatusOr<int> listener = ListenForRanks("127.0.0.1", &rendezvous);
+  LOCKSTEP_CHECK(listener.ok());
+  std::vector<BootstrapOptions> all;
+  for (int rank = 0; rank < size; ++rank) {
+    all.push_back(LocalOptions(rank, size, collective));
+    all.back().rendezvous = rendezvous;
+  }
+  all[0].rendezvous_fd = *listener;
+  return all;
+}
+
+// Runs every rank in a thread; returns their statuses by rank.
+inline std::vector<Status> RunAsThreads(const std::vector<BootstrapOptions>& all,
+                                        const std::function<Status(Membership&)>& body) {
+  std::vector<Status> results(all.size());
+  std::vector<std::thread> threads;
+  for (size_t rank = 0; rank < all.size(); ++rank) {
+    threads.emplace_back([&, rank] {
+      StatusOr<std::unique_ptr<Membership>> membership = Bootstrap(all[rank]);
+      if (!membership.ok()) {
+        results[rank] = membership.status();
+        return;
+      }
+      results[rank] = body(**membership);
+      if (results[rank].ok()) (*membership)->Leave();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  return results;
+}
+
+// Same with one open group.
+inline std::vector<Status> RunGroups(const std::vector<BootstrapOptions>& all,
+                                     const std::function<Status(Group&)>& body) {
+  return RunAsThreads(all, [&](Membership& membership) -> Status {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Group> group, membership.OpenGroup());
+    return body(*group);
+  });
+}
+
+}  // namespace lockstep
