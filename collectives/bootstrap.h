@@ -1,6 +1,7 @@
-// Who is there: finds the ranks, proves the cluster secret, compares what must be equal, and opens the control
-// channel and the group. Three ways in: mpirun's environment (PMIx), an address (YAML or flags), or a parent process
-// that spawned the ranks. A single process without any of them is a group of one.
+// Who is there: finds the ranks, proves the cluster secret, compares what must be equal, and opens
+// the control channel and the group. Three ways in: mpirun's environment (PMIx), an address (YAML
+// or flags), or a parent process that spawned the ranks. A single process without any of them is a
+// group of one.
 #pragma once
 
 #include <memory>
@@ -15,9 +16,9 @@ namespace lockstep {
 
 // One thing on which all ranks must agree, shown with both values when they do not.
 struct Setting {
-  std::string name;   // "source version", "model digest", "shares"
-  std::string value;  // short and readable
-  std::string remedy; // what to do when they differ
+  std::string name;    // "source version", "model digest", "shares"
+  std::string value;   // short and readable
+  std::string remedy;  // what to do when they differ
 };
 
 struct BootstrapOptions {
@@ -25,11 +26,12 @@ struct BootstrapOptions {
   int size = 1;
   std::string collective = "tcp";  // tcp, shm, mpi
   std::string rendezvous;          // host:port of rank 0; empty under mpirun (travels through PMIx)
-  // Rank 0 only: a socket that already listens (ListenForRanks), instead of listening on `rendezvous`, so that a
-  // spawner can choose a free port without a race. Bootstrap takes it over and closes it. -1: none.
+  // Rank 0 only: a socket that already listens (ListenForRanks), instead of listening on
+  // `rendezvous`, so that a spawner can choose a free port without a race. Bootstrap takes it over
+  // and closes it. -1: none.
   int rendezvous_fd = -1;
-  std::string interface;           // network interface for data; empty: the one that reaches rank 0
-  std::string secret;              // proven in the handshake; may be empty only when every address is loopback
+  std::string interface;  // network interface for data; empty: the one that reaches rank 0
+  std::string secret;  // proven in the handshake; may be empty only when every address is loopback
   std::vector<Setting> settings;
   int64_t start_timeout_ms = 60'000;
   int64_t exchange_timeout_ms = 30'000;
@@ -52,12 +54,14 @@ class Membership {
  public:
   virtual ~Membership() = default;
   virtual const std::vector<RankInfo>& ranks() const = 0;
-  // This process's place among the ranks of its own host, and how many there are: to share the cores.
+  // This process's place among the ranks of its own host, and how many there are: to share the
+  // cores.
   virtual int local_rank() const = 0;
   virtual int local_size() const = 0;
   // OK while every rank is alive and nobody aborted; else why (PeerLost names the rank).
   virtual Status Health() const = 0;
-  // Tells everyone why this rank stops, and makes Health() return it. Returns after it was sent or 200 ms passed.
+  // Tells everyone why this rank stops, and makes Health() return it. Returns after it was sent or
+  // 200 ms passed.
   virtual void Abort(const Status& reason) = 0;
   // Announces an orderly end, so that peers do not take the closing connection for a death.
   virtual void Leave() = 0;
@@ -67,12 +71,13 @@ class Membership {
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);
 
-// For a spawner: listens on a free port of `host` and writes "host:port" to *rendezvous. The descriptor is for
-// BootstrapOptions::rendezvous_fd of rank 0 and survives exec; close it in every other process, so that connections
-// fail as soon as rank 0 is dead.
+// For a spawner: listens on a free port of `host` and writes "host:port" to *rendezvous. The
+// descriptor is for BootstrapOptions::rendezvous_fd of rank 0 and survives exec; close it in every
+// other process, so that connections fail as soon as rank 0 is dead.
 StatusOr<int> ListenForRanks(const std::string& host, std::string* rendezvous);
 
-// What mpirun says about this process, if it runs under one: fills rank and size. False if not under mpirun.
+// What mpirun says about this process, if it runs under one: fills rank and size. False if not
+// under mpirun.
 bool DetectMpirun(int* rank, int* size, int* local_rank, int* local_size);
 
 // The secret file's content; refused if others than its owner can read it.

@@ -1,13 +1,17 @@
-// A group of ranks that compute every layer together. One backend object per group: links (tcp, shm) or mpi.
+// A group of ranks that compute every layer together. One backend object per group: links (tcp,
+// shm) or mpi.
 //
-// The primitive is the *exchange*: every rank fills its own slot, publishes it, and reads the slots of all others.
-//     slot = Begin(bytes); fill slot; Publish(); for each peer: Wait(peer) -> readable bytes; End();
-// All ranks call the same exchanges in the same order with the same sizes. Everything else - sums, gathers,
-// barriers - is a free function over it, written once, so that every backend gives the same bits: a sum is the left
-// fold of the slots in rank order, in float32.
+// The primitive is the *exchange*: every rank fills its own slot, publishes it, and reads the slots
+// of all others.
+//     slot = Begin(bytes); fill slot; Publish(); for each peer: Wait(peer) -> readable bytes;
+//     End();
+// All ranks call the same exchanges in the same order with the same sizes. Everything else - sums,
+// gathers, barriers - is a free function over it, written once, so that every backend gives the
+// same bits: a sum is the left fold of the slots in rank order, in float32.
 //
-// A group is used by one thread at a time, except Abort(), which any thread may call. Every wait ends by the
-// group's exchange timeout, by a lost peer, or by an abort; the error then names the rank.
+// A group is used by one thread at a time, except Abort(), which any thread may call. Every wait
+// ends by the group's exchange timeout, by a lost peer, or by an abort; the error then names the
+// rank.
 #pragma once
 
 #include <cstddef>
@@ -21,8 +25,9 @@
 namespace lockstep {
 
 struct GroupTraits {
-  const char* name;         // "tcp", "shm", "mpi", "single"
-  size_t slot_bytes;        // largest exchange; longer messages are cut into several by the functions below
+  const char* name;  // "tcp", "shm", "mpi", "single"
+  size_t
+      slot_bytes;  // largest exchange; longer messages are cut into several by the functions below
   bool sums_in_rank_order;  // all backends here: yes
   bool can_form_again;      // after a lost rank, without restarting the survivors
 };
@@ -40,8 +45,8 @@ class Group {
   int size() const { return size_; }
   virtual const GroupTraits& traits() const = 0;
 
-  // This rank's slot for the next exchange, `bytes` long (at most traits().slot_bytes, equal on all ranks), 64-byte
-  // aligned. Valid until End(). At most one exchange is open at a time.
+  // This rank's slot for the next exchange, `bytes` long (at most traits().slot_bytes, equal on all
+  // ranks), 64-byte aligned. Valid until End(). At most one exchange is open at a time.
   virtual StatusOr<std::span<std::byte>> Begin(size_t bytes) = 0;
   // The slot is filled; it may travel. It must not change any more.
   virtual Status Publish() = 0;
@@ -50,12 +55,14 @@ class Group {
   // All slots are read; they may be used again.
   virtual Status End() = 0;
 
-  // Sends to one rank while receiving from another (either may be absent: rank -1 with an empty span). Lengths agree
-  // on both sides. Safe against deadlock for any size when all ranks call it in matching pairs.
-  virtual Status SendReceive(int to, std::span<const std::byte> data, int from, std::span<std::byte> buffer,
-                             Patience patience) = 0;
+  // Sends to one rank while receiving from another (either may be absent: rank -1 with an empty
+  // span). Lengths agree on both sides. Safe against deadlock for any size when all ranks call it
+  // in matching pairs.
+  virtual Status SendReceive(int to, std::span<const std::byte> data, int from,
+                             std::span<std::byte> buffer, Patience patience) = 0;
 
-  // Gives up: tells all ranks why, ends pending and later calls with that reason. The first reason wins.
+  // Gives up: tells all ranks why, ends pending and later calls with that reason. The first reason
+  // wins.
   virtual void Abort(const Status& reason) = 0;
 
   Status Send(int to, std::span<const std::byte> data, Patience patience = Patience::kStep) {
@@ -73,16 +80,20 @@ class Group {
   int size_;
 };
 
-// data[i] = left fold over ranks 0, 1, 2, ... of their data[i], float32. The same bits on every rank.
+// data[i] = left fold over ranks 0, 1, 2, ... of their data[i], float32. The same bits on every
+// rank.
 Status AllReduceSum(Group& group, std::span<float> data);
-// all = the ranks' `mine` one after another; all.size() == size * mine.size(), sizes equal on all ranks.
+// all = the ranks' `mine` one after another; all.size() == size * mine.size(), sizes equal on all
+// ranks.
 Status AllGather(Group& group, std::span<const std::byte> mine, std::span<std::byte> all);
 // Root's data to everyone; sizes equal on all ranks. Patience is that of the receivers.
-Status Broadcast(Group& group, std::span<std::byte> data, int root, Patience patience = Patience::kStep);
+Status Broadcast(Group& group, std::span<std::byte> data, int root,
+                 Patience patience = Patience::kStep);
 // A message whose length only the root knows. Refused above `limit_bytes`.
 Status BroadcastMessage(Group& group, std::vector<std::byte>* message, int root, Patience patience,
                         size_t limit_bytes = size_t{256} << 20);
-// Rank r receives sends[r] of every rank s into receives[s]; sizes match pairwise (sends[r] here = receives[me] there).
+// Rank r receives sends[r] of every rank s into receives[s]; sizes match pairwise (sends[r] here =
+// receives[me] there).
 Status AllToAll(Group& group, std::span<const std::span<const std::byte>> sends,
                 std::span<const std::span<std::byte>> receives);
 // Returns when all ranks have called it.

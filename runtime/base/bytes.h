@@ -14,7 +14,8 @@
 
 namespace lockstep {
 
-static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire is little-endian and so are all our nodes");
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+              "the wire is little-endian and so are all our nodes");
 
 class ByteWriter {
  public:
@@ -43,7 +44,8 @@ class ByteWriter {
   std::vector<std::byte> bytes_;
 };
 
-// Reads what ByteWriter wrote. After the first short or absurd field every read fails; ask `status()` once.
+// Reads what ByteWriter wrote. After the first short or absurd field every read fails; ask
+// `status()` once.
 class ByteReader {
  public:
   explicit ByteReader(std::span<const std::byte> bytes) : bytes_(bytes) {}
@@ -67,7 +69,8 @@ class ByteReader {
     if (failed_) return {};
     std::vector<T> values(count);
     offset_ += count * sizeof(T);
-    if (count > 0) std::memcpy(values.data(), bytes_.data() + offset_ - count * sizeof(T), count * sizeof(T));
+    if (count > 0)
+      std::memcpy(values.data(), bytes_.data() + offset_ - count * sizeof(T), count * sizeof(T));
     return values;
   }
   size_t remaining() const { return bytes_.size() - offset_; }
@@ -75,7 +78,8 @@ class ByteReader {
   // Ok if every read succeeded and nothing is left over.
   Status Finish(std::string_view what) const {
     if (failed_) return InternalError("%s: message is cut short or malformed", std::string(what));
-    if (remaining() != 0) return InternalError("%s: message has %d bytes too many", std::string(what), remaining());
+    if (remaining() != 0)
+      return InternalError("%s: message has %d bytes too many", std::string(what), remaining());
     return OkStatus();
   }
 

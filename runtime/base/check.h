@@ -5,5 +5,6 @@ namespace lockstep {
 [[noreturn]] void CheckFailed(const char* file, int line, const char* condition);
 }
 
-#define LOCKSTEP_CHECK(condition) \
-  (__builtin_expect(!(condition), 0) ? ::lockstep::CheckFailed(__FILE__, __LINE__, #condition) : (void)0)
+#define LOCKSTEP_CHECK(condition)                                                              \
+  (__builtin_expect(!(condition), 0) ? ::lockstep::CheckFailed(__FILE__, __LINE__, #condition) \
+                                     : (void)0)

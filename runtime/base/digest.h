@@ -1,4 +1,5 @@
-// A 64-bit digest (XXH3) of bytes, for equality of models, plans and hidden states; not for security.
+// A 64-bit digest (XXH3) of bytes, for equality of models, plans and hidden states; not for
+// security.
 #pragma once
 
 #include <cstddef>

@@ -28,7 +28,8 @@ StatusOr<std::unique_ptr<RandomAccessFile>> RandomAccessFile::Open(const std::st
     return UsageError("%s: not a regular file", path);
   }
   os::AdviseExactReads(fd);
-  return std::unique_ptr<RandomAccessFile>(new RandomAccessFile(path, fd, static_cast<uint64_t>(info.st_size)));
+  return std::unique_ptr<RandomAccessFile>(
+      new RandomAccessFile(path, fd, static_cast<uint64_t>(info.st_size)));
 }
 
 RandomAccessFile::~RandomAccessFile() { close(fd_); }
@@ -42,8 +43,9 @@ Status RandomAccessFile::Read(uint64_t offset, std::span<std::byte> out) const {
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return FileError(path_, "read");
     if (got == 0) {
-      return ModelError("%s: ends at byte %d, expected at least %d; the file was cut, fetch it again", path_,
-                        offset + done, offset + out.size());
+      return ModelError(
+          "%s: ends at byte %d, expected at least %d; the file was cut, fetch it again", path_,
+          offset + done, offset + out.size());
     }
     done += static_cast<size_t>(got);
   }
@@ -53,8 +55,8 @@ Status RandomAccessFile::Read(uint64_t offset, std::span<std::byte> out) const {
 StatusOr<std::string> ReadTextFile(const std::string& path, uint64_t limit_bytes) {
   LOCKSTEP_ASSIGN_OR_RETURN(const auto file, RandomAccessFile::Open(path));
   if (file->size_bytes() > limit_bytes) {
-    return UsageError("%s: %d bytes, more than the %d that such a file may have", path, file->size_bytes(),
-                      limit_bytes);
+    return UsageError("%s: %d bytes, more than the %d that such a file may have", path,
+                      file->size_bytes(), limit_bytes);
   }
   std::string text(file->size_bytes(), '\0');
   LOCKSTEP_RETURN_IF_ERROR(file->Read(0, std::as_writable_bytes(std::span(text))));
@@ -67,7 +69,8 @@ Status WriteFileAtomically(const std::string& path, std::span<const std::byte> c
   if (fd < 0) return FileError(temporary, "create");
   size_t done = 0;
   while (done < contents.size()) {
-    const ssize_t wrote = write(fd, contents.data() + done, std::min(contents.size() - done, size_t{64} << 20));
+    const ssize_t wrote =
+        write(fd, contents.data() + done, std::min(contents.size() - done, size_t{64} << 20));
     if (wrote < 0 && errno == EINTR) continue;
     if (wrote < 0) {
       const Status status = FileError(temporary, "write");

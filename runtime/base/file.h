@@ -33,7 +33,8 @@ class RandomAccessFile {
 };
 
 // The whole file as text, refused above `limit_bytes`.
-StatusOr<std::string> ReadTextFile(const std::string& path, uint64_t limit_bytes = uint64_t{256} << 20);
+StatusOr<std::string> ReadTextFile(const std::string& path,
+                                   uint64_t limit_bytes = uint64_t{256} << 20);
 // Writes beside `path` and renames over it: readers see the old file or the whole new one.
 Status WriteFileAtomically(const std::string& path, std::span<const std::byte> contents);
 bool FileExists(const std::string& path);

@@ -9,57 +9,154 @@ namespace {
 
 using O = Options;
 
-const std::vector<OptionSpec>& Table() {
-  static const std::vector<OptionSpec> table = {
-      {"model", &O::model, "checkpoint directory in Hugging Face layout", {}, 0, 0, "-m"},
-      {"kernels", &O::kernels, "kernel set", {"auto", "ref", "cpu"}},
-      {"chat-template", &O::chat_template, "template family; auto: recognised in the checkpoint",
-       {"auto", "glm-4.6", "glm-4.7"}},
-      {"ranks", &O::ranks, "ranks to start on this machine", {}, 1, 1024, "-tp,--tensor-parallel-size"},
-      {"rank", &O::rank, "this process's rank, for nodes started one by one from a YAML", {}, 0, 1023},
+std::vector<OptionSpec> ModelOptions() {
+  return {{"model", &O::model, "checkpoint directory in Hugging Face layout", {}, 0, 0, "-m"},
+          {"kernels", &O::kernels, "kernel set", {"auto", "ref", "cpu"}},
+          {"chat-template",
+           &O::chat_template,
+           "template family; auto: recognised in the checkpoint",
+           {"auto", "glm-4.6", "glm-4.7"}}};
+}
+
+std::vector<OptionSpec> RankOptions() {
+  return {
+      {"ranks",
+       &O::ranks,
+       "ranks to start on this machine",
+       {},
+       1,
+       1024,
+       "-tp,--tensor-parallel-size"},
+      {"rank",
+       &O::rank,
+       "this process's rank, for nodes started one by one from a YAML",
+       {},
+       0,
+       1023},
       {"collective", &O::collective, "how ranks exchange", {"tcp", "shm", "mpi"}},
       {"shares", &O::shares, "relative work per rank, for example 3,2; default equal", {}, 0, 1e9},
-      {"threads", &O::threads, "compute threads per rank; default: the rank's share of the cores", {}, 1, 4096},
+      {"threads",
+       &O::threads,
+       "compute threads per rank; default: the rank's share of the cores",
+       {},
+       1,
+       4096},
       {"config", &O::config, "cluster YAML"},
       {"interface", &O::interface, "network interface for the exchange, for example enp1s0f0"},
-      {"secret-file", &O::secret_file, "cluster secret, a file that only its owner can read (0600)"},
+      {"secret-file", &O::secret_file,
+       "cluster secret, a file that only its owner can read (0600)"},
       {"rendezvous", &O::rendezvous, "host:port where rank 0 gathers the others"},
-      {"start-timeout-ms", &O::start_timeout_ms, "longest wait for all ranks to join", {}, 100, 86'400'000},
-      {"exchange-timeout-ms", &O::exchange_timeout_ms, "longest wait inside one exchange", {}, 100, 86'400'000},
-      {"peer-timeout-ms", &O::peer_timeout_ms, "silence after which a rank counts as lost", {}, 500, 86'400'000},
-      {"max-model-len", &O::max_model_len, "longest context in tokens; default: the model's, up to 32768", {}, 1,
-       16'777'216, "-c,--ctx-size"},
+      {"start-timeout-ms",
+       &O::start_timeout_ms,
+       "longest wait for all ranks to join",
+       {},
+       100,
+       86'400'000},
+      {"exchange-timeout-ms",
+       &O::exchange_timeout_ms,
+       "longest wait inside one exchange",
+       {},
+       100,
+       86'400'000},
+      {"peer-timeout-ms",
+       &O::peer_timeout_ms,
+       "silence after which a rank counts as lost",
+       {},
+       500,
+       86'400'000},
+      {"max-model-len",
+       &O::max_model_len,
+       "longest context in tokens; default: the model's, up to 32768",
+       {},
+       1,
+       16'777'216,
+       "-c,--ctx-size"},
       {"max-num-seqs", &O::max_num_seqs, "most requests computed together", {}, 1, 4096, "-np"},
-      {"prefill-chunk", &O::prefill_chunk, "most prompt tokens in one step", {}, 1, 65'536},
-      {"host", &O::host, "address to serve on"},
-      {"grpc-port", &O::grpc_port, "gRPC port; 0 picks a free one", {}, 0, 65'535},
-      {"port", &O::port, "HTTP port (reserved)", {}, 0, 65'535},
-      {"served-model-name", &O::served_model_name, "name that clients see; default: the directory's"},
+      {"prefill-chunk", &O::prefill_chunk, "most prompt tokens in one step", {}, 1, 65'536}};
+}
+
+std::vector<OptionSpec> ServingOptions() {
+  return {{"host", &O::host, "address to serve on"},
+          {"grpc-port", &O::grpc_port, "gRPC port; 0 picks a free one", {}, 0, 65'535},
+          {"port", &O::port, "HTTP port (reserved)", {}, 0, 65'535},
+          {"served-model-name", &O::served_model_name,
+           "name that clients see; default: the directory's"}};
+}
+
+std::vector<OptionSpec> PromptOptions() {
+  return {
       {"prompt", &O::prompt, "the user's message", {}, 0, 0, "-p"},
       {"system", &O::system, "system message"},
       {"raw", &O::raw, "complete the prompt as it is, without the chat template"},
-      {"thinking", &O::thinking, "let the model think first; auto: as the template does", {"auto", "on", "off"}},
-      {"max-tokens", &O::max_tokens, "most tokens to generate; default: what fits the context", {}, 1, 16'777'216,
+      {"thinking",
+       &O::thinking,
+       "let the model think first; auto: as the template does",
+       {"auto", "on", "off"}},
+      {"max-tokens",
+       &O::max_tokens,
+       "most tokens to generate; default: what fits the context",
+       {},
+       1,
+       16'777'216,
        "-n"},
-      {"temperature", &O::temperature, "0 is greedy; default: generation_config.json", {}, 0, 100, "--temp"},
+      {"temperature",
+       &O::temperature,
+       "0 is greedy; default: generation_config.json",
+       {},
+       0,
+       100,
+       "--temp"},
       {"top-k", &O::top_k, "keep the k most likely tokens; 0: all", {}, 0, 1'000'000},
       {"top-p", &O::top_p, "keep the smallest set with this probability", {}, 0, 1},
       {"min-p", &O::min_p, "drop tokens below this share of the best one's probability", {}, 0, 1},
-      {"repetition-penalty", &O::repetition_penalty, "divide the logits of tokens seen; 1: off", {}, 0.01, 100},
-      {"presence-penalty", &O::presence_penalty, "subtract from tokens generated before", {}, -100, 100},
-      {"frequency-penalty", &O::frequency_penalty, "subtract per earlier occurrence", {}, -100, 100},
+      {"repetition-penalty",
+       &O::repetition_penalty,
+       "divide the logits of tokens seen; 1: off",
+       {},
+       0.01,
+       100},
+      {"presence-penalty",
+       &O::presence_penalty,
+       "subtract from tokens generated before",
+       {},
+       -100,
+       100},
+      {"frequency-penalty",
+       &O::frequency_penalty,
+       "subtract per earlier occurrence",
+       {},
+       -100,
+       100},
       {"seed", &O::seed, "seed of the random draws; default: a fresh one", {}, 0, 9e15},
       {"stop", &O::stop, "text that ends the answer; may be repeated"},
       {"logprobs", &O::logprobs, "report log-probabilities of the n best tokens", {}, 0, 20},
-      {"ignore-eos", &O::ignore_eos, "go on after the model's end tokens"},
+      {"ignore-eos", &O::ignore_eos, "go on after the model's end tokens"}};
+}
+
+std::vector<OptionSpec> OutputOptions() {
+  return {
       {"tokens", &O::tokens, "JSON file with token id lists"},
       {"out", &O::out, "output file"},
       {"step", &O::step, "tokens per step through the cache; 0: whole prompts", {}, 1, 1'000'000},
       {"together", &O::together, "run all sequences as one batch"},
-      {"dump-hidden", &O::dump_hidden, "also write the final hidden states, and every rank's copy of them"},
+      {"dump-hidden", &O::dump_hidden,
+       "also write the final hidden states, and every rank's copy of them"},
       {"json", &O::json, "print one JSON object instead of text"},
-      {"log-level", &O::log_level, "what goes to stderr", {"debug", "info", "warning", "error", "off"}},
-  };
+      {"log-level",
+       &O::log_level,
+       "what goes to stderr",
+       {"debug", "info", "warning", "error", "off"}}};
+}
+
+const std::vector<OptionSpec>& Table() {
+  static const std::vector<OptionSpec> table = [] {
+    std::vector<OptionSpec> all;
+    for (const auto& part :
+         {ModelOptions(), RankOptions(), ServingOptions(), PromptOptions(), OutputOptions()}) {
+      all.insert(all.end(), part.begin(), part.end());
+    }
+    return all;
+  }();
   return table;
 }
 
@@ -69,16 +166,19 @@ std::string Choices(const OptionSpec& spec) {
   return text;
 }
 
-StatusOr<double> ParseNumber(const OptionSpec& spec, std::string_view text, std::string_view where, bool whole) {
+StatusOr<double> ParseNumber(const OptionSpec& spec, std::string_view text, std::string_view where,
+                             bool whole) {
   const std::string copy(text);
   char* end = nullptr;
   const double value = std::strtod(copy.c_str(), &end);
   const bool parsed = !copy.empty() && end == copy.c_str() + copy.size() && std::isfinite(value);
   if (!parsed || (whole && value != std::floor(value))) {
-    return UsageError("%s: '%s' is not %s", std::string(where), copy, whole ? "a whole number" : "a number");
+    return UsageError("%s: '%s' is not %s", std::string(where), copy,
+                      whole ? "a whole number" : "a number");
   }
   if (value < spec.lowest || value > spec.highest) {
-    return UsageError("%s: %s is outside %g .. %g", std::string(where), copy, spec.lowest, spec.highest);
+    return UsageError("%s: %s is outside %g .. %g", std::string(where), copy, spec.lowest,
+                      spec.highest);
   }
   return value;
 }
@@ -93,7 +193,8 @@ struct Setter {
     bool known = spec.allowed.empty();
     for (const char* value : spec.allowed) known = known || text == value;
     if (!known) {
-      return UsageError("%s: '%s' is not one of %s", std::string(where), std::string(text), Choices(spec));
+      return UsageError("%s: '%s' is not one of %s", std::string(where), std::string(text),
+                        Choices(spec));
     }
     options->*field = std::string(text);
     return OkStatus();
@@ -118,7 +219,8 @@ struct Setter {
   }
   Status operator()(bool O::*field) const {
     if (text != "true" && text != "false") {
-      return UsageError("%s: '%s' is not one of true, false", std::string(where), std::string(text));
+      return UsageError("%s: '%s' is not one of true, false", std::string(where),
+                        std::string(text));
     }
     options->*field = text == "true";
     return OkStatus();
@@ -153,7 +255,8 @@ const OptionSpec* FindOption(std::string_view name) {
   return nullptr;
 }
 
-Status SetOption(const OptionSpec& spec, std::string_view text, std::string_view where, Options* options) {
+Status SetOption(const OptionSpec& spec, std::string_view text, std::string_view where,
+                 Options* options) {
   return std::visit(Setter{spec, text, where, options}, spec.field);
 }
 

@@ -1,5 +1,5 @@
-// Every knob of lockstep, once: its default, its meaning, its bounds. Command-line flags and the keys of the
-// cluster YAML are both read through OptionTable(), so the two can never drift apart.
+// Every knob of lockstep, once: its default, its meaning, its bounds. Command-line flags and the
+// keys of the cluster YAML are both read through OptionTable(), so the two can never drift apart.
 #pragma once
 
 #include <cstdint>
@@ -76,7 +76,7 @@ using OptionField =
                  std::vector<double> Options::*, std::vector<std::string> Options::*>;
 
 struct OptionSpec {
-  const char* name;                   // long flag and YAML key, with dashes
+  const char* name;  // long flag and YAML key, with dashes
   OptionField field;
   const char* help;                   // one line: meaning, unit, default where it is not obvious
   std::vector<const char*> allowed;   // for strings: the values that exist; empty: any
@@ -87,8 +87,9 @@ struct OptionSpec {
 std::span<const OptionSpec> OptionTable();
 const OptionSpec* FindOption(std::string_view name);
 
-// Sets one option from text. A bool takes "true" or "false"; lists take commas (shares) or repeat (prompt,
-// stop). `where` names the source in errors: "--shares" or "local-2.yaml:12: shares".
-Status SetOption(const OptionSpec& spec, std::string_view text, std::string_view where, Options* options);
+// Sets one option from text. A bool takes "true" or "false"; lists take commas (shares) or repeat
+// (prompt, stop). `where` names the source in errors: "--shares" or "local-2.yaml:12: shares".
+Status SetOption(const OptionSpec& spec, std::string_view text, std::string_view where,
+                 Options* options);
 
 }  // namespace lockstep

@@ -1,4 +1,5 @@
-// Every operating-system call that differs between platforms; os_linux.cc and os_darwin.cc implement it.
+// Every operating-system call that differs between platforms; os_linux.cc and os_darwin.cc
+// implement it.
 #pragma once
 
 #include <cstddef>
@@ -18,14 +19,16 @@ std::vector<int> OnlineCpus();
 std::vector<int> AllowedCpus();
 // Restricts the calling thread (and threads it starts later) to `cpus`.
 Status SetAffinity(const std::vector<int>& cpus);
-// Bytes this process caused to be read from storage (Linux: read_bytes of /proc/self/io). 0 if unknown.
+// Bytes this process caused to be read from storage (Linux: read_bytes of /proc/self/io). 0 if
+// unknown.
 uint64_t StorageBytesRead();
 uint64_t MemoryBytesTotal();
 uint64_t MemoryBytesAvailable();
 uint64_t ResidentBytes();
 // Asks the kernel to kill this process when its parent dies, so that no rank outlives its launcher.
 void DieWithParent();
-// Hints that [offset, offset + bytes) of an open file will be read at exactly these places (no read-ahead).
+// Hints that [offset, offset + bytes) of an open file will be read at exactly these places (no
+// read-ahead).
 void AdviseExactReads(int fd);
 // Anonymous zeroed memory, on huge pages where the system has them; nullptr if there is none.
 void* AllocatePages(size_t bytes);

@@ -35,11 +35,14 @@ std::vector<int> OnlineCpus() {
 
 std::vector<int> AllowedCpus() { return OnlineCpus(); }
 
-Status SetAffinity(const std::vector<int>&) { return OkStatus(); }  // macOS schedules by quality of service
+Status SetAffinity(const std::vector<int>&) {
+  return OkStatus();
+}  // macOS schedules by quality of service
 
 uint64_t StorageBytesRead() {
   rusage_info_current usage;
-  if (proc_pid_rusage(getpid(), RUSAGE_INFO_CURRENT, reinterpret_cast<rusage_info_t*>(&usage)) != 0) return 0;
+  if (proc_pid_rusage(getpid(), RUSAGE_INFO_CURRENT, reinterpret_cast<rusage_info_t*>(&usage)) != 0)
+    return 0;
   return usage.ri_diskio_bytesread;
 }
 
@@ -48,7 +51,8 @@ uint64_t MemoryBytesAvailable() { return SysctlNumber("hw.memsize"); }
 
 uint64_t ResidentBytes() {
   rusage_info_current usage;
-  if (proc_pid_rusage(getpid(), RUSAGE_INFO_CURRENT, reinterpret_cast<rusage_info_t*>(&usage)) != 0) return 0;
+  if (proc_pid_rusage(getpid(), RUSAGE_INFO_CURRENT, reinterpret_cast<rusage_info_t*>(&usage)) != 0)
+    return 0;
   return usage.ri_resident_size;
 }
 

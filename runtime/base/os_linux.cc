@@ -61,7 +61,8 @@ Status SetAffinity(const std::vector<int>& cpus) {
   CPU_ZERO(&set);
   for (const int cpu : cpus) CPU_SET(cpu, &set);
   if (sched_setaffinity(0, sizeof(set), &set) != 0) {
-    return InternalError("cannot run on CPUs %d..%d: %s", cpus.front(), cpus.back(), std::strerror(errno));
+    return InternalError("cannot run on CPUs %d..%d: %s", cpus.front(), cpus.back(),
+                         std::strerror(errno));
   }
   return OkStatus();
 }

@@ -9,12 +9,18 @@ constexpr char kKindUrl[] = "lockstep/kind";
 
 absl::StatusCode CodeOf(ErrorKind kind) {
   switch (kind) {
-    case ErrorKind::kInternal: return absl::StatusCode::kInternal;
-    case ErrorKind::kUsage: return absl::StatusCode::kInvalidArgument;
-    case ErrorKind::kModel: return absl::StatusCode::kFailedPrecondition;
-    case ErrorKind::kPeerLost: return absl::StatusCode::kUnavailable;
-    case ErrorKind::kRequest: return absl::StatusCode::kInvalidArgument;
-    case ErrorKind::kInterrupted: return absl::StatusCode::kCancelled;
+    case ErrorKind::kInternal:
+      return absl::StatusCode::kInternal;
+    case ErrorKind::kUsage:
+      return absl::StatusCode::kInvalidArgument;
+    case ErrorKind::kModel:
+      return absl::StatusCode::kFailedPrecondition;
+    case ErrorKind::kPeerLost:
+      return absl::StatusCode::kUnavailable;
+    case ErrorKind::kRequest:
+      return absl::StatusCode::kInvalidArgument;
+    case ErrorKind::kInterrupted:
+      return absl::StatusCode::kCancelled;
   }
   return absl::StatusCode::kInternal;
 }
@@ -23,11 +29,14 @@ absl::StatusCode CodeOf(ErrorKind kind) {
 
 Status MakeError(ErrorKind kind, absl::StatusCode code, std::string_view message) {
   Status status(code, absl::string_view(message.data(), message.size()));
-  status.SetPayload(kKindUrl, absl::Cord(std::string(1, static_cast<char>('0' + static_cast<int>(kind)))));
+  status.SetPayload(kKindUrl,
+                    absl::Cord(std::string(1, static_cast<char>('0' + static_cast<int>(kind)))));
   return status;
 }
 
-Status MakeError(ErrorKind kind, std::string_view message) { return MakeError(kind, CodeOf(kind), message); }
+Status MakeError(ErrorKind kind, std::string_view message) {
+  return MakeError(kind, CodeOf(kind), message);
+}
 
 Status InterruptedError() { return MakeError(ErrorKind::kInterrupted, "interrupted"); }
 
@@ -42,12 +51,18 @@ ErrorKind KindOf(const Status& status) {
 int ExitCode(const Status& status) {
   if (status.ok()) return 0;
   switch (KindOf(status)) {
-    case ErrorKind::kInternal: return 1;
-    case ErrorKind::kUsage: return 2;
-    case ErrorKind::kRequest: return 2;
-    case ErrorKind::kModel: return 3;
-    case ErrorKind::kPeerLost: return 4;
-    case ErrorKind::kInterrupted: return 130;
+    case ErrorKind::kInternal:
+      return 1;
+    case ErrorKind::kUsage:
+      return 2;
+    case ErrorKind::kRequest:
+      return 2;
+    case ErrorKind::kModel:
+      return 3;
+    case ErrorKind::kPeerLost:
+      return 4;
+    case ErrorKind::kInterrupted:
+      return 130;
   }
   return 1;
 }

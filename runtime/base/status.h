@@ -17,19 +17,20 @@ using absl::StatusOr;
 template <typename... Args>
 using Format = absl::FormatSpec<Args...>;
 
-// What kind of trouble, independent of the gRPC-style code. It decides the exit code of the process and
-// travels with an abort from rank to rank.
+// What kind of trouble, independent of the gRPC-style code. It decides the exit code of the process
+// and travels with an abort from rank to rank.
 enum class ErrorKind {
-  kInternal = 1,     // exit 1: a bug or an operating-system refusal that no flag explains
-  kUsage = 2,        // exit 2: flags, YAML, environment, a refused handshake, a port in use
-  kModel = 3,        // exit 3: checkpoint, tokenizer, template
-  kPeerLost = 4,     // exit 4: another rank died, stopped or disagreed
-  kRequest = 5,      // one request is at fault (too long, bad parameter); exit 2 where there is only one
+  kInternal = 1,  // exit 1: a bug or an operating-system refusal that no flag explains
+  kUsage = 2,     // exit 2: flags, YAML, environment, a refused handshake, a port in use
+  kModel = 3,     // exit 3: checkpoint, tokenizer, template
+  kPeerLost = 4,  // exit 4: another rank died, stopped or disagreed
+  kRequest =
+      5,  // one request is at fault (too long, bad parameter); exit 2 where there is only one
   kInterrupted = 6,  // exit 130: Ctrl-C or SIGTERM
 };
 
-// Makes a status of `kind`; the absl code follows from the kind. `message` is one sentence or two: what and
-// where, then the remedy.
+// Makes a status of `kind`; the absl code follows from the kind. `message` is one sentence or two:
+// what and where, then the remedy.
 Status MakeError(ErrorKind kind, std::string_view message);
 // Same with an explicit code, for request errors that gRPC clients tell apart.
 Status MakeError(ErrorKind kind, absl::StatusCode code, std::string_view message);

@@ -7,7 +7,8 @@
 namespace lockstep {
 namespace {
 
-// Turns of SpinTurn after which a helper goes to sleep: some milliseconds, longer than any gap inside a step.
+// Turns of SpinTurn after which a helper goes to sleep: some milliseconds, longer than any gap
+// inside a step.
 constexpr uint64_t kTurnsBeforeSleep = 20'000;
 constexpr uint64_t kTurnsBeforeYield = 2'000;
 

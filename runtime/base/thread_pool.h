@@ -1,5 +1,6 @@
-// The compute threads of one rank: the caller and count-1 helpers that spin between the loops of a step and sleep
-// between steps. Work is split into contiguous, fixed parts, so which thread does what never depends on timing.
+// The compute threads of one rank: the caller and count-1 helpers that spin between the loops of a
+// step and sleep between steps. Work is split into contiguous, fixed parts, so which thread does
+// what never depends on timing.
 #pragma once
 
 #include <atomic>
@@ -21,8 +22,9 @@ class ThreadPool {
 
   int count() const { return static_cast<int>(helpers_.size()) + 1; }
 
-  // Runs body(begin, end, thread) on disjoint ranges covering [0, items), each a multiple of `grain` long but the
-  // last, and returns when all are done. Not reentrant; one caller at a time. Allocates nothing.
+  // Runs body(begin, end, thread) on disjoint ranges covering [0, items), each a multiple of
+  // `grain` long but the last, and returns when all are done. Not reentrant; one caller at a time.
+  // Allocates nothing.
   template <typename Body>
   void ParallelFor(int64_t items, int64_t grain, const Body& body) {
     if (items <= 0) return;

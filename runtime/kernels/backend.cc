@@ -18,7 +18,8 @@ void GroupRowsOnHost(const RouterArgs& args, const ExpertGroups& groups) {
   for (int32_t expert = 0; expert < args.experts; ++expert) {
     const int32_t begin = next[expert];
     next[expert + 1] += begin;
-    if (next[expert + 1] > begin) groups.groups[count++] = RowGroup{expert, begin, next[expert + 1]};
+    if (next[expert + 1] > begin)
+      groups.groups[count++] = RowGroup{expert, begin, next[expert + 1]};
   }
   for (int64_t i = 0; i < assignments; ++i) {
     const int32_t assignment = next[args.chosen[i]]++;

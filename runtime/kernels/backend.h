@@ -1,9 +1,10 @@
-// The op table: everything that the model computes, by the names that every backend uses. `ref` is the plain
-// definition of each op; `cpu` computes the same with SIMD. Activations are float32, row-major, and belong to the
-// backend that made the memory; weights are opaque after Pack.
+// The op table: everything that the model computes, by the names that every backend uses. `ref` is
+// the plain definition of each op; `cpu` computes the same with SIMD. Activations are float32,
+// row-major, and belong to the backend that made the memory; weights are opaque after Pack.
 //
-// The promise of every op: a row's result depends on that row's inputs alone, bit for bit. It does not change with the
-// number of rows, with how a prompt was cut into steps, or with the number of threads. (docs/numerics.md)
+// The promise of every op: a row's result depends on that row's inputs alone, bit for bit. It does
+// not change with the number of rows, with how a prompt was cut into steps, or with the number of
+// threads. (docs/numerics.md)
 #pragma once
 
 #include <cstdint>
@@ -51,36 +52,37 @@ struct RowGroup {
   int32_t end = 0;
 };
 
-// The (row, slot) pairs of a step ordered by the expert they go to. Memory of the backend, sized for the largest step;
-// only the backend reads the values.
+// The (row, slot) pairs of a step ordered by the expert they go to. Memory of the backend, sized
+// for the largest step; only the backend reads the values.
 struct ExpertGroups {
-  RowGroup* groups = nullptr;       // [experts], the first *group_count are used
+  RowGroup* groups = nullptr;  // [experts], the first *group_count are used
   int32_t* group_count = nullptr;
-  int32_t* row_of = nullptr;        // [rows * top_k] row of each assignment
-  int32_t* assignment_of = nullptr; // [rows, top_k] assignment of each (row, slot)
+  int32_t* row_of = nullptr;         // [rows * top_k] row of each assignment
+  int32_t* assignment_of = nullptr;  // [rows, top_k] assignment of each (row, slot)
 };
 
 // The heads of one step on this rank, and the KV pages of one layer.
-// A page holds kBlockTokens positions of one block for all local KV heads: [kv_heads][positions][head_dim].
+// A page holds kBlockTokens positions of one block for all local KV heads:
+// [kv_heads][positions][head_dim].
 struct AttentionArgs {
   int64_t rows = 0;
-  int64_t query_heads = 0;        // local ones
-  int64_t kv_heads = 0;           // local ones
-  int64_t first_query_head = 0;   // global index of the first local query head
-  int64_t first_kv_head = 0;      // global index of the first local KV head
-  int64_t group = 1;              // query heads per KV head
+  int64_t query_heads = 0;       // local ones
+  int64_t kv_heads = 0;          // local ones
+  int64_t first_query_head = 0;  // global index of the first local query head
+  int64_t first_kv_head = 0;     // global index of the first local KV head
+  int64_t group = 1;             // query heads per KV head
   int64_t head_dim = 0;
   int64_t rotary_dim = 0;
   int64_t block_tokens = 0;
   double eps = 0;
-  const int32_t* positions = nullptr;             // [rows]
-  const int32_t* sequences = nullptr;             // [rows] index into block_tables
-  const int32_t* const* block_tables = nullptr;   // per sequence: its blocks
-  const float* cosines = nullptr;                 // [rows, rotary_dim / 2]
-  const float* sines = nullptr;                   // [rows, rotary_dim / 2]
-  const float* query_norm = nullptr;              // [head_dim], nullptr: none
-  const float* key_norm = nullptr;                // [head_dim], nullptr: none
-  float* qkv = nullptr;          // [rows, (query_heads + 2 kv_heads) * head_dim]: queries, keys, values
+  const int32_t* positions = nullptr;            // [rows]
+  const int32_t* sequences = nullptr;            // [rows] index into block_tables
+  const int32_t* const* block_tables = nullptr;  // per sequence: its blocks
+  const float* cosines = nullptr;                // [rows, rotary_dim / 2]
+  const float* sines = nullptr;                  // [rows, rotary_dim / 2]
+  const float* query_norm = nullptr;             // [head_dim], nullptr: none
+  const float* key_norm = nullptr;               // [head_dim], nullptr: none
+  float* qkv = nullptr;  // [rows, (query_heads + 2 kv_heads) * head_dim]: queries, keys, values
   float* key_pages = nullptr;    // [blocks, kv_heads, block_tokens, head_dim]
   float* value_pages = nullptr;  // same
   float* scores = nullptr;       // scratch [threads, group, score_stride]
@@ -111,38 +113,43 @@ class Backend {
   // Takes the matrix over in the layout that MatMul wants.
   virtual StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const = 0;
 
-  // y[r, n] = bias[n] + sum over k of x[r, k] * w[n, k]. bias may be nullptr. x [rows, inputs], y [rows, outputs].
+  // y[r, n] = bias[n] + sum over k of x[r, k] * w[n, k]. bias may be nullptr. x [rows, inputs], y
+  // [rows, outputs].
   virtual void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
                       int64_t rows, float* y) const = 0;
   // Orders the assignments by expert, rows ascending within one. chosen [rows, top_k] from Route.
-  virtual void GroupRows(Queue& queue, const RouterArgs& args, const ExpertGroups& groups) const = 0;
-  // For every assignment a of every group: y[a] = w[group.matrix] x[row], where row is row_of[a] if `by_row` and a
-  // itself if not.
-  virtual void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups, const float* x,
-                             bool by_row, float* y) const = 0;
-  // y[r] = the row of the table whose global index is tokens[r], zeros if this rank does not hold it. The table's
-  // first row has global index first_row.
-  virtual void Embed(Queue& queue, const PackedMatrix& table, int64_t first_row, const int32_t* tokens,
-                     int64_t rows, float* y) const = 0;
+  virtual void GroupRows(Queue& queue, const RouterArgs& args,
+                         const ExpertGroups& groups) const = 0;
+  // For every assignment a of every group: y[a] = w[group.matrix] x[row], where row is row_of[a] if
+  // `by_row` and a itself if not.
+  virtual void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups,
+                             const float* x, bool by_row, float* y) const = 0;
+  // y[r] = the row of the table whose global index is tokens[r], zeros if this rank does not hold
+  // it. The table's first row has global index first_row.
+  virtual void Embed(Queue& queue, const PackedMatrix& table, int64_t first_row,
+                     const int32_t* tokens, int64_t rows, float* y) const = 0;
   // y[r] = weight * x[r] / sqrt(mean(x[r]^2) + eps).
-  virtual void RmsNorm(Queue& queue, const float* x, const float* weight, double eps, int64_t rows, int64_t dim,
-                       float* y) const = 0;
+  virtual void RmsNorm(Queue& queue, const float* x, const float* weight, double eps, int64_t rows,
+                       int64_t dim, float* y) const = 0;
   // x[r] += delta[r], then y[r] = RmsNorm(x[r]).
-  virtual void AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight, double eps,
-                          int64_t rows, int64_t dim, float* y) const = 0;
-  // Norms queries and keys per head, turns their leading rotary_dim dimensions (pairs i, i + rotary_dim / 2), and
-  // writes keys and values into the pages.
+  virtual void AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight,
+                          double eps, int64_t rows, int64_t dim, float* y) const = 0;
+  // Norms queries and keys per head, turns their leading rotary_dim dimensions (pairs i, i +
+  // rotary_dim / 2), and writes keys and values into the pages.
   virtual void PrepareAttention(Queue& queue, const AttentionArgs& args) const = 0;
   // Causal softmax(q k / sqrt(head_dim)) v over positions 0 .. positions[r] of the row's sequence.
   virtual void Attention(Queue& queue, const AttentionArgs& args) const = 0;
   // out[r, i] = silu(gate_up[r, i]) * gate_up[r, columns + i].
-  virtual void SiluMul(Queue& queue, const float* gate_up, int64_t rows, int64_t columns, float* out) const = 0;
-  // Sigmoid router: the choice by score + correction (within the best groups), the weights by score.
+  virtual void SiluMul(Queue& queue, const float* gate_up, int64_t rows, int64_t columns,
+                       float* out) const = 0;
+  // Sigmoid router: the choice by score + correction (within the best groups), the weights by
+  // score.
   virtual void Route(Queue& queue, const RouterArgs& args) const = 0;
-  // y[r] = sum over slots s of weights[r, s] * expert_out[assignment_of[r, s]], added in slot order, + shared[r]
-  // (nullptr: 0).
+  // y[r] = sum over slots s of weights[r, s] * expert_out[assignment_of[r, s]], added in slot
+  // order, + shared[r] (nullptr: 0).
   virtual void CombineExperts(Queue& queue, const RouterArgs& args, const ExpertGroups& groups,
-                              const float* expert_out, const float* shared, int64_t dim, float* y) const = 0;
+                              const float* expert_out, const float* shared, int64_t dim,
+                              float* y) const = 0;
 };
 
 // "ref", "cpu" (the best instruction set of this machine), "cpu/<set>", or "auto" (cpu).

@@ -25,12 +25,14 @@ class Reader {
     const auto found = root_.find(key);
     return found == root_.end() || found->is_null() ? nullptr : &*found;
   }
-  int64_t Count(const char* key, int64_t lowest, int64_t highest, const int64_t* fallback = nullptr) {
+  int64_t Count(const char* key, int64_t lowest, int64_t highest,
+                const int64_t* fallback = nullptr) {
     const json* value = Find(key);
     if (value == nullptr && fallback != nullptr) return *fallback;
     if (value == nullptr) return Fail(key, "is missing");
     if (!value->is_number_integer()) return Fail(key, "is not a whole number");
-    if (value->is_number_unsigned() && value->get<uint64_t>() > INT64_MAX) return Fail(key, "is too large");
+    if (value->is_number_unsigned() && value->get<uint64_t>() > INT64_MAX)
+      return Fail(key, "is too large");
     const auto number = value->get<int64_t>();
     if (number < lowest || number > highest) {
       return Fail(key, absl::StrFormat("is %d, outside %d .. %d", number, lowest, highest));
@@ -45,7 +47,8 @@ class Reader {
     if (!value->is_number()) return static_cast<double>(Fail(key, "is not a number"));
     const auto number = value->get<double>();
     if (!(number >= lowest && number <= highest)) {
-      return static_cast<double>(Fail(key, absl::StrFormat("is %g, outside %g .. %g", number, lowest, highest)));
+      return static_cast<double>(
+          Fail(key, absl::StrFormat("is %g, outside %g .. %g", number, lowest, highest)));
     }
     return number;
   }
@@ -57,7 +60,8 @@ class Reader {
   }
   int64_t Fail(const std::string& key, const std::string& what) {
     if (status_.ok()) {
-      status_ = ModelError("%s: %s %s; use the config.json that belongs to the checkpoint", name_, key, what);
+      status_ = ModelError("%s: %s %s; use the config.json that belongs to the checkpoint", name_,
+                           key, what);
     }
     return 0;
   }
@@ -83,13 +87,16 @@ void ReadRope(Reader& reader, ModelConfig* config) {
   const double factor =
       partial == nullptr ? 1.0 : reader.Number(partial, "partial_rotary_factor", 0, 1);
   config->rotary_dim = static_cast<int64_t>(static_cast<double>(config->head_dim) * factor);
-  if (config->rotary_dim % 2 != 0) reader.Fail("partial_rotary_factor", "gives an odd number of rotated dimensions");
+  if (config->rotary_dim % 2 != 0)
+    reader.Fail("partial_rotary_factor", "gives an odd number of rotated dimensions");
   if (const json* scaling = reader.Find("rope_scaling"); scaling != nullptr && !scaling->empty()) {
     reader.Fail("rope_scaling", "is set; no GLM-4.x checkpoint has it and it is not computed here");
   }
-  if (const json* nested = reader.Find("rope_parameters"); nested != nullptr && nested->is_object()) {
+  if (const json* nested = reader.Find("rope_parameters");
+      nested != nullptr && nested->is_object()) {
     const auto type = nested->find("rope_type");
-    if (type != nested->end() && *type != "default") reader.Fail("rope_parameters.rope_type", "is not 'default'");
+    if (type != nested->end() && *type != "default")
+      reader.Fail("rope_parameters.rope_type", "is not 'default'");
   }
 }
 
@@ -98,7 +105,8 @@ void ReadEos(Reader& reader, ModelConfig* config) {
   if (value == nullptr) return;
   const json list = value->is_array() ? *value : json::array({*value});
   for (const json& id : list) {
-    if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= config->vocab_size) {
+    if (!id.is_number_integer() || id.get<int64_t>() < 0 ||
+        id.get<int64_t>() >= config->vocab_size) {
       reader.Fail("eos_token_id", "is not an id (or list of ids) below vocab_size");
       return;
     }
@@ -120,28 +128,35 @@ void ReadMixture(Reader& reader, ModelConfig* config) {
   config->routed_scaling_factor =
       scale == nullptr ? 1.0 : reader.Number(scale, "routed_scaling_factor", 1e-6, 1e6);
   if (!reader.status().ok()) return;
-  if (config->n_routed_experts % config->n_group != 0) reader.Fail("n_group", "does not divide n_routed_experts");
+  if (config->n_routed_experts % config->n_group != 0)
+    reader.Fail("n_group", "does not divide n_routed_experts");
   if (config->topk_group > config->n_group) reader.Fail("topk_group", "is above n_group");
   const int64_t eligible = config->n_routed_experts / config->n_group * config->topk_group;
   if (config->num_experts_per_tok > eligible) {
-    reader.Fail("num_experts_per_tok", absl::StrFormat("is above the %d experts that can be chosen", eligible));
+    reader.Fail("num_experts_per_tok",
+                absl::StrFormat("is above the %d experts that can be chosen", eligible));
   }
 }
 
 Status CheckArchitecture(const json& root, const std::string& name) {
   const auto type = root.find("model_type");
   if (type == root.end() || !type->is_string()) {
-    return ModelError("%s: model_type is missing; use the config.json that belongs to the checkpoint", name);
+    return ModelError(
+        "%s: model_type is missing; use the config.json that belongs to the checkpoint", name);
   }
   if (*type != "glm4_moe") {
-    return ModelError("%s: model_type '%s' is not supported; this build computes glm4_moe (GLM-4.5, 4.5-Air, 4.6, "
-                      "4.7)",
-                      name, type->get<std::string>());
+    return ModelError(
+        "%s: model_type '%s' is not supported; this build computes glm4_moe (GLM-4.5, 4.5-Air, "
+        "4.6, "
+        "4.7)",
+        name, type->get<std::string>());
   }
   const auto activation = root.find("hidden_act");
-  if (activation != root.end() && *activation != "silu") return ModelError("%s: hidden_act is not 'silu'", name);
+  if (activation != root.end() && *activation != "silu")
+    return ModelError("%s: hidden_act is not 'silu'", name);
   if (root.contains("quantization_config") && !root["quantization_config"].is_null()) {
-    return ModelError("%s: quantization_config is set; this build reads BF16, F16 and F32 checkpoints", name);
+    return ModelError(
+        "%s: quantization_config is set; this build reads BF16, F16 and F32 checkpoints", name);
   }
   return OkStatus();
 }
@@ -161,7 +176,8 @@ StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std::strin
   config.num_attention_heads = reader.Count("num_attention_heads", 1, 65'536);
   config.num_key_value_heads =
       reader.CountOr("num_key_value_heads", 1, 65'536, config.num_attention_heads);
-  const int64_t even_heads = config.num_attention_heads > 0 ? config.hidden_size / config.num_attention_heads : 0;
+  const int64_t even_heads =
+      config.num_attention_heads > 0 ? config.hidden_size / config.num_attention_heads : 0;
   config.head_dim = reader.CountOr("head_dim", 1, 8'192, even_heads);
   config.attention_bias = reader.Flag("attention_bias", false);
   config.use_qk_norm = reader.Flag("use_qk_norm", false);
@@ -195,7 +211,9 @@ StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std::strin
 StatusOr<ModelConfig> ReadModelConfig(const std::string& directory) {
   const std::string path = directory + "/config.json";
   if (!IsDirectory(directory)) {
-    return ModelError("--model %s: no such directory; give a checkpoint directory in Hugging Face layout", directory);
+    return ModelError(
+        "--model %s: no such directory; give a checkpoint directory in Hugging Face layout",
+        directory);
   }
   if (!FileExists(path)) return ModelError("%s: missing; it belongs to every checkpoint", path);
   LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, uint64_t{16} << 20));

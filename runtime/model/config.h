@@ -42,8 +42,8 @@ struct ModelConfig {
   bool is_dense(int64_t layer) const { return layer < first_k_dense_replace; }
 };
 
-// Parses the text of a config.json; `name` is its path, for errors. Refuses unknown architectures, missing keys,
-// values that contradict each other, and anything that would make a size overflow.
+// Parses the text of a config.json; `name` is its path, for errors. Refuses unknown architectures,
+// missing keys, values that contradict each other, and anything that would make a size overflow.
 StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std::string& name);
 StatusOr<ModelConfig> ReadModelConfig(const std::string& directory);
 

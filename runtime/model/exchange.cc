@@ -20,7 +20,8 @@ StatusOr<float*> PartialSum::Begin(int64_t count) {
 StatusOr<const float*> PartialSum::Reduce() {
   if (group_.size() == 1) return scratch_;
   if (partial_ == scratch_) {
-    LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(group_, std::span(scratch_, static_cast<size_t>(count_))));
+    LOCKSTEP_RETURN_IF_ERROR(
+        AllReduceSum(group_, std::span(scratch_, static_cast<size_t>(count_))));
     return scratch_;
   }
   LOCKSTEP_RETURN_IF_ERROR(group_.Publish());

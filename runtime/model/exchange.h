@@ -1,5 +1,6 @@
-// The sum over ranks that ends each half of a layer. A rank computes its partial result straight into its slot of the
-// group, and what comes back is the left fold over the ranks, the same bits everywhere.
+// The sum over ranks that ends each half of a layer. A rank computes its partial result straight
+// into its slot of the group, and what comes back is the left fold over the ranks, the same bits
+// everywhere.
 #pragma once
 
 #include <cstdint>

@@ -17,7 +17,8 @@ struct Context {
 
   StatusOr<PackedPtr> Pack(HostMatrix matrix, double read_per_token) {
     weights->bytes += matrix.data.bytes();
-    weights->bytes_per_token += static_cast<uint64_t>(static_cast<double>(matrix.data.bytes()) * read_per_token);
+    weights->bytes_per_token +=
+        static_cast<uint64_t>(static_cast<double>(matrix.data.bytes()) * read_per_token);
     return backend.Pack(std::move(matrix));
   }
 };
@@ -29,7 +30,8 @@ struct RowPart {
   Range rows;
 };
 
-StatusOr<PackedPtr> LoadRows(Context& context, const std::vector<RowPart>& parts, const char* what) {
+StatusOr<PackedPtr> LoadRows(Context& context, const std::vector<RowPart>& parts,
+                             const char* what) {
   std::vector<std::string> names;
   int64_t outputs = 0;
   for (const RowPart& part : parts) {
@@ -37,11 +39,12 @@ StatusOr<PackedPtr> LoadRows(Context& context, const std::vector<RowPart>& parts
     outputs += part.rows.size();
   }
   LOCKSTEP_ASSIGN_OR_RETURN(const DType type, context.loader.CommonType(names));
-  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix,
-                            HostMatrix::Allocate(type, 1, outputs, context.config.hidden_size, what));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      HostMatrix matrix, HostMatrix::Allocate(type, 1, outputs, context.config.hidden_size, what));
   int64_t at = 0;
   for (const RowPart& part : parts) {
-    LOCKSTEP_RETURN_IF_ERROR(context.loader.ReadRows(part.name, part.height, part.rows, &matrix, 0, at));
+    LOCKSTEP_RETURN_IF_ERROR(
+        context.loader.ReadRows(part.name, part.height, part.rows, &matrix, 0, at));
     at += part.rows.size();
   }
   return context.Pack(std::move(matrix), 1);
@@ -51,8 +54,9 @@ StatusOr<PackedPtr> LoadColumns(Context& context, const std::string& name, int64
                                 const std::vector<Range>& columns, const char* what) {
   LOCKSTEP_ASSIGN_OR_RETURN(const DType type, context.loader.CommonType({name}));
   const Range mine = columns[static_cast<size_t>(context.loader.rank())];
-  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix,
-                            HostMatrix::Allocate(type, 1, context.config.hidden_size, mine.size(), what));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      HostMatrix matrix,
+      HostMatrix::Allocate(type, 1, context.config.hidden_size, mine.size(), what));
   LOCKSTEP_RETURN_IF_ERROR(context.loader.ReadColumns(name, width, columns, &matrix, 0));
   return context.Pack(std::move(matrix), 1);
 }
@@ -80,13 +84,15 @@ Status LoadAttention(Context& context, const std::string& prefix, Layer* layer) 
     }
   }
   if (config.use_qk_norm) {
-    LOCKSTEP_ASSIGN_OR_RETURN(layer->query_norm, LoadVector(context, prefix + "q_norm.weight", dim));
+    LOCKSTEP_ASSIGN_OR_RETURN(layer->query_norm,
+                              LoadVector(context, prefix + "q_norm.weight", dim));
     LOCKSTEP_ASSIGN_OR_RETURN(layer->key_norm, LoadVector(context, prefix + "k_norm.weight", dim));
   }
   std::vector<Range> columns;
-  for (const Range& heads : context.cuts.query_heads) columns.push_back({heads.begin * dim, heads.end * dim});
-  LOCKSTEP_ASSIGN_OR_RETURN(layer->output,
-                            LoadColumns(context, prefix + "o_proj.weight", query_height, columns, "attention"));
+  for (const Range& heads : context.cuts.query_heads)
+    columns.push_back({heads.begin * dim, heads.end * dim});
+  LOCKSTEP_ASSIGN_OR_RETURN(layer->output, LoadColumns(context, prefix + "o_proj.weight",
+                                                       query_height, columns, "attention"));
   return OkStatus();
 }
 
@@ -94,11 +100,12 @@ StatusOr<FeedForward> LoadFeedForward(Context& context, const std::string& prefi
                                       const std::vector<Range>& columns) {
   const Range mine = columns[static_cast<size_t>(context.loader.rank())];
   FeedForward result;
-  LOCKSTEP_ASSIGN_OR_RETURN(
-      result.gate_up, LoadRows(context, {{prefix + "gate_proj.weight", inner, mine},
-                                         {prefix + "up_proj.weight", inner, mine}}, "feed-forward"));
-  LOCKSTEP_ASSIGN_OR_RETURN(result.down,
-                            LoadColumns(context, prefix + "down_proj.weight", inner, columns, "feed-forward"));
+  LOCKSTEP_ASSIGN_OR_RETURN(result.gate_up, LoadRows(context,
+                                                     {{prefix + "gate_proj.weight", inner, mine},
+                                                      {prefix + "up_proj.weight", inner, mine}},
+                                                     "feed-forward"));
+  LOCKSTEP_ASSIGN_OR_RETURN(result.down, LoadColumns(context, prefix + "down_proj.weight", inner,
+                                                     columns, "feed-forward"));
   return result;
 }
 
@@ -117,16 +124,20 @@ StatusOr<FeedForward> LoadExperts(Context& context, const std::string& prefix) {
   }
   LOCKSTEP_ASSIGN_OR_RETURN(const DType input_type, context.loader.CommonType(inputs));
   LOCKSTEP_ASSIGN_OR_RETURN(const DType output_type, context.loader.CommonType(outputs));
-  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix gate_up, HostMatrix::Allocate(input_type, count, 2 * mine.size(),
-                                                                     config.hidden_size, "experts"));
   LOCKSTEP_ASSIGN_OR_RETURN(
-      HostMatrix down, HostMatrix::Allocate(output_type, count, config.hidden_size, mine.size(), "experts"));
+      HostMatrix gate_up,
+      HostMatrix::Allocate(input_type, count, 2 * mine.size(), config.hidden_size, "experts"));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      HostMatrix down,
+      HostMatrix::Allocate(output_type, count, config.hidden_size, mine.size(), "experts"));
   for (int64_t e = 0; e < count; ++e) {
     LOCKSTEP_RETURN_IF_ERROR(context.loader.ReadRows(inputs[2 * e], inner, mine, &gate_up, e, 0));
-    LOCKSTEP_RETURN_IF_ERROR(context.loader.ReadRows(inputs[2 * e + 1], inner, mine, &gate_up, e, mine.size()));
+    LOCKSTEP_RETURN_IF_ERROR(
+        context.loader.ReadRows(inputs[2 * e + 1], inner, mine, &gate_up, e, mine.size()));
     LOCKSTEP_RETURN_IF_ERROR(context.loader.ReadColumns(outputs[e], inner, columns, &down, e));
   }
-  const double active = static_cast<double>(config.num_experts_per_tok) / static_cast<double>(count);
+  const double active =
+      static_cast<double>(config.num_experts_per_tok) / static_cast<double>(count);
   FeedForward result;
   LOCKSTEP_ASSIGN_OR_RETURN(result.gate_up, context.Pack(std::move(gate_up), active));
   LOCKSTEP_ASSIGN_OR_RETURN(result.down, context.Pack(std::move(down), active));
@@ -137,15 +148,17 @@ StatusOr<Mixture> LoadMixture(Context& context, const std::string& prefix) {
   const ModelConfig& config = context.config;
   const int64_t experts = config.n_routed_experts;
   Mixture mixture;
-  LOCKSTEP_ASSIGN_OR_RETURN(mixture.router,
-                            LoadRows(context, {{prefix + "gate.weight", experts, Range{0, experts}}}, "router"));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      mixture.router,
+      LoadRows(context, {{prefix + "gate.weight", experts, Range{0, experts}}}, "router"));
   LOCKSTEP_ASSIGN_OR_RETURN(mixture.correction,
                             LoadVector(context, prefix + "gate.e_score_correction_bias", experts));
   LOCKSTEP_ASSIGN_OR_RETURN(mixture.experts, LoadExperts(context, prefix + "experts."));
   if (config.n_shared_experts > 0) {
-    LOCKSTEP_ASSIGN_OR_RETURN(mixture.shared, LoadFeedForward(context, prefix + "shared_experts.",
-                                                              config.n_shared_experts * config.moe_intermediate_size,
-                                                              context.cuts.shared_columns));
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        mixture.shared, LoadFeedForward(context, prefix + "shared_experts.",
+                                        config.n_shared_experts * config.moe_intermediate_size,
+                                        context.cuts.shared_columns));
   }
   return mixture;
 }
@@ -154,13 +167,16 @@ StatusOr<Layer> LoadLayer(Context& context, int64_t index) {
   const std::string prefix = "model.layers." + std::to_string(index) + ".";
   const int64_t hidden = context.config.hidden_size;
   Layer layer;
-  LOCKSTEP_ASSIGN_OR_RETURN(layer.input_norm, LoadVector(context, prefix + "input_layernorm.weight", hidden));
-  LOCKSTEP_ASSIGN_OR_RETURN(layer.post_attention_norm,
-                            LoadVector(context, prefix + "post_attention_layernorm.weight", hidden));
+  LOCKSTEP_ASSIGN_OR_RETURN(layer.input_norm,
+                            LoadVector(context, prefix + "input_layernorm.weight", hidden));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      layer.post_attention_norm,
+      LoadVector(context, prefix + "post_attention_layernorm.weight", hidden));
   LOCKSTEP_RETURN_IF_ERROR(LoadAttention(context, prefix + "self_attn.", &layer));
   if (context.config.is_dense(index)) {
-    LOCKSTEP_ASSIGN_OR_RETURN(layer.dense, LoadFeedForward(context, prefix + "mlp.", context.config.intermediate_size,
-                                                           context.cuts.dense_columns));
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        layer.dense, LoadFeedForward(context, prefix + "mlp.", context.config.intermediate_size,
+                                     context.cuts.dense_columns));
   } else {
     LOCKSTEP_ASSIGN_OR_RETURN(layer.mixture, LoadMixture(context, prefix + "mlp."));
   }
@@ -180,23 +196,28 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, const Cuts& cuts, Slice
     LOCKSTEP_ASSIGN_OR_RETURN(Layer layer, LoadLayer(context, index));
     weights.layers.push_back(std::move(layer));
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(weights.final_norm, LoadVector(context, "model.norm.weight", config.hidden_size));
+  LOCKSTEP_ASSIGN_OR_RETURN(weights.final_norm,
+                            LoadVector(context, "model.norm.weight", config.hidden_size));
   const bool own_head = !config.tie_word_embeddings;
-  const RowPart head{own_head ? "lm_head.weight" : embedding.name, config.vocab_size, context.shape.vocab};
+  const RowPart head{own_head ? "lm_head.weight" : embedding.name, config.vocab_size,
+                     context.shape.vocab};
   LOCKSTEP_ASSIGN_OR_RETURN(weights.head, LoadRows(context, {head}, "head"));
   return weights;
 }
 
 uint64_t WeightBytes(const ModelConfig& config, const LocalShape& shape, uint64_t element_bytes) {
   const auto hidden = static_cast<uint64_t>(config.hidden_size);
-  const auto columns = [&](const Range& range) { return 3 * hidden * static_cast<uint64_t>(range.size()); };
+  const auto columns = [&](const Range& range) {
+    return 3 * hidden * static_cast<uint64_t>(range.size());
+  };
   uint64_t elements = 2 * hidden * static_cast<uint64_t>(shape.vocab.size());
   for (int64_t layer = 0; layer < config.num_hidden_layers; ++layer) {
     elements += hidden * static_cast<uint64_t>(shape.qkv_width + shape.attention_width);
     if (config.is_dense(layer)) {
       elements += columns(shape.dense_columns);
     } else {
-      elements += static_cast<uint64_t>(config.n_routed_experts) * (columns(shape.expert_columns) + hidden);
+      elements +=
+          static_cast<uint64_t>(config.n_routed_experts) * (columns(shape.expert_columns) + hidden);
       elements += columns(shape.shared_columns);
     }
   }

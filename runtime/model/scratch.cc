@@ -6,8 +6,8 @@
 
 namespace lockstep {
 
-Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const ModelLimits& limits, int threads,
-                    Arena* arena) {
+Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const ModelLimits& limits,
+                    int threads, Arena* arena) {
   const int64_t rows = limits.max_rows;
   const int64_t hidden = config.hidden_size;
   const int64_t slots = rows * config.num_experts_per_tok;
@@ -22,7 +22,8 @@ Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const Mo
   scratch.sines = arena->Take<float>(rows * config.rotary_dim / 2);
   scratch.tables = arena->Take<const int32_t*>(rows);
   scratch.score_stride = (limits.max_model_len + 15) / 16 * 16;
-  scratch.scores = arena->Take<float>(threads * config.query_heads_per_kv_head() * scratch.score_stride);
+  scratch.scores =
+      arena->Take<float>(threads * config.query_heads_per_kv_head() * scratch.score_stride);
   scratch.gate_up = arena->Take<float>(rows * 2 * columns);
   scratch.activated = arena->Take<float>(rows * columns);
   scratch.shared_out = arena->Take<float>(rows * hidden);
@@ -41,15 +42,16 @@ Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const Mo
   return scratch;
 }
 
-MemoryPlan PlanMemory(const ModelConfig& config, const ModelLimits& limits, const std::vector<double>& shares,
-                      int rank, uint64_t element_bytes, int threads) {
+MemoryPlan PlanMemory(const ModelConfig& config, const ModelLimits& limits,
+                      const std::vector<double>& shares, int rank, uint64_t element_bytes,
+                      int threads) {
   const LocalShape shape = ShapeOf(config, CutModel(config, shares), rank);
   Arena arena = Arena::Measuring();
   TakeScratch(config, shape, limits, threads, &arena);
   MemoryPlan plan;
   plan.weight_bytes = WeightBytes(config, shape, element_bytes);
-  plan.kv_bytes = static_cast<uint64_t>(config.num_hidden_layers * 2 * limits.kv_blocks * shape.kv_heads.size() *
-                                        kBlockTokens * config.head_dim) *
+  plan.kv_bytes = static_cast<uint64_t>(config.num_hidden_layers * 2 * limits.kv_blocks *
+                                        shape.kv_heads.size() * kBlockTokens * config.head_dim) *
                   sizeof(float);
   plan.scratch_bytes = arena.used_bytes();
   return plan;

@@ -11,22 +11,22 @@ namespace lockstep {
 
 // Letters as in glm4_moe.cc; S is the longest sequence rounded up to 16.
 struct Scratch {
-  float* residual = nullptr;          // [R, D]
-  float* normed = nullptr;            // [R, D]
-  float* sum = nullptr;               // [R, D] what an exchange brings back
-  float* qkv = nullptr;               // [R, (H + 2 K) d]
-  float* attended = nullptr;          // [R, H d]
-  float* cosines = nullptr;           // [R, rotary_dim / 2]
+  float* residual = nullptr;  // [R, D]
+  float* normed = nullptr;    // [R, D]
+  float* sum = nullptr;       // [R, D] what an exchange brings back
+  float* qkv = nullptr;       // [R, (H + 2 K) d]
+  float* attended = nullptr;  // [R, H d]
+  float* cosines = nullptr;   // [R, rotary_dim / 2]
   float* sines = nullptr;
-  const int32_t** tables = nullptr;   // [sequences]
-  float* scores = nullptr;            // [threads, heads per KV head, S]
-  int64_t score_stride = 0;           // S
-  float* gate_up = nullptr;           // [R, 2 F], dense or shared
-  float* activated = nullptr;         // [R, F]
-  float* shared_out = nullptr;        // [R, D]
-  float* router_logits = nullptr;     // [R, E]
-  int32_t* chosen = nullptr;          // [R, k]
-  float* expert_weights = nullptr;    // [R, k]
+  const int32_t** tables = nullptr;  // [sequences]
+  float* scores = nullptr;           // [threads, heads per KV head, S]
+  int64_t score_stride = 0;          // S
+  float* gate_up = nullptr;          // [R, 2 F], dense or shared
+  float* activated = nullptr;        // [R, F]
+  float* shared_out = nullptr;       // [R, D]
+  float* router_logits = nullptr;    // [R, E]
+  int32_t* chosen = nullptr;         // [R, k]
+  float* expert_weights = nullptr;   // [R, k]
   kernels::ExpertGroups groups;
   float* expert_gate_up = nullptr;    // [R k, 2 F]
   float* expert_activated = nullptr;  // [R k, F]
@@ -35,7 +35,7 @@ struct Scratch {
   float* logits = nullptr;            // [outputs, V]
 };
 
-Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const ModelLimits& limits, int threads,
-                    Arena* arena);
+Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const ModelLimits& limits,
+                    int threads, Arena* arena);
 
 }  // namespace lockstep

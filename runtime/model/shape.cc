@@ -3,7 +3,8 @@
 namespace lockstep {
 
 Cuts CutModel(const ModelConfig& config, const std::vector<double>& shares) {
-  return Cuts{CutByShares(config.num_attention_heads, shares), CutByShares(config.intermediate_size, shares),
+  return Cuts{CutByShares(config.num_attention_heads, shares),
+              CutByShares(config.intermediate_size, shares),
               CutByShares(config.moe_intermediate_size, shares),
               CutByShares(config.n_shared_experts * config.moe_intermediate_size, shares),
               CutByShares(config.vocab_size, shares)};

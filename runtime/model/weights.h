@@ -16,7 +16,8 @@ using PackedPtr = std::unique_ptr<kernels::PackedMatrix>;
 
 // down(silu(gate x) * up x), sliced by columns of the inner dimension.
 struct FeedForward {
-  PackedPtr gate_up;  // [2 * columns, hidden]: gate rows, then up rows; for experts a stack of n_routed_experts
+  PackedPtr gate_up;  // [2 * columns, hidden]: gate rows, then up rows; for experts a stack of
+                      // n_routed_experts
   PackedPtr down;     // [hidden, columns]
 };
 
@@ -34,8 +35,8 @@ struct Layer {
   std::vector<float> qkv_bias;             // [qkv_width], empty without attention_bias
   std::vector<float> query_norm;           // [head_dim], empty without use_qk_norm
   std::vector<float> key_norm;
-  PackedPtr output;                        // [hidden, attention_width]
-  std::optional<FeedForward> dense;        // exactly one of the two
+  PackedPtr output;                  // [hidden, attention_width]
+  std::optional<FeedForward> dense;  // exactly one of the two
   std::optional<Mixture> mixture;
 };
 
@@ -43,7 +44,7 @@ struct Weights {
   PackedPtr embedding;  // [vocab slice, hidden]
   std::vector<Layer> layers;
   std::vector<float> final_norm;
-  PackedPtr head;       // [vocab slice, hidden]
+  PackedPtr head;                // [vocab slice, hidden]
   uint64_t bytes = 0;            // in memory
   uint64_t bytes_per_token = 0;  // read for one decoded token
 };

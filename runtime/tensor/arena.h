@@ -8,14 +8,15 @@
 
 namespace lockstep {
 
-// Measures first (no memory behind it), then serves: run the same sequence of Take calls on a measuring arena to
-// learn the size, and on a real one to get the pointers.
+// Measures first (no memory behind it), then serves: run the same sequence of Take calls on a
+// measuring arena to learn the size, and on a real one to get the pointers.
 class Arena {
  public:
   static Arena Measuring() { return Arena(); }
   explicit Arena(Buffer* storage) : storage_(storage) {}
 
-  // Room for `count` T's, 64-byte aligned, with 64 spare bytes behind it that kernels may read. nullptr when measuring.
+  // Room for `count` T's, 64-byte aligned, with 64 spare bytes behind it that kernels may read.
+  // nullptr when measuring.
   template <typename T>
   T* Take(int64_t count) {
     const uint64_t begin = used_;

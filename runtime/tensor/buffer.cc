@@ -11,10 +11,11 @@ StatusOr<Buffer> Buffer::Allocate(uint64_t bytes, const char* what) {
   if (bytes == 0) return buffer;
   buffer.data_ = static_cast<std::byte*>(os::AllocatePages(bytes));
   if (buffer.data_ == nullptr) {
-    return MakeError(ErrorKind::kUsage, absl::StatusCode::kResourceExhausted,
-                     absl::StrFormat("cannot allocate %d MiB for %s on %s; use more ranks, a shorter "
-                                     "--max-model-len or fewer --max-num-seqs",
-                                     bytes >> 20, what, os::HostName()));
+    return MakeError(
+        ErrorKind::kUsage, absl::StatusCode::kResourceExhausted,
+        absl::StrFormat("cannot allocate %d MiB for %s on %s; use more ranks, a shorter "
+                        "--max-model-len or fewer --max-num-seqs",
+                        bytes >> 20, what, os::HostName()));
   }
   buffer.bytes_ = bytes;
   return buffer;

@@ -2,8 +2,8 @@
 
 namespace lockstep {
 
-StatusOr<HostMatrix> HostMatrix::Allocate(DType type, int64_t count, int64_t outputs, int64_t inputs,
-                                          const char* what) {
+StatusOr<HostMatrix> HostMatrix::Allocate(DType type, int64_t count, int64_t outputs,
+                                          int64_t inputs, const char* what) {
   LOCKSTEP_ASSIGN_OR_RETURN(int64_t size, CheckedProduct(count, outputs, what));
   LOCKSTEP_ASSIGN_OR_RETURN(size, CheckedProduct(size, inputs, what));
   LOCKSTEP_ASSIGN_OR_RETURN(size, CheckedProduct(size, static_cast<int64_t>(SizeOf(type)), what));

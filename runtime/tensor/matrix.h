@@ -1,4 +1,5 @@
-// A weight matrix, or a stack of equal ones, in host memory as checkpoints have it: row-major [outputs, inputs].
+// A weight matrix, or a stack of equal ones, in host memory as checkpoints have it: row-major
+// [outputs, inputs].
 #pragma once
 
 #include <cstdint>

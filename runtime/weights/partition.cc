@@ -23,15 +23,17 @@ std::vector<Range> CutByShares(int64_t total, const std::vector<double>& shares)
 StatusOr<std::vector<double>> ValidateShares(const std::vector<double>& shares, int ranks) {
   if (shares.empty()) return std::vector<double>(static_cast<size_t>(ranks), 1.0);
   if (shares.size() != static_cast<size_t>(ranks)) {
-    return UsageError("--shares: %d shares for %d ranks; give one per rank, for example %s", shares.size(), ranks,
-                      ranks == 2 ? "--shares 3,2" : "--shares 1,1,...");
+    return UsageError("--shares: %d shares for %d ranks; give one per rank, for example %s",
+                      shares.size(), ranks, ranks == 2 ? "--shares 3,2" : "--shares 1,1,...");
   }
   double sum = 0;
   for (const double share : shares) {
-    if (!std::isfinite(share) || share < 0) return UsageError("--shares: %g is not a finite share >= 0", share);
+    if (!std::isfinite(share) || share < 0)
+      return UsageError("--shares: %g is not a finite share >= 0", share);
     sum += share;
   }
-  if (!(sum > 0) || !std::isfinite(sum)) return UsageError("--shares: at least one share must be above 0");
+  if (!(sum > 0) || !std::isfinite(sum))
+    return UsageError("--shares: at least one share must be above 0");
   return shares;
 }
 

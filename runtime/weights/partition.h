@@ -1,5 +1,6 @@
-// Who holds what: contiguous ranges of query heads, of feed-forward columns and of vocabulary rows for each rank,
-// cut by shares. Cuts fall on query heads; a KV head that a cut straddles is held by both neighbours.
+// Who holds what: contiguous ranges of query heads, of feed-forward columns and of vocabulary rows
+// for each rank, cut by shares. Cuts fall on query heads; a KV head that a cut straddles is held by
+// both neighbours.
 #pragma once
 
 #include <cstdint>
@@ -17,11 +18,13 @@ struct Range {
   bool operator==(const Range&) const = default;
 };
 
-// Cuts [0, total) into one contiguous range per share, proportional to the shares, each boundary rounded to the
-// nearest whole item. Ranges may be empty. Shares are >= 0 and not all zero (checked by ValidateShares).
+// Cuts [0, total) into one contiguous range per share, proportional to the shares, each boundary
+// rounded to the nearest whole item. Ranges may be empty. Shares are >= 0 and not all zero (checked
+// by ValidateShares).
 std::vector<Range> CutByShares(int64_t total, const std::vector<double>& shares);
 
-// `ranks` equal shares if `shares` is empty; otherwise exactly one finite, non-negative share per rank.
+// `ranks` equal shares if `shares` is empty; otherwise exactly one finite, non-negative share per
+// rank.
 StatusOr<std::vector<double>> ValidateShares(const std::vector<double>& shares, int ranks);
 
 // The KV heads that the query heads `query` read, each shared by `group` query heads.

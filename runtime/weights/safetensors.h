@@ -15,10 +15,10 @@
 namespace lockstep {
 
 struct TensorInfo {
-  std::string type;            // "BF16", "F32", ... as the file says
+  std::string type;  // "BF16", "F32", ... as the file says
   std::vector<int64_t> shape;
   const RandomAccessFile* file = nullptr;
-  uint64_t offset = 0;         // of the first byte, in the file
+  uint64_t offset = 0;  // of the first byte, in the file
   uint64_t bytes = 0;
 
   std::string ShapeText() const;  // "[64, 128]"
@@ -30,13 +30,15 @@ struct SafetensorsHeader {
   std::map<std::string, TensorInfo> tensors;  // offset is absolute in the file
 };
 
-// Parses the header JSON of a file of `file_bytes`. Refuses overlapping tensors, offsets outside the file, sizes that
-// contradict shape and type, and numbers that overflow. `name` is the file's path, for errors.
+// Parses the header JSON of a file of `file_bytes`. Refuses overlapping tensors, offsets outside
+// the file, sizes that contradict shape and type, and numbers that overflow. `name` is the file's
+// path, for errors.
 StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json, uint64_t file_bytes,
                                                    const std::string& name);
 
-// All *.safetensors files of a directory: those that model.safetensors.index.json names (each must be there) and
-// any beside them (GLM-4.6 and 4.7 keep layer 92 in mtp.safetensors, in some copies outside the index).
+// All *.safetensors files of a directory: those that model.safetensors.index.json names (each must
+// be there) and any beside them (GLM-4.6 and 4.7 keep layer 92 in mtp.safetensors, in some copies
+// outside the index).
 class Checkpoint {
  public:
   static StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& directory);

@@ -9,7 +9,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string text(reinterpret_cast<const char*>(data), size);
   const auto config = lockstep::ParseModelConfig(text, "config.json");
   if (config.ok()) {
-    const lockstep::ModelLimits limits{.max_rows = 8, .max_outputs = 8, .max_model_len = 64, .kv_blocks = 8};
+    const lockstep::ModelLimits limits{
+        .max_rows = 8, .max_outputs = 8, .max_model_len = 64, .kv_blocks = 8};
     (void)lockstep::PlanMemory(*config, limits, {1, 2}, 0, 2, 1);
   }
   return 0;

@@ -1,4 +1,5 @@
-// Reads the golden tensors (a plain safetensors reader of its own, so that ours is not its own witness).
+// Reads the golden tensors (a plain safetensors reader of its own, so that ours is not its own
+// witness).
 #pragma once
 
 #include <cstdint>
@@ -56,7 +57,8 @@ class Golden {
   std::vector<T> Values(const std::string& name) const {
     const auto offsets = entries_.at(name).at("data_offsets").get<std::vector<uint64_t>>();
     std::vector<T> values((offsets[1] - offsets[0]) / sizeof(T));
-    if (!values.empty()) std::memcpy(values.data(), bytes_.data() + begin_ + offsets[0], offsets[1] - offsets[0]);
+    if (!values.empty())
+      std::memcpy(values.data(), bytes_.data() + begin_ + offsets[0], offsets[1] - offsets[0]);
     return values;
   }
   std::string bytes_;

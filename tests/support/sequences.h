@@ -53,7 +53,8 @@ struct Collected {
   std::vector<uint64_t> digests;           // per step
 };
 
-// Runs all tokens, `step` per sequence and step (0: all), all sequences in the same steps, all rows as outputs.
+// Runs all tokens, `step` per sequence and step (0: all), all sequences in the same steps, all rows
+// as outputs.
 inline Collected RunTogether(Model& model, std::vector<Sequence> sequences, int step) {
   Collected result;
   result.logits.resize(sequences.size());

@@ -1,5 +1,6 @@
-// Norm, rotation and storing of heads, and causal attention over paged keys and values. A head's sums run over absolute
-// positions, sixteen at a time, so a prompt cut into other chunks gives the same bits.
+// Norm, rotation and storing of heads, and causal attention over paged keys and values. A head's
+// sums run over absolute positions, sixteen at a time, so a prompt cut into other chunks gives the
+// same bits.
 #pragma once
 
 #include "runtime/kernels/cpu/kernel_table.h"
@@ -42,7 +43,8 @@ void PrepareRowImpl(const AttentionArgs& args, int64_t row) {
   float* heads = args.qkv + row * (args.query_heads + 2 * args.kv_heads) * dim;
   for (int64_t head = 0; head < args.query_heads + args.kv_heads; ++head) {
     const float* norm = head < args.query_heads ? args.query_norm : args.key_norm;
-    if (norm != nullptr) RmsNormImpl(heads + head * dim, norm, static_cast<float>(args.eps), dim, heads + head * dim);
+    if (norm != nullptr)
+      RmsNormImpl(heads + head * dim, norm, static_cast<float>(args.eps), dim, heads + head * dim);
     RotateHead(args, row, heads + head * dim);
   }
   const int64_t position = args.positions[row];
@@ -64,7 +66,8 @@ inline float Dot(const float* a, const float* b, int64_t dim) {
   return SumLanes(sum);
 }
 
-// Turns scores[0 .. count) into probabilities; the tail up to a whole group of lanes is set to zero.
+// Turns scores[0 .. count) into probabilities; the tail up to a whole group of lanes is set to
+// zero.
 inline void Softmax(float* scores, int64_t count) {
   const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = count; i < padded; ++i) scores[i] = -__builtin_inff();
@@ -82,7 +85,8 @@ inline void Softmax(float* scores, int64_t count) {
 }
 
 // out += sum over the page's first `count` positions of p[position] * values[position].
-inline void AddWeighted(const float* p, const float* values, int64_t count, int64_t dim, float* out) {
+inline void AddWeighted(const float* p, const float* values, int64_t count, int64_t dim,
+                        float* out) {
   int64_t i = 0;
   for (; i + 4 * kLanes <= dim; i += 4 * kLanes) {
     F32x16 sums[4] = {Load(out + i), Load(out + i + 16), Load(out + i + 32), Load(out + i + 48)};
@@ -119,11 +123,13 @@ void AttendImpl(const AttentionArgs& args, int64_t row, int64_t kv_head, float* 
   const int32_t* table = args.block_tables[args.sequences[row]];
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
   for (int64_t begin = 0; begin < count; begin += args.block_tokens) {
-    const float* keys = args.key_pages + PageOffset(args, table[begin / args.block_tokens], kv_head);
+    const float* keys =
+        args.key_pages + PageOffset(args, table[begin / args.block_tokens], kv_head);
     const int64_t here = count - begin < args.block_tokens ? count - begin : args.block_tokens;
     for (int64_t head = first; head < last; ++head) {
       float* to = scores + (head - first) * args.score_stride + begin;
-      for (int64_t i = 0; i < here; ++i) to[i] = Dot(queries + head * dim, keys + i * dim, dim) * scale;
+      for (int64_t i = 0; i < here; ++i)
+        to[i] = Dot(queries + head * dim, keys + i * dim, dim) * scale;
     }
   }
   for (int64_t head = first; head < last; ++head) {
@@ -131,10 +137,12 @@ void AttendImpl(const AttentionArgs& args, int64_t row, int64_t kv_head, float* 
     std::memset(out + head * dim, 0, static_cast<size_t>(dim) * sizeof(float));
   }
   for (int64_t begin = 0; begin < count; begin += args.block_tokens) {
-    const float* values = args.value_pages + PageOffset(args, table[begin / args.block_tokens], kv_head);
+    const float* values =
+        args.value_pages + PageOffset(args, table[begin / args.block_tokens], kv_head);
     const int64_t here = count - begin < args.block_tokens ? count - begin : args.block_tokens;
     for (int64_t head = first; head < last; ++head) {
-      AddWeighted(scores + (head - first) * args.score_stride + begin, values, here, dim, out + head * dim);
+      AddWeighted(scores + (head - first) * args.score_stride + begin, values, here, dim,
+                  out + head * dim);
     }
   }
 }

@@ -17,7 +17,7 @@ namespace lockstep::kernels {
 const KernelTable* Avx512Kernels() {
   static constexpr KernelTable table = MakeTable("avx512");
   const bool here = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   return here ? &table : nullptr;
 }
 

@@ -1,4 +1,5 @@
-// The CPU kernels for what every processor of the architecture has: SSE2 on x86, NEON with fused multiply-add on ARM.
+// The CPU kernels for what every processor of the architecture has: SSE2 on x86, NEON with fused
+// multiply-add on ARM.
 #include <cstdint>
 
 namespace lockstep::kernels {

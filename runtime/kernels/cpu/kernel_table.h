@@ -1,4 +1,5 @@
-// The loops of the CPU backend for one instruction set: what a single thread does with its part of an op.
+// The loops of the CPU backend for one instruction set: what a single thread does with its part of
+// an op.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +35,8 @@ struct KernelTable {
   void (*silu_mul)(const float* gate, const float* up, int64_t count, float* out);
   void (*route_row)(const RouterArgs& args, int64_t row);
   // y = sum over top_k slots of weights[s] * (expert_out + slot_of[s] * dim), + shared.
-  void (*combine_row)(const float* expert_out, const int32_t* slot_of, const float* weights, const float* shared,
-                      int64_t top_k, int64_t dim, float* y);
+  void (*combine_row)(const float* expert_out, const int32_t* slot_of, const float* weights,
+                      const float* shared, int64_t top_k, int64_t dim, float* y);
 };
 
 // nullptr where this build or this processor does not have the set.

@@ -1,9 +1,11 @@
-// Sixteen float32 lanes on every instruction set, through the compilers' vector extensions: one zmm register, two ymm,
-// four NEON or SSE registers. Sums run in these sixteen lanes and are folded by one fixed tree, so the addition order, and with
-// fused multiply-add the bits, are the same wherever the code runs (docs/adr, docs/numerics.md).
+// Sixteen float32 lanes on every instruction set, through the compilers' vector extensions: one zmm
+// register, two ymm, four NEON or SSE registers. Sums run in these sixteen lanes and are folded by
+// one fixed tree, so the addition order, and with fused multiply-add the bits, are the same
+// wherever the code runs (docs/adr, docs/numerics.md).
 //
-// Included only by the isa_*.cc files, each compiled for its own instruction set: everything here has internal
-// linkage, so that no function compiled for a newer processor can be picked by the linker for an older one.
+// Included only by the isa_*.cc files, each compiled for its own instruction set: everything here
+// has internal linkage, so that no function compiled for a newer processor can be picked by the
+// linker for an older one.
 #pragma once
 
 #include <cstdint>
@@ -152,13 +154,14 @@ inline float MaxLanes(const F32x16& lanes) {
   return highest;
 }
 
-// e^x within 2 ulp; 0 below -87 and e^88 above 88. Range reduction by ln 2 in two parts, then the polynomial of
-// Cephes' expf (S. Moshier, netlib), rewritten for lanes.
+// e^x within 2 ulp; 0 below -87 and e^88 above 88. Range reduction by ln 2 in two parts, then the
+// polynomial of Cephes' expf (S. Moshier, netlib), rewritten for lanes.
 inline NativeF32 ExpNative(NativeF32 x) {
   const NativeI32 tiny = x < -87.0f;
   const NativeF32 low = tiny ? NativeF32{} - 87.0f : x;
   const NativeF32 clamped = low > 88.0f ? NativeF32{} + 88.0f : low;
-  const NativeF32 shifted = clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
+  const NativeF32 shifted =
+      clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
   const NativeF32 n = shifted - 12582912.0f;
   const NativeF32 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
   NativeF32 p = r * 1.9875691500e-4f + 1.3981999507e-3f;

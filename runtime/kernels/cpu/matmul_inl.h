@@ -1,5 +1,6 @@
-// Matrix products as dot products in sixteen lanes. A tile keeps kRows x kOutputs sums in registers; whichever tile a
-// row falls into, its sum over the inputs runs in the same order, so tiles change the speed and never the bits.
+// Matrix products as dot products in sixteen lanes. A tile keeps kRows x kOutputs sums in
+// registers; whichever tile a row falls into, its sum over the inputs runs in the same order, so
+// tiles change the speed and never the bits.
 #pragma once
 
 #include "runtime/kernels/cpu/kernel_table.h"
@@ -54,7 +55,8 @@ void Tile(const MatMulPart& part, int64_t row, int64_t output) {
 
 template <typename Weight, int kRows, int kOutputs>
 void Strip(const MatMulPart& part, int64_t row, int64_t output, int64_t output_end) {
-  for (; output + kOutputs <= output_end; output += kOutputs) Tile<Weight, kRows, kOutputs>(part, row, output);
+  for (; output + kOutputs <= output_end; output += kOutputs)
+    Tile<Weight, kRows, kOutputs>(part, row, output);
   for (; output < output_end; ++output) Tile<Weight, kRows, 1>(part, row, output);
 }
 
@@ -76,7 +78,8 @@ void MatMulTyped(const MatMulPart& part) {
       continue;
     }
     for (int64_t output = part.output_begin; output < part.output_end; output += kTileOutputs) {
-      const int64_t end = output + kTileOutputs < part.output_end ? output + kTileOutputs : part.output_end;
+      const int64_t end =
+          output + kTileOutputs < part.output_end ? output + kTileOutputs : part.output_end;
       int64_t row = block;
       for (; row + kTileRows <= block_end; row += kTileRows) {
         Strip<Weight, kTileRows, kTileOutputs>(part, row, output, end);
@@ -88,9 +91,12 @@ void MatMulTyped(const MatMulPart& part) {
 
 void MatMulImpl(const MatMulPart& part) {
   switch (part.type) {
-    case DType::kF32: return MatMulTyped<float>(part);
-    case DType::kF16: return MatMulTyped<Half>(part);
-    case DType::kBF16: return MatMulTyped<Bf16>(part);
+    case DType::kF32:
+      return MatMulTyped<float>(part);
+    case DType::kF16:
+      return MatMulTyped<Half>(part);
+    case DType::kBF16:
+      return MatMulTyped<Bf16>(part);
   }
 }
 
@@ -103,9 +109,12 @@ void WidenTyped(const Weight* from, int64_t count, float* to) {
 
 void WidenImpl(DType type, const void* from, int64_t count, float* to) {
   switch (type) {
-    case DType::kF32: return WidenTyped(static_cast<const float*>(from), count, to);
-    case DType::kF16: return WidenTyped(static_cast<const Half*>(from), count, to);
-    case DType::kBF16: return WidenTyped(static_cast<const Bf16*>(from), count, to);
+    case DType::kF32:
+      return WidenTyped(static_cast<const float*>(from), count, to);
+    case DType::kF16:
+      return WidenTyped(static_cast<const Half*>(from), count, to);
+    case DType::kBF16:
+      return WidenTyped(static_cast<const Bf16*>(from), count, to);
   }
 }
 

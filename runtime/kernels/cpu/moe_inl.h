@@ -30,7 +30,8 @@ inline int64_t Highest(const float* values, int64_t count) {
   return best;
 }
 
-// Only experts of the topk_group best groups stay eligible; a group's score is the sum of its two best choices.
+// Only experts of the topk_group best groups stay eligible; a group's score is the sum of its two
+// best choices.
 inline void KeepBestGroups(const RouterArgs& args, float* choice) {
   const int64_t per_group = args.experts / args.n_group;
   float group_scores[kMaxExperts];
@@ -80,7 +81,8 @@ void RouteRowImpl(const RouterArgs& args, int64_t row) {
     int64_t place = i;
     for (; place > 0; --place) {
       const int32_t before = chosen[place - 1];
-      const bool in_order = score[before] > score[moving] || (score[before] == score[moving] && before < moving);
+      const bool in_order =
+          score[before] > score[moving] || (score[before] == score[moving] && before < moving);
       if (in_order) break;
       chosen[place] = before;
     }
@@ -95,13 +97,14 @@ void RouteRowImpl(const RouterArgs& args, int64_t row) {
   }
 }
 
-void CombineRowImpl(const float* expert_out, const int32_t* slot_of, const float* weights, const float* shared,
-                    int64_t top_k, int64_t dim, float* y) {
+void CombineRowImpl(const float* expert_out, const int32_t* slot_of, const float* weights,
+                    const float* shared, int64_t top_k, int64_t dim, float* y) {
   for (int64_t i = 0; i < dim; i += kLanes) {
     const int64_t width = dim - i < kLanes ? dim - i : kLanes;
     F32x16 sum = Splat(0);
     for (int64_t slot = 0; slot < top_k; ++slot) {
-      sum = MulAdd(LoadPart(expert_out + slot_of[slot] * dim + i, width), Splat(weights[slot]), sum);
+      sum =
+          MulAdd(LoadPart(expert_out + slot_of[slot] * dim + i, width), Splat(weights[slot]), sum);
     }
     if (shared != nullptr) sum = sum + LoadPart(shared + i, width);
     StorePart(sum, y + i, width);

@@ -1,4 +1,5 @@
-// The table of one instruction set. An isa_*.cc sets the tile sizes, includes this, and hands out MakeTable().
+// The table of one instruction set. An isa_*.cc sets the tile sizes, includes this, and hands out
+// MakeTable().
 #pragma once
 
 #include "runtime/kernels/cpu/attention_inl.h"
@@ -9,8 +10,8 @@ namespace lockstep::kernels {
 namespace {
 
 constexpr KernelTable MakeTable(const char* name) {
-  return KernelTable{name,           MatMulImpl,  WidenImpl,    RmsNormImpl,   AddImpl,
-                     PrepareRowImpl, AttendImpl,  SiluMulImpl,  RouteRowImpl,  CombineRowImpl};
+  return KernelTable{name,           MatMulImpl, WidenImpl,   RmsNormImpl,  AddImpl,
+                     PrepareRowImpl, AttendImpl, SiluMulImpl, RouteRowImpl, CombineRowImpl};
 }
 
 }  // namespace

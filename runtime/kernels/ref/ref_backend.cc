@@ -1,4 +1,5 @@
-// The plain definition of every op: sequential sums in double precision, one loop per idea. Slow, and right.
+// The plain definition of every op: sequential sums in double precision, one loop per idea. Slow,
+// and right.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,14 +15,18 @@ namespace {
 class RefMatrix final : public PackedMatrix {
  public:
   explicit RefMatrix(HostMatrix matrix)
-      : PackedMatrix(matrix.count, matrix.outputs, matrix.inputs, matrix.data.bytes()), matrix_(std::move(matrix)) {}
+      : PackedMatrix(matrix.count, matrix.outputs, matrix.inputs, matrix.data.bytes()),
+        matrix_(std::move(matrix)) {}
 
   double At(int64_t index, int64_t output, int64_t input) const {
     const auto element = static_cast<size_t>((index * outputs() + output) * inputs() + input);
     switch (matrix_.type) {
-      case DType::kF32: return matrix_.data.as<float>()[element];
-      case DType::kF16: return HalfToFloat(matrix_.data.as<uint16_t>()[element]);
-      case DType::kBF16: return Bf16ToFloat(matrix_.data.as<uint16_t>()[element]);
+      case DType::kF32:
+        return matrix_.data.as<float>()[element];
+      case DType::kF16:
+        return HalfToFloat(matrix_.data.as<uint16_t>()[element]);
+      case DType::kBF16:
+        return Bf16ToFloat(matrix_.data.as<uint16_t>()[element]);
     }
     return 0;
   }
@@ -54,7 +59,8 @@ void RotateHead(const AttentionArgs& args, int64_t row, float* head) {
 // Where position `position` of a sequence lies in a layer's pages, for local KV head `head`.
 int64_t PageOffset(const AttentionArgs& args, int64_t row, int64_t head, int64_t position) {
   const int64_t block = args.block_tables[args.sequences[row]][position / args.block_tokens];
-  return ((block * args.kv_heads + head) * args.block_tokens + position % args.block_tokens) * args.head_dim;
+  return ((block * args.kv_heads + head) * args.block_tokens + position % args.block_tokens) *
+         args.head_dim;
 }
 
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
@@ -67,8 +73,8 @@ class RefBackend final : public Backend {
     return std::make_unique<RefMatrix>(std::move(matrix));
   }
 
-  void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x, int64_t rows,
-              float* y) const override {
+  void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
+              int64_t rows, float* y) const override {
     const int64_t n = weights.outputs();
     queue.pool->ParallelFor(rows * n, 64, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) {
@@ -82,23 +88,25 @@ class RefBackend final : public Backend {
     GroupRowsOnHost(args, groups);
   }
 
-  void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups, const float* x,
-                     bool by_row, float* y) const override {
+  void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups,
+                     const float* x, bool by_row, float* y) const override {
     const int64_t n = weights.outputs();
-    for (const RowGroup& group : std::span(groups.groups, static_cast<size_t>(*groups.group_count))) {
-      queue.pool->ParallelFor((group.end - group.begin) * n, 64, [&](int64_t begin, int64_t end, int) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t assignment = group.begin + i / n;
-          const int64_t row = by_row ? groups.row_of[assignment] : assignment;
-          y[assignment * n + i % n] =
-              static_cast<float>(Dot(weights, group.matrix, i % n, x + row * weights.inputs()));
-        }
-      });
+    for (const RowGroup& group :
+         std::span(groups.groups, static_cast<size_t>(*groups.group_count))) {
+      queue.pool->ParallelFor(
+          (group.end - group.begin) * n, 64, [&](int64_t begin, int64_t end, int) {
+            for (int64_t i = begin; i < end; ++i) {
+              const int64_t assignment = group.begin + i / n;
+              const int64_t row = by_row ? groups.row_of[assignment] : assignment;
+              y[assignment * n + i % n] =
+                  static_cast<float>(Dot(weights, group.matrix, i % n, x + row * weights.inputs()));
+            }
+          });
     }
   }
 
-  void Embed(Queue&, const PackedMatrix& table, int64_t first_row, const int32_t* tokens, int64_t rows,
-             float* y) const override {
+  void Embed(Queue&, const PackedMatrix& table, int64_t first_row, const int32_t* tokens,
+             int64_t rows, float* y) const override {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t index = tokens[row] - first_row;
       const bool here = index >= 0 && index < table.outputs();
@@ -110,11 +118,12 @@ class RefBackend final : public Backend {
 
   void RmsNorm(Queue&, const float* x, const float* weight, double eps, int64_t rows, int64_t dim,
                float* y) const override {
-    for (int64_t row = 0; row < rows; ++row) NormRow(x + row * dim, weight, eps, dim, y + row * dim);
+    for (int64_t row = 0; row < rows; ++row)
+      NormRow(x + row * dim, weight, eps, dim, y + row * dim);
   }
 
-  void AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight, double eps, int64_t rows,
-                  int64_t dim, float* y) const override {
+  void AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight, double eps,
+                  int64_t rows, int64_t dim, float* y) const override {
     for (int64_t i = 0; i < rows * dim; ++i) x[i] += delta[i];
     RmsNorm(queue, x, weight, eps, rows, dim, y);
   }
@@ -139,15 +148,17 @@ class RefBackend final : public Backend {
   }
 
   void Attention(Queue& queue, const AttentionArgs& args) const override {
-    queue.pool->ParallelFor(args.rows * args.query_heads, 1, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t i = begin; i < end; ++i) {
-        AttendHead(args, i / args.query_heads, i % args.query_heads,
-                   args.scores + thread * args.group * args.score_stride);
-      }
-    });
+    queue.pool->ParallelFor(args.rows * args.query_heads, 1,
+                            [&](int64_t begin, int64_t end, int thread) {
+                              for (int64_t i = begin; i < end; ++i) {
+                                AttendHead(args, i / args.query_heads, i % args.query_heads,
+                                           args.scores + thread * args.group * args.score_stride);
+                              }
+                            });
   }
 
-  void SiluMul(Queue&, const float* gate_up, int64_t rows, int64_t columns, float* out) const override {
+  void SiluMul(Queue&, const float* gate_up, int64_t rows, int64_t columns,
+               float* out) const override {
     for (int64_t row = 0; row < rows; ++row) {
       const float* gate = gate_up + row * 2 * columns;
       for (int64_t i = 0; i < columns; ++i) {
@@ -160,15 +171,17 @@ class RefBackend final : public Backend {
     for (int64_t row = 0; row < args.rows; ++row) RouteRow(args, row);
   }
 
-  void CombineExperts(Queue&, const RouterArgs& args, const ExpertGroups& groups, const float* expert_out,
-                      const float* shared, int64_t dim, float* y) const override {
+  void CombineExperts(Queue&, const RouterArgs& args, const ExpertGroups& groups,
+                      const float* expert_out, const float* shared, int64_t dim,
+                      float* y) const override {
     for (int64_t row = 0; row < args.rows; ++row) {
       for (int64_t i = 0; i < dim; ++i) {
         double sum = 0;
         for (int64_t slot = row * args.top_k; slot < (row + 1) * args.top_k; ++slot) {
           sum += double{args.weights[slot]} * expert_out[groups.assignment_of[slot] * dim + i];
         }
-        y[row * dim + i] = static_cast<float>(sum + (shared != nullptr ? shared[row * dim + i] : 0));
+        y[row * dim + i] =
+            static_cast<float>(sum + (shared != nullptr ? shared[row * dim + i] : 0));
       }
     }
   }
@@ -194,7 +207,8 @@ class RefBackend final : public Backend {
       highest = std::max(highest, double{scores[position]});
     }
     double sum = 0;
-    for (int64_t position = 0; position <= last; ++position) sum += std::exp(scores[position] - highest);
+    for (int64_t position = 0; position <= last; ++position)
+      sum += std::exp(scores[position] - highest);
     float* out = args.out + (row * args.query_heads + head) * args.head_dim;
     for (int64_t i = 0; i < args.head_dim; ++i) {
       double value = 0;
@@ -216,7 +230,8 @@ class RefBackend final : public Backend {
     if (args.n_group > 1) KeepBestGroups(args, &choice);
     std::vector<int32_t> order(choice.size());
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return choice[a] > choice[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return choice[a] > choice[b]; });
     order.resize(static_cast<size_t>(args.top_k));
     std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
       return score[a] != score[b] ? score[a] > score[b] : a < b;
@@ -230,19 +245,22 @@ class RefBackend final : public Backend {
     }
   }
 
-  // A group's score is the sum of its two best choices; experts outside the best groups cannot be chosen.
+  // A group's score is the sum of its two best choices; experts outside the best groups cannot be
+  // chosen.
   static void KeepBestGroups(const RouterArgs& args, std::vector<float>* choice) {
     const int64_t per_group = args.experts / args.n_group;
     std::vector<std::pair<float, int64_t>> groups;
     for (int64_t group = 0; group < args.n_group; ++group) {
-      std::vector<float> members(choice->begin() + group * per_group, choice->begin() + (group + 1) * per_group);
+      std::vector<float> members(choice->begin() + group * per_group,
+                                 choice->begin() + (group + 1) * per_group);
       std::sort(members.begin(), members.end(), std::greater<>());
       groups.emplace_back(-(members[0] + (per_group > 1 ? members[1] : 0.0f)), group);
     }
     std::stable_sort(groups.begin(), groups.end());
     for (int64_t place = args.topk_group; place < args.n_group; ++place) {
       const int64_t group = groups[place].second;
-      std::fill_n(choice->begin() + group * per_group, per_group, -std::numeric_limits<float>::infinity());
+      std::fill_n(choice->begin() + group * per_group, per_group,
+                  -std::numeric_limits<float>::infinity());
     }
   }
 };

@@ -67,7 +67,8 @@ TEST(Dtype, WidensEveryHalfAsTheStandardSays) {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
     const int exponent = static_cast<int>(bits >> 10 & 31);
     const int fraction = static_cast<int>(bits & 1023);
-    double want = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
+    double want =
+        exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);
     if (exponent == 31) want = fraction == 0 ? INFINITY : NAN;
     if (bits & 0x8000) want = -want;
     const float got = HalfToFloat(static_cast<uint16_t>(bits));
@@ -108,7 +109,8 @@ TEST(ThreadPool, WakesAfterItsHelpersWentToSleep) {
   for (int round = 0; round < 5; ++round) {
     std::this_thread::sleep_for(std::chrono::milliseconds(60));
     std::atomic<int> sum{0};
-    pool.ParallelFor(300, 1, [&](int64_t begin, int64_t end, int) { sum += static_cast<int>(end - begin); });
+    pool.ParallelFor(
+        300, 1, [&](int64_t begin, int64_t end, int) { sum += static_cast<int>(end - begin); });
     EXPECT_EQ(sum.load(), 300);
   }
 }
@@ -121,13 +123,15 @@ TEST(File, AtomicWriteReplacesAndLeavesNothingBehind) {
     EXPECT_EQ(ReadTextFile(path).value(), text);
   }
   int files = 0;
-  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(directory.path())) ++files;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator(directory.path()))
+    ++files;
   EXPECT_EQ(files, 1);
   EXPECT_FALSE(WriteFileAtomically("/nowhere/out", {}).ok());
 }
 
 TEST(File, SaysWhichFileCannotBeRead) {
-  EXPECT_THAT(MessageOf(ReadTextFile("/nowhere/file").status()), HasSubstr("/nowhere/file: cannot open"));
+  EXPECT_THAT(MessageOf(ReadTextFile("/nowhere/file").status()),
+              HasSubstr("/nowhere/file: cannot open"));
   EXPECT_THAT(MessageOf(RandomAccessFile::Open("/").status()), HasSubstr("not a regular file"));
   const testing::TemporaryDirectory directory;
   directory.Write("short", "abc");
@@ -147,7 +151,8 @@ TEST(Options, AreCheckedAgainstTheirTable) {
   EXPECT_THAT(MessageOf(set("ranks", "0")), HasSubstr("--ranks: 0 is outside 1"));
   EXPECT_THAT(MessageOf(set("ranks", "2.5")), HasSubstr("not a whole number"));
   EXPECT_THAT(MessageOf(set("ranks", "")), HasSubstr("not a whole number"));
-  EXPECT_THAT(MessageOf(set("collective", "smoke")), HasSubstr("'smoke' is not one of tcp, shm, mpi"));
+  EXPECT_THAT(MessageOf(set("collective", "smoke")),
+              HasSubstr("'smoke' is not one of tcp, shm, mpi"));
   EXPECT_TRUE(set("shares", "3,2.5").ok());
   EXPECT_EQ(options.shares, (std::vector<double>{3, 2.5}));
   EXPECT_FALSE(set("shares", "3,,2").ok());

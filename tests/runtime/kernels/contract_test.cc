@@ -1,4 +1,5 @@
-// Every backend against `ref`, on random inputs of awkward shapes, and the promise that rows do not see each other.
+// Every backend against `ref`, on random inputs of awkward shapes, and the promise that rows do not
+// see each other.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -13,11 +14,13 @@
 namespace lockstep::kernels {
 namespace {
 
-// Fresh numbers on every run unless LOCKSTEP_TEST_SEED says which; printed, so that a failure can be replayed.
+// Fresh numbers on every run unless LOCKSTEP_TEST_SEED says which; printed, so that a failure can
+// be replayed.
 uint64_t Seed() {
   static const uint64_t seed = [] {
     const char* fixed = std::getenv("LOCKSTEP_TEST_SEED");
-    const uint64_t value = fixed != nullptr ? std::strtoull(fixed, nullptr, 10) : std::random_device{}();
+    const uint64_t value =
+        fixed != nullptr ? std::strtoull(fixed, nullptr, 10) : std::random_device{}();
     std::printf("seed: LOCKSTEP_TEST_SEED=%llu\n", static_cast<unsigned long long>(value));
     return value;
   }();
@@ -31,7 +34,8 @@ std::vector<float> Random(std::mt19937_64& random, int64_t count, float scale = 
   return values;
 }
 
-HostMatrix RandomMatrix(std::mt19937_64& random, DType type, int64_t count, int64_t outputs, int64_t inputs) {
+HostMatrix RandomMatrix(std::mt19937_64& random, DType type, int64_t count, int64_t outputs,
+                        int64_t inputs) {
   HostMatrix matrix = HostMatrix::Allocate(type, count, outputs, inputs, "test").value();
   std::normal_distribution<float> normal(0, 1);
   const int64_t size = count * outputs * inputs;
@@ -42,14 +46,16 @@ HostMatrix RandomMatrix(std::mt19937_64& random, DType type, int64_t count, int6
     } else if (type == DType::kBF16) {
       matrix.data.as<uint16_t>()[i] = FloatToBf16(value);
     } else {
-      matrix.data.as<uint16_t>()[i] = static_cast<uint16_t>(random() % 0x7c00) | (random() % 2 ? 0x8000 : 0);
+      matrix.data.as<uint16_t>()[i] =
+          static_cast<uint16_t>(random() % 0x7c00) | (random() % 2 ? 0x8000 : 0);
     }
   }
   return matrix;
 }
 
 HostMatrix Copy(const HostMatrix& from) {
-  HostMatrix to = HostMatrix::Allocate(from.type, from.count, from.outputs, from.inputs, "test").value();
+  HostMatrix to =
+      HostMatrix::Allocate(from.type, from.count, from.outputs, from.inputs, "test").value();
   std::memcpy(to.data.data(), from.data.data(), from.data.bytes());
   return to;
 }
@@ -83,8 +89,14 @@ class Kernels : public ::testing::TestWithParam<const char*> {
 
 TEST_P(Kernels, MatMulAgreesWithRefForEveryTypeAndShape) {
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
-    for (const auto& [rows, outputs, inputs] : {std::tuple{1, 1, 1}, {1, 33, 128}, {3, 17, 19}, {5, 9, 160},
-                                                {37, 70, 96}, {70, 5, 515}, {2, 0, 8}, {4, 6, 0}}) {
+    for (const auto& [rows, outputs, inputs] : {std::tuple{1, 1, 1},
+                                                {1, 33, 128},
+                                                {3, 17, 19},
+                                                {5, 9, 160},
+                                                {37, 70, 96},
+                                                {70, 5, 515},
+                                                {2, 0, 8},
+                                                {4, 6, 0}}) {
       const HostMatrix source = RandomMatrix(random_, type, 1, outputs, inputs);
       const auto mine = backend_->Pack(Copy(source)).value();
       const auto theirs = ref_->Pack(Copy(source)).value();
@@ -93,12 +105,14 @@ TEST_P(Kernels, MatMulAgreesWithRefForEveryTypeAndShape) {
       std::vector<float> got(static_cast<size_t>(rows * outputs), NAN), want(got.size());
       backend_->MatMul(queue_, *mine, bias.data(), x.data(), rows, got.data());
       ref_->MatMul(queue_, *theirs, bias.data(), x.data(), rows, want.data());
-      EXPECT_LE(Difference(got, want), 2e-6) << NameOf(type) << " " << rows << "x" << outputs << "x" << inputs;
+      EXPECT_LE(Difference(got, want), 2e-6)
+          << NameOf(type) << " " << rows << "x" << outputs << "x" << inputs;
       // One row alone, by one thread: the same bits.
       for (int row = 0; row < rows; ++row) {
         std::vector<float> alone(static_cast<size_t>(outputs));
         backend_->MatMul(single_, *mine, bias.data(), x.data() + row * inputs, 1, alone.data());
-        EXPECT_TRUE(std::equal(alone.begin(), alone.end(), got.begin() + row * outputs)) << "row " << row;
+        EXPECT_TRUE(std::equal(alone.begin(), alone.end(), got.begin() + row * outputs))
+            << "row " << row;
       }
     }
   }
@@ -115,8 +129,10 @@ TEST_P(Kernels, RmsNormAgreesWithRef) {
     EXPECT_LE(Difference(got, want), 1e-6) << dim;
     auto mine = x, theirs = x;
     const auto delta = Random(random_, rows * dim);
-    backend_->AddRmsNorm(queue_, mine.data(), delta.data(), weight.data(), 1e-5, rows, dim, got.data());
-    ref_->AddRmsNorm(queue_, theirs.data(), delta.data(), weight.data(), 1e-5, rows, dim, want.data());
+    backend_->AddRmsNorm(queue_, mine.data(), delta.data(), weight.data(), 1e-5, rows, dim,
+                         got.data());
+    ref_->AddRmsNorm(queue_, theirs.data(), delta.data(), weight.data(), 1e-5, rows, dim,
+                     want.data());
     EXPECT_LE(Difference(got, want), 1e-6) << dim;
     EXPECT_EQ(mine, theirs);
   }
@@ -132,7 +148,8 @@ TEST_P(Kernels, SiluMulAgreesWithRefAlsoAtTheEnds) {
   backend_->SiluMul(queue_, gate_up.data(), rows, columns, got.data());
   ref_->SiluMul(queue_, gate_up.data(), rows, columns, want.data());
   EXPECT_LE(Difference(got, want), 1e-6);
-  for (size_t i = 0; i < want.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-6 * std::fabs(want[i]) + 1e-30) << i;
+  for (size_t i = 0; i < want.size(); ++i)
+    EXPECT_NEAR(got[i], want[i], 1e-6 * std::fabs(want[i]) + 1e-30) << i;
 }
 
 TEST_P(Kernels, EmbeddingTakesOwnRowsAndLeavesTheOthersZero) {
@@ -149,77 +166,93 @@ TEST_P(Kernels, EmbeddingTakesOwnRowsAndLeavesTheOthersZero) {
   }
 }
 
-TEST_P(Kernels, AttentionOverScatteredPagesAgreesWithRefAndIgnoresOtherRows) {
-  for (const int64_t head_dim : {16, 24, 64, 128}) {
-    AttentionArgs args;
-    args.rows = 6;
-    args.query_heads = 5;      // heads 4..8 of groups of 3: KV heads 1, 2
-    args.first_query_head = 4;
-    args.group = 3;
-    args.kv_heads = 2;
-    args.first_kv_head = 1;
-    args.head_dim = head_dim;
-    args.rotary_dim = head_dim / 2 / 2 * 2;
-    args.block_tokens = 16;
-    args.eps = 1e-5;
-    const std::vector<int32_t> positions = {0, 40, 15, 16, 17, 33};
-    const std::vector<int32_t> sequences = {0, 1, 2, 2, 2, 3};
-    const std::vector<std::vector<int32_t>> tables = {{7}, {3, 0, 9}, {5, 1}, {2, 8, 4}};
-    std::vector<const int32_t*> table_pointers;
-    for (const auto& table : tables) table_pointers.push_back(table.data());
-    const int64_t half = args.rotary_dim / 2;
-    const int64_t width = (args.query_heads + 2 * args.kv_heads) * head_dim;
-    const int64_t page = 10 * args.kv_heads * args.block_tokens * head_dim;
-    const auto cosines = Random(random_, args.rows * half), sines = Random(random_, args.rows * half);
-    const auto query_norm = Random(random_, head_dim), key_norm = Random(random_, head_dim);
-    const auto qkv = Random(random_, args.rows * width), keys = Random(random_, page), values = Random(random_, page);
-    args.positions = positions.data();
-    args.sequences = sequences.data();
-    args.block_tables = table_pointers.data();
-    args.cosines = cosines.data();
-    args.sines = sines.data();
-    args.query_norm = query_norm.data();
-    args.key_norm = key_norm.data();
-    args.score_stride = 48;
-    std::vector<float> scores(static_cast<size_t>(3 * args.group * args.score_stride));
-    args.scores = scores.data();
-    const auto run = [&](const Backend& backend, Queue& queue, AttentionArgs a, std::vector<float>* out,
-                         std::vector<float>* key_pages) {
-      auto local_qkv = qkv;
-      auto value_pages = values;
-      *key_pages = keys;
-      out->assign(static_cast<size_t>(args.rows * args.query_heads * head_dim), NAN);
-      a.qkv = local_qkv.data();
-      a.key_pages = key_pages->data();
-      a.value_pages = value_pages.data();
-      a.out = out->data();
-      backend.PrepareAttention(queue, a);
-      backend.Attention(queue, a);
-    };
-    std::vector<float> got, want, single, got_keys, want_keys, single_keys;
-    run(*backend_, queue_, args, &got, &got_keys);
-    run(*ref_, queue_, args, &want, &want_keys);
-    EXPECT_LE(Difference(got, want), 3e-6) << head_dim;
-    EXPECT_LE(Difference(got_keys, want_keys), 1e-6) << head_dim;
-    run(*backend_, single_, args, &single, &single_keys);
-    EXPECT_EQ(single, got) << "threads change bits";
-    // Row 1 of sequence 1 alone.
-    AttentionArgs alone = args;
-    alone.rows = 1;
-    alone.positions = positions.data() + 1;
-    alone.sequences = sequences.data() + 1;
-    alone.cosines = cosines.data() + half;
-    alone.sines = sines.data() + half;
-    auto local_qkv = qkv, key_pages = keys, value_pages = values;
-    std::vector<float> out(static_cast<size_t>(args.query_heads * head_dim), NAN);
-    alone.qkv = local_qkv.data() + width;
-    alone.key_pages = key_pages.data();
-    alone.value_pages = value_pages.data();
-    alone.out = out.data();
-    backend_->PrepareAttention(queue_, alone);
-    backend_->Attention(queue_, alone);
-    EXPECT_TRUE(std::equal(out.begin(), out.end(), got.begin() + args.query_heads * head_dim));
+// Six rows of four sequences over scattered pages; this rank holds heads 4..8 of groups of three,
+// so that both ends of its range share a KV head with a neighbour.
+class AttentionCase {
+ public:
+  AttentionCase(std::mt19937_64& random, int64_t head_dim) {
+    args_.rows = 6;
+    args_.query_heads = 5;
+    args_.first_query_head = 4;
+    args_.group = 3;
+    args_.kv_heads = 2;
+    args_.first_kv_head = 1;
+    args_.head_dim = head_dim;
+    args_.rotary_dim = head_dim / 4 * 2;
+    args_.block_tokens = 16;
+    args_.eps = 1e-5;
+    args_.score_stride = 48;
+    for (const auto& table : tables_) table_pointers_.push_back(table.data());
+    const int64_t page = 10 * args_.kv_heads * args_.block_tokens * head_dim;
+    cosines_ = Random(random, args_.rows * half());
+    sines_ = Random(random, args_.rows * half());
+    query_norm_ = Random(random, head_dim);
+    key_norm_ = Random(random, head_dim);
+    qkv_ = Random(random, args_.rows * width());
+    keys_ = Random(random, page);
+    values_ = Random(random, page);
+    scores_.resize(static_cast<size_t>(3 * args_.group * args_.score_stride));
   }
+
+  struct Result {
+    std::vector<float> out;   // [rows, query_heads * head_dim]
+    std::vector<float> keys;  // the pages afterwards
+  };
+
+  // Rows [first, first + count) as one step.
+  Result Run(const Backend& backend, Queue& queue, int64_t first, int64_t count) const {
+    AttentionArgs args = args_;
+    std::vector<float> qkv = qkv_, values = values_, scores = scores_;
+    Result result{std::vector<float>(static_cast<size_t>(count * out_width()), NAN), keys_};
+    args.rows = count;
+    args.positions = positions_.data() + first;
+    args.sequences = sequences_.data() + first;
+    args.block_tables = table_pointers_.data();
+    args.cosines = cosines_.data() + first * half();
+    args.sines = sines_.data() + first * half();
+    args.query_norm = query_norm_.data();
+    args.key_norm = key_norm_.data();
+    args.scores = scores.data();
+    args.qkv = qkv.data() + first * width();
+    args.key_pages = result.keys.data();
+    args.value_pages = values.data();
+    args.out = result.out.data();
+    backend.PrepareAttention(queue, args);
+    backend.Attention(queue, args);
+    return result;
+  }
+  int64_t rows() const { return args_.rows; }
+  int64_t out_width() const { return args_.query_heads * args_.head_dim; }
+
+ private:
+  int64_t half() const { return args_.rotary_dim / 2; }
+  int64_t width() const { return (args_.query_heads + 2 * args_.kv_heads) * args_.head_dim; }
+
+  const std::vector<int32_t> positions_ = {0, 40, 15, 16, 17, 33};
+  const std::vector<int32_t> sequences_ = {0, 1, 2, 2, 2, 3};
+  const std::vector<std::vector<int32_t>> tables_ = {{7}, {3, 0, 9}, {5, 1}, {2, 8, 4}};
+  std::vector<const int32_t*> table_pointers_;
+  AttentionArgs args_;
+  std::vector<float> cosines_, sines_, query_norm_, key_norm_, qkv_, keys_, values_, scores_;
+};
+
+TEST_P(Kernels, AttentionOverScatteredPagesAgreesWithRef) {
+  for (const int64_t head_dim : {16, 24, 64, 128}) {
+    const AttentionCase attention(random_, head_dim);
+    const auto got = attention.Run(*backend_, queue_, 0, attention.rows());
+    const auto want = attention.Run(*ref_, queue_, 0, attention.rows());
+    EXPECT_LE(Difference(got.out, want.out), 3e-6) << head_dim;
+    EXPECT_LE(Difference(got.keys, want.keys), 1e-6) << head_dim;
+  }
+}
+
+TEST_P(Kernels, AttentionOfARowIgnoresThreadsAndOtherSequences) {
+  const AttentionCase attention(random_, 24);
+  const auto all = attention.Run(*backend_, queue_, 0, attention.rows());
+  EXPECT_EQ(attention.Run(*backend_, single_, 0, attention.rows()).out, all.out);
+  const auto alone = attention.Run(*backend_, queue_, 1, 1);  // the only row of its sequence
+  EXPECT_TRUE(
+      std::equal(alone.out.begin(), alone.out.end(), all.out.begin() + attention.out_width()));
 }
 
 TEST_P(Kernels, GroupedMatMulAndCombineAgreeWithALoopOverRows) {
@@ -232,7 +265,8 @@ TEST_P(Kernels, GroupedMatMulAndCombineAgreeWithALoopOverRows) {
     std::vector<int32_t> order = {0, 1, 2, 3, 4, 5, 6};
     std::shuffle(order.begin(), order.end(), random_);
     chosen.insert(chosen.end(), order.begin(), order.begin() + top_k);
-    for (int64_t slot = 0; slot < top_k; ++slot) weights.push_back(0.1f * static_cast<float>(slot + 1));
+    for (int64_t slot = 0; slot < top_k; ++slot)
+      weights.push_back(0.1f * static_cast<float>(slot + 1));
   }
   RouterArgs route;
   route.rows = rows;
@@ -246,10 +280,12 @@ TEST_P(Kernels, GroupedMatMulAndCombineAgreeWithALoopOverRows) {
   const ExpertGroups grouping{groups.data(), &count, row_of.data(), assignment_of.data()};
   backend_->GroupRows(queue_, route, grouping);
   const auto x = Random(random_, rows * inputs);
-  std::vector<float> expert_out(chosen.size() * outputs, NAN), got(static_cast<size_t>(rows * outputs)), want(got.size());
+  std::vector<float> expert_out(chosen.size() * outputs, NAN),
+      got(static_cast<size_t>(rows * outputs)), want(got.size());
   backend_->GroupedMatMul(queue_, *stack, grouping, x.data(), true, expert_out.data());
   const auto shared = Random(random_, rows * outputs);
-  backend_->CombineExperts(queue_, route, grouping, expert_out.data(), shared.data(), outputs, got.data());
+  backend_->CombineExperts(queue_, route, grouping, expert_out.data(), shared.data(), outputs,
+                           got.data());
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t n = 0; n < outputs; ++n) {
       double sum = shared[row * outputs + n];
@@ -267,11 +303,13 @@ TEST_P(Kernels, GroupedMatMulAndCombineAgreeWithALoopOverRows) {
 }
 
 TEST_P(Kernels, RouterAgreesWithTheReferenceCases) {
-  const testing::Golden golden(testing::SourcePath("tests/goldens/kernels/router_cases.safetensors"));
+  const testing::Golden golden(
+      testing::SourcePath("tests/goldens/kernels/router_cases.safetensors"));
   int cases = 0;
   for (; golden.Has(std::to_string(cases) + ".params"); ++cases) {
     const std::string name = std::to_string(cases);
-    const auto params = golden.Ids(name + ".params");  // experts, top_k, n_group, topk_group, norm_topk_prob
+    const auto params =
+        golden.Ids(name + ".params");  // experts, top_k, n_group, topk_group, norm_topk_prob
     const auto logits = golden.Floats(name + ".logits");
     const auto bias = golden.Floats(name + ".bias");
     const auto want_chosen = golden.Ids(name + ".idx");
@@ -304,7 +342,8 @@ std::string BackendName(const ::testing::TestParamInfo<const char*>& info) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Kernels,
-                         ::testing::Values("ref", "cpu", "cpu/avx512", "cpu/avx2", "cpu/baseline", "cpu/neon"),
+                         ::testing::Values("ref", "cpu", "cpu/avx512", "cpu/avx2", "cpu/baseline",
+                                           "cpu/neon"),
                          BackendName);
 
 }  // namespace

@@ -30,8 +30,11 @@ TEST(Step, AllocatesNothing) {
       testing::TestModelOptions options;
       options.directory = testing::SourcePath("tests/goldens/models/tiny-b");
       const auto model = testing::OpenModel(options, group);
-      Batch batch{.tokens = {5, 6, 7}, .positions = {0, 1, 0}, .sequences = {0, 0, 1},
-                  .block_tables = {{0}, {1}}, .output_rows = {1, 2}};
+      Batch batch{.tokens = {5, 6, 7},
+                  .positions = {0, 1, 0},
+                  .sequences = {0, 0, 1},
+                  .block_tables = {{0}, {1}},
+                  .output_rows = {1, 2}};
       ASSERT_TRUE(model.model->Step(batch).ok());  // the first exchange may size its buffers
       for (int round = 0; round < 3; ++round) {
         for (int32_t& position : batch.positions) position += 2;

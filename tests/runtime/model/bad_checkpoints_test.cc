@@ -1,4 +1,5 @@
-// Checkpoints that contradict themselves are refused by name, on one rank and on several, and nobody hangs.
+// Checkpoints that contradict themselves are refused by name, on one rank and on several, and
+// nobody hangs.
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -64,7 +65,8 @@ class BadCheckpoint : public ::testing::Test {
       std::memcpy(&size, file.data(), 8);
       const auto header = nlohmann::json::parse(file.substr(8, size));
       if (!header.contains(tensor)) continue;
-      file.replace(8 + size + header[tensor]["data_offsets"][0].get<uint64_t>(), bytes.size(), bytes);
+      file.replace(8 + size + header[tensor]["data_offsets"][0].get<uint64_t>(), bytes.size(),
+                   bytes);
       std::ofstream(entry.path(), std::ios::binary) << file;
       return;
     }
@@ -81,27 +83,32 @@ TEST_F(BadCheckpoint, ConfigThatContradictsTheWeightsNamesTensorAndShapes) {
 
 TEST_F(BadCheckpoint, MoreLayersThanConfigAnnouncesAreRefused) {
   EditConfig("num_hidden_layers", 3);
-  EXPECT_THAT(ErrorOf(directory_.path()), AllOf(HasSubstr("model.layers.3."), HasSubstr("announces 3 layers")));
+  EXPECT_THAT(ErrorOf(directory_.path()),
+              AllOf(HasSubstr("model.layers.3."), HasSubstr("announces 3 layers")));
 }
 
 TEST_F(BadCheckpoint, FewerLayersThanConfigAnnouncesNameTheMissingTensor) {
   EditConfig("num_hidden_layers", 5);
-  EXPECT_THAT(ErrorOf(directory_.path()), AllOf(HasSubstr("model.layers.4."), HasSubstr("is missing")));
+  EXPECT_THAT(ErrorOf(directory_.path()),
+              AllOf(HasSubstr("model.layers.4."), HasSubstr("is missing")));
 }
 
 TEST_F(BadCheckpoint, WeightsThatAreNotNumbersAreRefused) {
   Poke("model.layers.1.self_attn.q_proj.weight", std::string("\xc0\x7f", 2));  // a bfloat16 NaN
-  EXPECT_THAT(ErrorOf(directory_.path()), AllOf(HasSubstr("q_proj.weight"), HasSubstr("not finite")));
+  EXPECT_THAT(ErrorOf(directory_.path()),
+              AllOf(HasSubstr("q_proj.weight"), HasSubstr("not finite")));
 }
 
 TEST_F(BadCheckpoint, ACutShardIsNamed) {
   const std::string shard = directory_.File("model-00002-of-00002.safetensors");
   std::filesystem::resize_file(shard, std::filesystem::file_size(shard) - 100);
-  EXPECT_THAT(ErrorOf(directory_.path()), AllOf(HasSubstr("model-00002-of-00002"), HasSubstr("outside the file")));
+  EXPECT_THAT(ErrorOf(directory_.path()),
+              AllOf(HasSubstr("model-00002-of-00002"), HasSubstr("outside the file")));
 }
 
 TEST_F(BadCheckpoint, OneRanksBrokenFileEndsTheOthersWithItsReason) {
-  Poke("model.layers.2.mlp.experts.5.down_proj.weight", std::string("\xc0\x7f", 2));  // read by rank 0 alone
+  Poke("model.layers.2.mlp.experts.5.down_proj.weight",
+       std::string("\xc0\x7f", 2));  // read by rank 0 alone
   std::vector<std::string> messages(3);
   std::vector<ErrorKind> kinds(3);
   RunRanks(3, "tcp", [&](Membership& membership, Group& group) {
@@ -121,8 +128,9 @@ TEST(LoadModel, EveryRankReadsItsShareAndNothingElse) {
   uint64_t matrices = 0, replicated = 0;
   const auto checkpoint = Checkpoint::Open(directory).value();
   for (const auto& [name, info] : checkpoint->tensors()) {
-    const bool everywhere = info.shape.size() == 1 || name.find("mlp.gate.weight") != std::string::npos ||
-                            name.find("k_proj") != std::string::npos || name.find("v_proj") != std::string::npos;
+    const bool everywhere =
+        info.shape.size() == 1 || name.find("mlp.gate.weight") != std::string::npos ||
+        name.find("k_proj") != std::string::npos || name.find("v_proj") != std::string::npos;
     (everywhere ? replicated : matrices) += info.bytes;  // one KV head: both ranks hold it
   }
   std::vector<uint64_t> read(2);
@@ -133,7 +141,8 @@ TEST(LoadModel, EveryRankReadsItsShareAndNothingElse) {
     read[static_cast<size_t>(group.rank())] = model.model->bytes_read();
   });
   for (const uint64_t bytes : read) {
-    EXPECT_LE(static_cast<double>(bytes), 1.05 * (static_cast<double>(matrices) / 2 + static_cast<double>(replicated)));
+    EXPECT_LE(static_cast<double>(bytes),
+              1.05 * (static_cast<double>(matrices) / 2 + static_cast<double>(replicated)));
     EXPECT_GE(static_cast<double>(bytes), 0.95 * static_cast<double>(matrices) / 2);
   }
 }
@@ -144,7 +153,11 @@ TEST(Step, RefusesBatchesThatPointOutsideInsteadOfReadingThere) {
     options.directory = SourcePath("tests/goldens/models/tiny-a");
     options.limits = kLimits;
     const auto model = testing::OpenModel(options, group);
-    const Batch good{.tokens = {1}, .positions = {0}, .sequences = {0}, .block_tables = {{0}}, .output_rows = {0}};
+    const Batch good{.tokens = {1},
+                     .positions = {0},
+                     .sequences = {0},
+                     .block_tables = {{0}},
+                     .output_rows = {0}};
     EXPECT_TRUE(model.model->Step(good).ok());
     const auto refused = [&](auto&& edit) {
       Batch batch = good;

@@ -1,4 +1,5 @@
-// The forward pass against transformers' float32 results, on every kernel set and at every number of ranks.
+// The forward pass against transformers' float32 results, on every kernel set and at every number
+// of ranks.
 #include <algorithm>
 #include <cmath>
 #include <mutex>
@@ -34,10 +35,13 @@ struct Case {
 };
 
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
-  std::string name = info.param.model + "_" + info.param.kernels + "_" + std::to_string(info.param.ranks) + "_" +
-                     info.param.collective + (info.param.shares.empty() ? "_even" : "_uneven");
+  std::string name = info.param.model + "_" + info.param.kernels + "_" +
+                     std::to_string(info.param.ranks) + "_" + info.param.collective +
+                     (info.param.shares.empty() ? "_even" : "_uneven");
   name += std::to_string(info.index);
-  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); },
+      '_');
   return name;
 }
 
@@ -84,7 +88,8 @@ class GoldenModel : public ::testing::TestWithParam<Case> {
     return results;
   }
 
-  static std::vector<float> Logits(const std::vector<Collected>& ranks, size_t sequence, int64_t rows) {
+  static std::vector<float> Logits(const std::vector<Collected>& ranks, size_t sequence,
+                                   int64_t rows) {
     std::vector<std::vector<float>> slices;
     for (const Collected& rank : ranks) slices.push_back(rank.logits[sequence]);
     return Join(slices, rows);
@@ -99,7 +104,8 @@ TEST_P(GoldenModel, LogitsAndHiddenStatesAgreeWithTransformers) {
   const auto ranks = Run(sequences, 0);
   const auto rows = static_cast<int64_t>(sequences[0].tokens.size());
   EXPECT_LE(RelativeError(Logits(ranks, 0, rows), golden.Floats("main.logits")), Tolerance());
-  EXPECT_LE(RelativeError(ranks[0].hidden[0], golden.Floats("main.hidden.final_norm")), Tolerance());
+  EXPECT_LE(RelativeError(ranks[0].hidden[0], golden.Floats("main.hidden.final_norm")),
+            Tolerance());
   for (const Collected& rank : ranks) {
     EXPECT_EQ(rank.hidden, ranks[0].hidden) << "ranks hold different bits";
     EXPECT_EQ(rank.digests, ranks[0].digests);
@@ -112,7 +118,8 @@ TEST_P(GoldenModel, ALongPromptAgreesWithTransformersAtItsEnd) {
   const auto rows = static_cast<int64_t>(sequences[0].tokens.size());
   const auto all = Logits(Run(sequences, 100), 0, rows);
   const auto want = golden.Floats("long.last_logits");
-  EXPECT_LE(RelativeError(std::vector<float>(all.end() - static_cast<int64_t>(want.size()), all.end()), want),
+  EXPECT_LE(RelativeError(
+                std::vector<float>(all.end() - static_cast<int64_t>(want.size()), all.end()), want),
             Tolerance());
 }
 
@@ -133,12 +140,15 @@ TEST_P(GoldenModel, StepsAndBatchesChangeNoBit) {
     const auto alone = Run({together[b]}, 0);
     const auto rows = static_cast<int64_t>(together[b].tokens.size());
     for (size_t rank = 0; rank < batched.size(); ++rank) {
-      EXPECT_EQ(alone[rank].logits[0], batched[rank].logits[b]) << "sequence " << b << " rank " << rank;
+      EXPECT_EQ(alone[rank].logits[0], batched[rank].logits[b])
+          << "sequence " << b << " rank " << rank;
     }
     const auto all = Logits(alone, 0, rows);
     const auto want = golden.Floats("batch." + std::to_string(b) + ".last_logits");
-    EXPECT_LE(RelativeError(std::vector<float>(all.end() - static_cast<int64_t>(want.size()), all.end()), want),
-              Tolerance());
+    EXPECT_LE(
+        RelativeError(std::vector<float>(all.end() - static_cast<int64_t>(want.size()), all.end()),
+                      want),
+        Tolerance());
   }
 }
 

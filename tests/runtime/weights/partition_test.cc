@@ -15,7 +15,8 @@ TEST(CutByShares, CoversEverythingOnceInOrder) {
   std::mt19937_64 random(seed);
   for (int round = 0; round < 500; ++round) {
     std::vector<double> shares(1 + random() % 12);
-    for (double& share : shares) share = random() % 4 == 0 ? 0 : static_cast<double>(random() % 1000);
+    for (double& share : shares)
+      share = random() % 4 == 0 ? 0 : static_cast<double>(random() % 1000);
     shares[random() % shares.size()] += 1;
     const auto total = static_cast<int64_t>(random() % 5000);
     const auto ranges = CutByShares(total, shares);
@@ -25,7 +26,8 @@ TEST(CutByShares, CoversEverythingOnceInOrder) {
     for (size_t rank = 0; rank < ranges.size(); ++rank) {
       EXPECT_EQ(ranges[rank].begin, next);
       EXPECT_GE(ranges[rank].end, ranges[rank].begin);
-      EXPECT_LE(std::fabs(static_cast<double>(ranges[rank].size()) - static_cast<double>(total) * shares[rank] / sum),
+      EXPECT_LE(std::fabs(static_cast<double>(ranges[rank].size()) -
+                          static_cast<double>(total) * shares[rank] / sum),
                 1.0);
       next = ranges[rank].end;
     }
@@ -46,7 +48,8 @@ TEST(KvHeadsOf, AreHeldByBothSidesOfACutThatStraddlesOne) {
 
 TEST(ValidateShares, RefusesWrongCountsAndValues) {
   EXPECT_EQ(ValidateShares({}, 3).value(), (std::vector<double>{1, 1, 1}));
-  EXPECT_THAT(MessageOf(ValidateShares({1, 2}, 3).status()), ::testing::HasSubstr("2 shares for 3 ranks"));
+  EXPECT_THAT(MessageOf(ValidateShares({1, 2}, 3).status()),
+              ::testing::HasSubstr("2 shares for 3 ranks"));
   EXPECT_FALSE(ValidateShares({0, 0}, 2).ok());
   EXPECT_FALSE(ValidateShares({1, -1}, 2).ok());
   EXPECT_FALSE(ValidateShares({1, INFINITY}, 2).ok());

@@ -1,4 +1,5 @@
-// What a checkpoint may not do: every lie in a header ends in a sentence that names file and tensor.
+// What a checkpoint may not do: every lie in a header ends in a sentence that names file and
+// tensor.
 #include "runtime/weights/safetensors.h"
 
 #include <cstring>
@@ -52,21 +53,27 @@ TEST(Checkpoint, ReadsNamesShapesAndPlaces) {
 
 TEST(Checkpoint, RefusesFilesThatAreCutOrLie) {
   EXPECT_THAT(ErrorOf("abc"), HasSubstr("too short for a header"));
-  EXPECT_THAT(ErrorOf(File(kGood, std::string(12, 'x'))),
-              AllOf(HasSubstr("model.safetensors"), HasSubstr("tensor a"), HasSubstr("outside the file")));
+  EXPECT_THAT(
+      ErrorOf(File(kGood, std::string(12, 'x'))),
+      AllOf(HasSubstr("model.safetensors"), HasSubstr("tensor a"), HasSubstr("outside the file")));
   std::string huge = File(kGood, std::string(16, 'x'));
   std::memset(huge.data(), 0xff, 8);
   EXPECT_THAT(ErrorOf(huge), HasSubstr("claims a header of"));
   EXPECT_THAT(ErrorOf(File("{\"a\":", "")), HasSubstr("not a JSON object"));
   EXPECT_THAT(ErrorOf(File("[1]", "")), HasSubstr("not a JSON object"));
-  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,16]}})", std::string(16, 'x'))),
-              AllOf(HasSubstr("needs 8 bytes"), HasSubstr("give 16")));
-  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,16]}})", std::string(16, 'x'))),
-              HasSubstr("not a whole number >= 0"));
-  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296,8],"data_offsets":[0,16]}})",
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,16]}})",
                            std::string(16, 'x'))),
-              HasSubstr("overflows"));
-  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})", std::string(16, 'x'))),
+              AllOf(HasSubstr("needs 8 bytes"), HasSubstr("give 16")));
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,16]}})",
+                           std::string(16, 'x'))),
+              HasSubstr("not a whole number >= 0"));
+  EXPECT_THAT(
+      ErrorOf(
+          File(R"({"a":{"dtype":"F32","shape":[4294967296,4294967296,8],"data_offsets":[0,16]}})",
+               std::string(16, 'x'))),
+      HasSubstr("overflows"));
+  EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})",
+                           std::string(16, 'x'))),
               HasSubstr("outside the file"));
   EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
                            R"("b":{"dtype":"F32","shape":[2],"data_offsets":[4,12]}})",
@@ -84,10 +91,12 @@ TEST(Checkpoint, NamesTheShardThatIsMissing) {
   const TemporaryDirectory directory;
   directory.Write("model-00001-of-00002.safetensors", File(kGood, std::string(16, 'x')));
   directory.Write("model.safetensors.index.json",
-                  R"({"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}})");
+                  R"({"weight_map":{"a":"model-00001-of-00002.safetensors",)"
+                  R"("b":"model-00002-of-00002.safetensors"}})");
   const auto opened = Checkpoint::Open(directory.path());
   ASSERT_FALSE(opened.ok());
-  EXPECT_THAT(MessageOf(opened.status()), AllOf(HasSubstr("model-00002-of-00002.safetensors"), HasSubstr("missing")));
+  EXPECT_THAT(MessageOf(opened.status()),
+              AllOf(HasSubstr("model-00002-of-00002.safetensors"), HasSubstr("missing")));
 }
 
 TEST(Checkpoint, NamesTheTensorThatTheIndexPromisesInVain) {
@@ -103,14 +112,16 @@ TEST(Checkpoint, RefusesAnIndexThatPointsOutsideTheDirectory) {
   const TemporaryDirectory directory;
   directory.Write("model.safetensors", File(kGood, std::string(16, 'x')));
   directory.Write("model.safetensors.index.json", R"({"weight_map":{"a":"../../etc/passwd"}})");
-  EXPECT_THAT(MessageOf(Checkpoint::Open(directory.path()).status()), HasSubstr("no file of this directory"));
+  EXPECT_THAT(MessageOf(Checkpoint::Open(directory.path()).status()),
+              HasSubstr("no file of this directory"));
 }
 
 TEST(Checkpoint, FindsFilesBesideTheIndex) {
   const TemporaryDirectory directory;
   directory.Write("model.safetensors", File(kGood, std::string(16, 'x')));
-  directory.Write("mtp.safetensors",
-                  File(R"({"m":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}})", std::string(4, 'x')));
+  directory.Write(
+      "mtp.safetensors",
+      File(R"({"m":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}})", std::string(4, 'x')));
   directory.Write("model.safetensors.index.json", R"({"weight_map":{"a":"model.safetensors"}})");
   const auto opened = Checkpoint::Open(directory.path());
   ASSERT_TRUE(opened.ok()) << opened.status();
@@ -125,15 +136,19 @@ TEST(Checkpoint, RefusesATensorThatTwoFilesHold) {
 }
 
 TEST(Checkpoint, SaysThatADirectoryIsNone) {
-  EXPECT_THAT(MessageOf(Checkpoint::Open("/nowhere/at/all").status()), HasSubstr("no such directory"));
+  EXPECT_THAT(MessageOf(Checkpoint::Open("/nowhere/at/all").status()),
+              HasSubstr("no such directory"));
   const TemporaryDirectory directory;
-  EXPECT_THAT(MessageOf(Checkpoint::Open(directory.path()).status()), HasSubstr("no *.safetensors file"));
+  EXPECT_THAT(MessageOf(Checkpoint::Open(directory.path()).status()),
+              HasSubstr("no *.safetensors file"));
 }
 
 TEST(Checkpoint, DigestChangesWithShapesAndTypes) {
   const TemporaryDirectory one, two;
-  one.Write("m.safetensors", File(R"({"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})", std::string(16, 'x')));
-  two.Write("m.safetensors", File(R"({"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}})", std::string(14, 'x') + "yy"));
+  one.Write("m.safetensors", File(R"({"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})",
+                                  std::string(16, 'x')));
+  two.Write("m.safetensors", File(R"({"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}})",
+                                  std::string(14, 'x') + "yy"));
   EXPECT_NE((*Checkpoint::Open(one.path()))->Digest(), (*Checkpoint::Open(two.path()))->Digest());
 }
 
