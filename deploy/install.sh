@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Installs what lockstep needs to be built, run and tested on Debian 12 (or Ubuntu with the same packages).
+# Safe to run again: it does nothing when everything is there.
+#
+#     deploy/install.sh          build, run, test
+#     deploy/install.sh --full   also what deploy/test-full.sh needs (clang, ARM cross build, qemu)
+set -euo pipefail
+
+packages=(
+  # Build
+  g++ cmake ninja-build ccache pkg-config git ca-certificates python3
+  protobuf-compiler protobuf-compiler-grpc
+  # Libraries
+  libgrpc++-dev libprotobuf-dev libabsl-dev libspdlog-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev
+  libpcre2-dev libxxhash-dev libssl-dev libopenmpi-dev libpmix-dev
+  # Run and test
+  openmpi-bin libgtest-dev libgmock-dev clang-format
+)
+if [[ "${1:-}" == "--full" ]]; then
+  packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static)
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  state=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
+  [[ "$state" == "installed" ]] || missing+=("$package")
+done
+if [[ ${#missing[@]} -eq 0 ]]; then
+  echo "install: everything is there"
+  exit 0
+fi
+
+run=()
+if [[ $(id -u) -ne 0 ]]; then
+  command -v sudo >/dev/null || { echo "install: run this as root, or install sudo" >&2; exit 1; }
+  run=(sudo)
+fi
+echo "install: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+"${run[@]}" apt-get update -q </dev/null
+"${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null

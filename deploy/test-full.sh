@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Everything there is: the whole suite in release and under each sanitizer, ARM tests under qemu, every fuzzer for a
+# minute, a kill soak, and the macOS compile check where Python's ziglang is installed. Hours on a small machine.
+#
+#     deploy/test-full.sh                      all of it
+#     deploy/test-full.sh release asan tsan arm64 fuzz soak macos    only the named parts
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+deploy/install.sh --full
+
+jobs=${LOCKSTEP_JOBS:-$(nproc)}
+fuzz_seconds=${LOCKSTEP_FUZZ_SECONDS:-60}
+soak_rounds=${LOCKSTEP_SOAK_ROUNDS:-50}
+parts=("$@")
+if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak macos); fi
+
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+# gRPC and protobuf of Debian are not instrumented: without this they are reported by themselves.
+export TSAN_OPTIONS=ignore_noninstrumented_modules=1:second_deadlock_stack=1
+
+suite() {
+  cmake --preset "$1" && cmake --build "build/$1" -j "$jobs" &&
+    ctest --test-dir "build/$1" --output-on-failure -j "$jobs" "${@:2}"
+}
+
+# Cross-compiled and run under qemu, whose default CPU has every extension; the second one (Neoverse N1) proves that
+# nothing newer is used without asking. Tests that start the program under test need a real machine.
+arm64() {
+  deploy/arm64_sysroot.sh && cmake --preset arm64 && cmake --build build/arm64 -j "$jobs" || return 1
+  local cpu program failed=0
+  for cpu in max neoverse-n1; do
+    for program in build/arm64/tests/*_test; do
+      [[ $program == *launcher_session_test ]] && continue
+      echo "== $cpu: $(basename "$program")"
+      LOCKSTEP_SOURCE_DIR=$root qemu-aarch64-static -cpu "$cpu" -L build/arm64-sysroot "$program" \
+        --gtest_brief=1 </dev/null || failed=1
+    done
+  done
+  return $failed
+}
+
+fuzz() {
+  cmake --preset fuzz && cmake --build build/fuzz -j "$jobs" --target $(fuzz_targets) || return 1
+  local target
+  for target in $(fuzz_targets); do
+    echo "== $target, $fuzz_seconds s"
+    mkdir -p "build/fuzz-corpus/$target"
+    "build/fuzz/tests/$target" -max_total_time="$fuzz_seconds" -timeout=20 -rss_limit_mb=2048 \
+      -artifact_prefix="build/fuzz-corpus/$target-" "build/fuzz-corpus/$target" 2>&1 | tail -3
+    [[ ${PIPESTATUS[0]} -eq 0 ]] || return 1
+  done
+}
+fuzz_targets() { for source in tests/fuzz/*_fuzz.cc; do basename "$source" .cc; done; }
+
+# Kills one rank at a random moment, again and again: every run must end within 5 seconds, exit with 4 and name a rank.
+soak() {
+  cmake --preset release && cmake --build build/release -j "$jobs" --target lockstep || return 1
+  python3 deploy/kill_soak.py --binary build/release/lockstep --model models/tiny --rounds "$soak_rounds"
+}
+
+# Nothing here can run on macOS, but the floors below the model compile for it.
+macos() {
+  if ! python3 -c 'import ziglang' 2>/dev/null; then
+    echo "skipped: Python's ziglang is not installed (pip install ziglang)"
+    return 0
+  fi
+  local source failed=0
+  while read -r source; do
+    python3 -m ziglang c++ -target aarch64-macos -std=c++20 -fsyntax-only -I"$root" -Ibuild/release/generated \
+      -isystem build/macos-headers "$source" || failed=1
+  done < <(find runtime/base transport runtime/tensor runtime/kernels collectives -name '*.cc' \
+    ! -name 'os_linux.cc' ! -path '*/mpi/mpi_*' ! -path '*/pmix/pmix_*')
+  return $failed
+}
+
+# Headers of the libraries that those floors use, without the rest of Debian's /usr/include.
+macos_headers() {
+  mkdir -p build/macos-headers
+  local folder
+  for folder in absl spdlog fmt openssl xxhash.h; do
+    ln -sfn "/usr/include/$folder" "build/macos-headers/$folder"
+  done
+  [[ -d /usr/include/x86_64-linux-gnu/openssl ]] && cp -rn /usr/include/x86_64-linux-gnu/openssl/. \
+    build/macos-headers/openssl-arch 2>/dev/null || true
+}
+
+declare -A result
+for part in "${parts[@]}"; do
+  echo "=== $part"
+  case $part in
+    release | asan | tsan) if suite "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
+    arm64 | fuzz | soak) if "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
+    macos) macos_headers; if macos; then result[macos]=passed; else result[macos]=FAILED; fi ;;
+    *) echo "test-full: there is no part '$part'" >&2; exit 2 ;;
+  esac
+done
+
+passed=0 failed=0
+for part in "${parts[@]}"; do
+  echo "$part: ${result[$part]}"
+  if [[ ${result[$part]} == passed ]]; then passed=$((passed + 1)); else failed=$((failed + 1)); fi
+done
+echo "$passed passed, $failed failed"
+[[ $failed -eq 0 ]]

@@ -1,0 +1,48 @@
+// The cluster YAML: its keys are the long flags of OptionTable(), and `nodes:` lists the machines
+// in rank order.
+//
+//     model: /models/GLM-4.7
+//     nodes:
+//       - address: spark-1            # rank 0: host, or host:port where it gathers the others
+//       - address: spark-2
+//         share: 2                    # relative work, default 1
+//
+// Everything in the file is checked when it is read; errors name file, line and the allowed values.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/base/options.h"
+#include "runtime/base/status.h"
+
+namespace lockstep {
+
+struct ClusterNode {
+  std::string host;  // name or address, never empty
+  int port = 0;      // 0: not given
+  double share = 1;  // relative work, > 0 unless other nodes have some
+  bool has_share = false;
+  int64_t threads = 0;    // 0: not given
+  std::string interface;  // empty: not given
+  std::string name;       // for messages; the host if not given
+};
+
+struct ClusterFile {
+  Options options;  // the defaults with the file's keys over them
+  std::vector<ClusterNode> nodes;
+};
+
+// The port of rank 0 when the first node's address names none.
+inline constexpr int kDefaultRendezvousPort = 29'517;
+
+StatusOr<ClusterFile> ReadClusterYaml(const std::string& path);
+// `name` stands for the file in errors.
+StatusOr<ClusterFile> ParseClusterYaml(const std::string& text, const std::string& name);
+
+// "host", "host:port", "[v6]" or "[v6]:port" to its parts; port 0 if absent.
+StatusOr<ClusterNode> ParseAddress(std::string_view text, std::string_view where);
+
+}  // namespace lockstep

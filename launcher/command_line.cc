@@ -1,0 +1,374 @@
+#include "launcher/command_line.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <utility>
+
+#include "launcher/cluster_yaml.h"
+#include "runtime/base/version.h"
+
+namespace lockstep {
+namespace {
+
+enum Group : unsigned {
+  kModel = 1,
+  kRanks = 2,
+  kLimits = 4,
+  kServing = 8,
+  kPrompt = 16,
+  kSampling = 32,
+  kLogits = 64,
+  kOutput = 128,
+};
+
+struct GroupSpec {
+  Group group;
+  std::string_view title;
+  std::vector<std::string_view> options;
+};
+
+const std::vector<GroupSpec>& Groups() {
+  static const std::vector<GroupSpec> groups = {
+      {kModel, "Model", {"model", "kernels", "threads", "chat-template"}},
+      {kRanks,
+       "Ranks",
+       {"ranks", "collective", "shares", "config", "rank", "interface", "secret-file", "rendezvous",
+        "start-timeout-ms", "exchange-timeout-ms", "peer-timeout-ms"}},
+      {kLimits, "Limits", {"max-model-len", "max-num-seqs", "prefill-chunk"}},
+      {kServing, "Serving", {"host", "grpc-port", "port", "served-model-name"}},
+      {kPrompt,
+       "Prompt",
+       {"prompt", "system", "raw", "thinking", "max-tokens", "stop", "ignore-eos", "logprobs"}},
+      {kSampling,
+       "Sampling",
+       {"temperature", "top-k", "top-p", "min-p", "repetition-penalty", "presence-penalty",
+        "frequency-penalty", "seed"}},
+      {kLogits, "Logits", {"tokens", "out", "step", "together", "dump-hidden"}},
+      {kOutput, "Output", {"json", "log-level"}},
+  };
+  return groups;
+}
+
+struct CommandSpec {
+  const char* name;
+  const char* summary;
+  const char* positional;  // the option that a bare argument sets, or ""
+  unsigned groups;
+};
+
+constexpr unsigned kTensorParallel = kModel | kRanks | kLimits | kOutput;
+
+constexpr CommandSpec kCommands[] = {
+    {"run", "answer one prompt, streamed to the terminal", "prompt",
+     kTensorParallel | kPrompt | kSampling},
+    {"chat", "talk to the model in the terminal", "model", kTensorParallel | kPrompt | kSampling},
+    {"serve", "serve the model over gRPC", "model", kTensorParallel | kServing},
+    {"worker", "join a cluster as one of its ranks", "model", kTensorParallel | kServing},
+    {"logits", "write the logits of token lists to a safetensors file", "model",
+     kTensorParallel | kLogits},
+    {"tokenize", "JSON lines on stdin: text to token ids", "model", kModel | kOutput},
+    {"detokenize", "JSON lines on stdin: token ids to text", "model", kModel | kOutput},
+    {"render", "JSON lines on stdin: chat messages to prompt text", "model", kModel | kOutput},
+    {"version", "print the version and how it was built", "", kOutput},
+};
+
+const CommandSpec* FindCommand(std::string_view name) {
+  for (const CommandSpec& command : kCommands) {
+    if (name == command.name) return &command;
+  }
+  return nullptr;
+}
+
+std::string Overview() {
+  std::string text =
+      "lockstep runs one large model on several machines as one server.\n\n"
+      "Usage: lockstep COMMAND [flags]\n\nCommands:\n";
+  for (const CommandSpec& command : kCommands) {
+    text += absl::StrFormat("  %-11s %s\n", command.name, command.summary);
+  }
+  return text +
+         "\nFlags of a command: lockstep COMMAND --help\n"
+         "Two ranks on this machine: lockstep run --model DIR --ranks 2 \"your question\"\n"
+         "or under MPI: mpirun -n 2 lockstep run --model DIR \"your question\"\n";
+}
+
+std::vector<std::string> Spellings(const OptionSpec& spec) {
+  std::vector<std::string> names = {std::string("--") + spec.name};
+  const std::string_view alias = spec.alias;
+  for (size_t begin = 0; begin < alias.size();) {
+    const size_t comma = std::min(alias.find(',', begin), alias.size());
+    names.emplace_back(alias.substr(begin, comma - begin));
+    begin = comma + 1;
+  }
+  return names;
+}
+
+// CLI11 knows -x and --name, but vLLM's and llama.cpp's users also write -tp and -np.
+bool IsLongWithOneDash(std::string_view name) {
+  return name.size() > 2 && name[0] == '-' && name[1] != '-';
+}
+
+std::vector<std::string> ReplaceOneDashNames(std::span<const std::string> arguments) {
+  std::map<std::string, std::string> names;
+  for (const OptionSpec& spec : OptionTable()) {
+    for (const std::string& name : Spellings(spec)) {
+      if (IsLongWithOneDash(name)) names[name] = std::string("--") + spec.name;
+    }
+  }
+  std::vector<std::string> replaced(arguments.begin(), arguments.end());
+  for (std::string& argument : replaced) {
+    if (argument == "--") break;
+    if (const auto found = names.find(argument); found != names.end()) argument = found->second;
+  }
+  return replaced;
+}
+
+// The flags of one command as CLI11 sees them, with what was given for each.
+class FlagParser {
+ public:
+  explicit FlagParser(const CommandSpec& command) : command_(command), app_(command.summary) {
+    app_.set_help_flag("-h,--help", "print this help");
+    app_.allow_extras();
+    const std::string bare =
+        *command.positional == '\0' ? "" : std::string(" [") + command.positional + "]";
+    app_.name(std::string("lockstep ") + command.name + bare);
+    for (const OptionSpec& spec : OptionTable()) AddOption(spec);
+  }
+
+  // Fills `text` if help was asked for.
+  Status Parse(std::span<const std::string> arguments, std::string* text) {
+    // Arguments after "--" are never flags.
+    const auto marker = std::find(arguments.begin(), arguments.end(), "--");
+    std::vector<std::string> reversed =
+        ReplaceOneDashNames(arguments.first(marker - arguments.begin()));
+    std::reverse(reversed.begin(), reversed.end());
+    try {
+      app_.parse(std::move(reversed));
+    } catch (const CLI::CallForHelp&) {
+      *text = app_.help();
+      return OkStatus();
+    } catch (const CLI::Error& error) {
+      return UsageError("%s; `lockstep %s --help` lists the flags", error.what(), command_.name);
+    }
+    bare_ = app_.remaining();
+    for (const std::string& argument : bare_) {
+      if (argument.size() > 1 && argument[0] == '-') return RefuseFlag(argument);
+    }
+    if (marker != arguments.end()) bare_.insert(bare_.end(), marker + 1, arguments.end());
+    const size_t taken = *command_.positional == '\0' ? 0 : 1;
+    if (bare_.size() > taken) {
+      return UsageError("unexpected argument '%s'%s; `lockstep %s --help` lists the flags",
+                        bare_[taken], taken == 0 ? "" : "; put a text with spaces in quotes",
+                        command_.name);
+    }
+    return OkStatus();
+  }
+
+  // Puts everything given over what `options` holds.
+  Status Apply(Options* options, std::vector<std::string>* warnings) const {
+    for (const OptionSpec& spec : OptionTable()) {
+      const std::vector<std::string>& values = given_.at(spec.name)->values;
+      if (values.empty()) continue;
+      LOCKSTEP_RETURN_IF_ERROR(ApplyOne(spec, values, options));
+      if (!given_.at(spec.name)->belongs) {
+        warnings->push_back(
+            absl::StrFormat("--%s has no effect on `lockstep %s`", spec.name, command_.name));
+      }
+    }
+    if (bare_.empty()) return OkStatus();
+    const OptionSpec* spec = FindOption(command_.positional);
+    if (!given_.at(spec->name)->values.empty()) {
+      return UsageError("'%s' and --%s both give the %s; leave one out", bare_.front(), spec->name,
+                        spec->name);
+    }
+    return ApplyOne(*spec, bare_, options);
+  }
+
+  const std::vector<std::string>& Given(const char* name) const { return given_.at(name)->values; }
+
+ private:
+  struct GivenOption {
+    std::vector<std::string> values;
+    bool belongs = true;
+  };
+
+  void AddOption(const OptionSpec& spec) {
+    std::string names;
+    for (const std::string& name : Spellings(spec)) {
+      if (!IsLongWithOneDash(name)) names += (names.empty() ? "" : ",") + name;
+    }
+    auto given = std::make_unique<GivenOption>();
+    GivenOption* target = given.get();
+    given_[spec.name] = std::move(given);
+    CLI::Option* option = nullptr;
+    if (std::holds_alternative<bool Options::*>(spec.field)) {
+      option = app_.add_flag_function(
+          names, [target](int64_t count) { target->values = {count > 0 ? "true" : "false"}; },
+          Help(spec));
+    } else if (std::holds_alternative<std::vector<std::string> Options::*>(spec.field)) {
+      option = app_.add_option(names, target->values, Help(spec))
+                   ->allow_extra_args(false)
+                   ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+                   ->type_name("TEXT");
+    } else {
+      // Given twice, the last one counts: scripts append to a common line.
+      option = app_.add_option_function<std::string>(
+                       names, [target](const std::string& value) { target->values = {value}; },
+                       Help(spec))
+                   ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+                   ->type_name(TypeName(spec));
+    }
+    const std::string_view title = OptionGroup(spec.name);
+    for (const GroupSpec& group : Groups()) {
+      if (group.title == title) target->belongs = (command_.groups & group.group) != 0;
+    }
+    option->group(target->belongs ? std::string(title.empty() ? "Other" : title) : std::string());
+  }
+
+  static std::string Help(const OptionSpec& spec) {
+    std::string text = spec.help;
+    for (size_t i = 0; i < spec.allowed.size(); ++i) {
+      text += (i == 0 ? " (" : ", ") + std::string(spec.allowed[i]);
+    }
+    return spec.allowed.empty() ? text : text + ")";
+  }
+
+  static std::string TypeName(const OptionSpec& spec) {
+    if (std::holds_alternative<int64_t Options::*>(spec.field) ||
+        std::holds_alternative<std::optional<int64_t> Options::*>(spec.field)) {
+      return "N";
+    }
+    if (std::holds_alternative<double Options::*>(spec.field) ||
+        std::holds_alternative<std::optional<double> Options::*>(spec.field)) {
+      return "X";
+    }
+    if (std::holds_alternative<std::vector<double> Options::*>(spec.field)) return "X,X,...";
+    return spec.allowed.empty() ? "TEXT" : "WORD";
+  }
+
+  static Status ApplyOne(const OptionSpec& spec, const std::vector<std::string>& values,
+                         Options* options) {
+    const std::string where = std::string("--") + spec.name;
+    if (const auto* list = std::get_if<std::vector<std::string> Options::*>(&spec.field)) {
+      (options->*(*list)).clear();  // the command line replaces the file's list
+      for (const std::string& value : values) {
+        LOCKSTEP_RETURN_IF_ERROR(SetOption(spec, value, where, options));
+      }
+      return OkStatus();
+    }
+    return SetOption(spec, values.back(), where, options);
+  }
+
+  Status RefuseFlag(const std::string& flag) const {
+    std::vector<std::string> names = {"--help"};
+    for (const OptionSpec& spec : OptionTable()) {
+      for (std::string& name : Spellings(spec)) names.push_back(std::move(name));
+    }
+    const std::string nearest = Nearest(flag.substr(0, flag.find('=')), names);
+    return UsageError("unknown flag '%s'%s; `lockstep %s --help` lists the flags", flag,
+                      nearest.empty() ? "" : "; did you mean '" + nearest + "'?", command_.name);
+  }
+
+  const CommandSpec& command_;
+  CLI::App app_;
+  std::map<std::string, std::unique_ptr<GivenOption>, std::less<>> given_;
+  std::vector<std::string> bare_;  // arguments that are no flags: at most the positional one
+};
+
+StatusOr<CommandLine> ParseCommand(const CommandSpec& command,
+                                   std::span<const std::string> arguments) {
+  CommandLine line;
+  FlagParser parser(command);
+  LOCKSTEP_RETURN_IF_ERROR(parser.Parse(arguments, &line.text));
+  if (!line.text.empty()) return line;
+  line.command = command.name;
+  if (const std::vector<std::string>& config = parser.Given("config"); !config.empty()) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const ClusterFile file, ReadClusterYaml(config.back()));
+    line.options = file.options;
+  }
+  LOCKSTEP_RETURN_IF_ERROR(parser.Apply(&line.options, &line.warnings));
+  return line;
+}
+
+size_t EditDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), size_t{0});
+  for (size_t i = 1; i <= a.size(); ++i) {
+    size_t diagonal = row[0];
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      const size_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({substituted, row[j] + 1, row[j - 1] + 1});
+    }
+  }
+  return row[b.size()];
+}
+
+}  // namespace
+
+std::string Nearest(std::string_view word, std::span<const std::string> candidates) {
+  constexpr size_t kLongestWord = 64;  // the distance is quadratic, and longer words are no slips
+  if (word.size() > kLongestWord) return {};
+  std::string best;
+  size_t best_distance = std::max<size_t>(2, word.size() / 3) + 1;
+  for (const std::string& candidate : candidates) {
+    const size_t distance = EditDistance(word, candidate);
+    if (distance < best_distance && distance < candidate.size()) {
+      best = candidate;
+      best_distance = distance;
+    }
+  }
+  return best;
+}
+
+std::string_view OptionGroup(std::string_view option) {
+  for (const GroupSpec& group : Groups()) {
+    if (std::find(group.options.begin(), group.options.end(), option) != group.options.end()) {
+      return group.title;
+    }
+  }
+  return {};
+}
+
+log::Level LogLevel(const Options& options) {
+  constexpr const char* kNames[] = {"debug", "info", "warning", "error", "off"};
+  for (int level = 0; level < 5; ++level) {
+    if (options.log_level == kNames[level]) return static_cast<log::Level>(level);
+  }
+  return log::Level::kInfo;
+}
+
+StatusOr<CommandLine> ParseCommandLine(std::span<const std::string> arguments) {
+  CommandLine line;
+  if (arguments.empty()) {
+    return UsageError("no command given; `lockstep help` lists the commands");
+  }
+  const std::string& first = arguments.front();
+  if (first == "--version" || first == "-V") {
+    line.text = "lockstep " + SourceVersion() + "\n";
+    return line;
+  }
+  if (first == "--help" || first == "-h" || first == "help") {
+    if (arguments.size() == 1) {
+      line.text = Overview();
+      return line;
+    }
+    const std::vector<std::string> help = {"--help"};
+    if (const CommandSpec* command = FindCommand(arguments[1])) return ParseCommand(*command, help);
+  }
+  const std::string& name = first == "help" ? arguments[1] : first;
+  if (const CommandSpec* command = FindCommand(name)) {
+    return ParseCommand(*command, arguments.subspan(1));
+  }
+  std::vector<std::string> names = {"help"};
+  for (const CommandSpec& command : kCommands) names.emplace_back(command.name);
+  const std::string nearest = Nearest(name, names);
+  return UsageError("unknown command '%s'%s; `lockstep help` lists the commands", name,
+                    nearest.empty() ? "" : "; did you mean '" + nearest + "'?");
+}
+
+}  // namespace lockstep

@@ -1,0 +1,35 @@
+// From argv to a command and its options: flags come from OptionTable(), values of the --config
+// file stand below those of the command line.
+#pragma once
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/base/log.h"
+#include "runtime/base/options.h"
+#include "runtime/base/status.h"
+
+namespace lockstep {
+
+struct CommandLine {
+  std::string command;  // "run"; empty when only `text` is to be printed
+  Options options;
+  std::string text;                   // help or version, for stdout
+  std::vector<std::string> warnings;  // one sentence each, for stderr
+};
+
+// `arguments` without argv[0]. Refuses unknown commands, flags and values with a UsageError that
+// suggests the nearest known one. Reads the YAML that --config names.
+StatusOr<CommandLine> ParseCommandLine(std::span<const std::string> arguments);
+
+// The group of flags that `option` stands under in the help; empty if nobody sorted it in.
+std::string_view OptionGroup(std::string_view option);
+
+log::Level LogLevel(const Options& options);
+
+// The candidate nearest to `word`, or empty if none is near enough to be a likely slip.
+std::string Nearest(std::string_view word, std::span<const std::string> candidates);
+
+}  // namespace lockstep

@@ -1,0 +1,20 @@
+// The commands of the one binary. Each reads its own options; none parses flags. Rank 0 alone
+// writes to stdout.
+#pragma once
+
+#include "runtime/base/options.h"
+#include "runtime/base/status.h"
+
+namespace lockstep {
+
+Status RunCommand(const Options& options);         // one prompt, streamed
+Status ChatCommand(const Options& options);        // a conversation in the terminal
+Status ServeCommand(const Options& options);       // gRPC
+Status WorkerCommand(const Options& options);      // ranks 1.. of a cluster
+Status LogitsCommand(const Options& options);      // raw head rows for token lists
+Status TokenizeCommand(const Options& options);    // JSON lines: text to ids
+Status DetokenizeCommand(const Options& options);  // JSON lines: ids to text
+Status RenderCommand(const Options& options);      // JSON lines: messages to prompt text
+Status VersionCommand(const Options& options);
+
+}  // namespace lockstep

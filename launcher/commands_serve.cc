@@ -1,0 +1,109 @@
+// lockstep serve: the model behind gRPC until SIGTERM or Ctrl-C.
+#include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+
+#include "launcher/commands.h"
+#include "launcher/generation.h"
+#include "launcher/process.h"
+#include "launcher/world.h"
+#include "runtime/base/log.h"
+#include "runtime/serve/grpc_server.h"
+#include "transport/socket.h"
+
+namespace lockstep {
+namespace {
+
+std::string ModelName(const Options& options) {
+  if (!options.served_model_name.empty()) return options.served_model_name;
+  std::filesystem::path path(options.model);
+  if (!path.has_filename()) path = path.parent_path();
+  return path.filename().string();
+}
+
+// A port in use should be told before a large model is loaded, not after. Where this is not rank 0,
+// or the world cannot be told yet, OpenSession says so.
+Status CheckPortEarly(const Options& options) {
+  if (options.grpc_port == 0) return OkStatus();
+  const StatusOr<Surroundings> around = LookAround(options);
+  if (!around.ok()) return OkStatus();
+  const StatusOr<World> world = DecideWorld(options, *around, /*worker=*/false);
+  if (!world.ok() || world->rank != 0) return OkStatus();
+  const StatusOr<UniqueFd> probe = ListenTcp({options.host, static_cast<int>(options.grpc_port)});
+  if (probe.ok()) return OkStatus();
+  return UsageError(
+      "gRPC cannot listen: %s; choose another port with --grpc-port (0 picks a free one) or "
+      "another "
+      "address with --host",
+      MessageOf(probe.status()));
+}
+
+void PrintReady(const ServedModel& model, int port) {
+  const nlohmann::ordered_json json = {
+      {"ready", true}, {"grpc_port", port}, {"model", model.name}, {"ranks", model.ranks}};
+  std::printf("%s\n",
+              json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
+  std::fflush(stdout);
+}
+
+// Returns when the service has to end: interrupted, or with the engine's failure.
+Status WatchUntilTheEnd(const Engine& engine) {
+  while (!Interrupted()) {
+    LOCKSTEP_RETURN_IF_ERROR(engine.status());
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return InterruptedError();
+}
+
+Status ServeOnRankZero(const Options& options, Session& session, const ModelText& text) {
+  if (!text.chat_warning.empty()) log::Warning("%s", text.chat_warning);
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<TensorParallelExecutor> executor,
+                            MakeExecutor(session));
+  const std::unique_ptr<Engine> engine = MakeEngine(session, text, executor.get());
+  const ServedModel model = {ModelName(options), session.model().limits().max_model_len,
+                             session.model().config().vocab_size, options.max_num_seqs,
+                             session.size()};
+  GrpcServerOptions serving;
+  serving.host = options.host;
+  serving.port = options.grpc_port;
+  StatusOr<std::unique_ptr<GrpcServer>> server = StartGrpcServer(serving, model, text, *engine);
+  if (!server.ok()) {
+    (void)engine->Stop(KindOf(server.status()));
+    return server.status();
+  }
+  if (!IsLoopback(options.host)) {
+    log::Warning(
+        "gRPC listens on %s: whoever reaches port %d can use the model, unencrypted and without a "
+        "key; keep "
+        "it behind a firewall or give --host 127.0.0.1",
+        options.host, (*server)->port());
+  }
+  PrintReady(model, (*server)->port());
+  const Status end = WatchUntilTheEnd(*engine);
+  (*server)->SetServing(false);
+  if (KindOf(end) == ErrorKind::kInterrupted) {
+    log::Info("ending: no new requests, running ones have %d s", kDrainMs / 1000);
+    engine->Drain(kDrainMs);
+  }
+  const StatusOr<std::vector<uint64_t>> digests = engine->Stop(KindOf(end));
+  // The answers' last words are written; what is still open now does not read.
+  (*server)->Shutdown(500);
+  if (KindOf(end) != ErrorKind::kInterrupted || digests.ok()) return end;
+  return digests.status();
+}
+
+}  // namespace
+
+Status ServeCommand(const Options& options) {
+  LOCKSTEP_RETURN_IF_ERROR(CheckPortEarly(options));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options));
+  const InterruptScope scope;
+  Session& session = *opened.session;
+  return session.Close(session.rank() == 0 ? ServeOnRankZero(options, session, *opened.text)
+                                           : WorkForRankZero(session, kDrainMs + kEndAtOnceMs));
+}
+
+}  // namespace lockstep

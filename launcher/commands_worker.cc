@@ -1,0 +1,14 @@
+// lockstep worker: ranks 1.. of a cluster, started by hand on their nodes. They serve whatever rank
+// 0 runs.
+#include "launcher/commands.h"
+#include "launcher/generation.h"
+#include "launcher/session.h"
+
+namespace lockstep {
+
+Status WorkerCommand(const Options& options) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options));
+  return opened.session->Close(WorkForRankZero(*opened.session, kDrainMs + kEndAtOnceMs));
+}
+
+}  // namespace lockstep

@@ -1,0 +1,188 @@
+#include "launcher/generation.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "launcher/process.h"
+#include "runtime/engine/defaults.h"
+#include "runtime/text/streaming_decoder.h"
+#include "runtime/weights/partition.h"
+
+namespace lockstep {
+namespace {
+
+class AnswerDecoder final : public TokenDecoder {
+ public:
+  explicit AnswerDecoder(const Tokenizer& tokenizer) : decoder_(tokenizer, /*skip_special=*/true) {}
+  std::string Push(int32_t id) override { return decoder_.Push(id).value_or(""); }
+  std::string Finish() override { return decoder_.Finish(); }
+
+ private:
+  StreamingDecoder decoder_;
+};
+
+Status CheckVocabulary(const ModelText& text, const ModelConfig& config) {
+  if (text.tokenizer->vocab_size() > config.vocab_size) {
+    return ModelError(
+        "%s/tokenizer.json has token ids up to %d, but config.json says vocab_size %d: the files "
+        "belong to "
+        "different models",
+        text.directory, text.tokenizer->vocab_size() - 1, config.vocab_size);
+  }
+  for (const int32_t id : text.stop_token_ids) {
+    if (id >= config.vocab_size) {
+      return ModelError(
+          "%s/generation_config.json has eos_token_id %d, but config.json says vocab_size %d",
+          text.directory, id, config.vocab_size);
+    }
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+StatusOr<TextSession> OpenTextSession(const Options& options) {
+  TextSession opened;
+  SessionNeeds needs;
+  needs.limits = [&opened, &options](const ModelConfig& config) -> StatusOr<ModelLimits> {
+    if (opened.text == nullptr) {
+      StatusOr<ModelText> text = LoadModelText(options.model, options.chat_template);
+      if (!text.ok()) return text.status();
+      opened.text = std::make_shared<ModelText>(std::move(*text));
+    }
+    LOCKSTEP_RETURN_IF_ERROR(CheckVocabulary(*opened.text, config));
+    return LimitsFromOptions(options, config);
+  };
+  LOCKSTEP_ASSIGN_OR_RETURN(opened.session, OpenSession(options, needs));
+  if (opened.session->rank() != 0) opened.text.reset();
+  return opened;
+}
+
+StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(Session& session) {
+  const Range vocab =
+      CutByShares(session.model().config().vocab_size, session.shares())[session.rank()];
+  std::vector<std::string> names;
+  for (const RankInfo& rank : session.membership().ranks()) names.push_back(rank.Name());
+  return TensorParallelExecutor::Create(session.model(), session.group(), {vocab.begin, vocab.end},
+                                        std::move(names));
+}
+
+Status WorkForRankZero(Session& session, int64_t patience_ms) {
+  std::atomic<bool> done{false};
+  const InterruptScope scope([&] {
+    for (int64_t waited_ms = 0; waited_ms < patience_ms && !done; waited_ms += 20) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    if (done) return;
+    const Status reason = PeerLostError("interrupted by a signal");  // told with this rank's name
+    session.membership().Abort(reason);
+    session.group().Abort(reason);
+  });
+  const auto work = [&]() -> Status {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<TensorParallelExecutor> executor,
+                              MakeExecutor(session));
+    return executor->RunWorker();
+  };
+  const Status status = work();
+  done = true;
+  return status;
+}
+
+std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Executor* executor) {
+  const ModelLimits& limits = session.model().limits();
+  EngineOptions options;
+  options.limits.max_sequences = session.options().max_num_seqs;
+  options.limits.max_rows = limits.max_rows;
+  options.limits.max_outputs = limits.max_outputs;
+  options.limits.prefill_rows = session.options().prefill_chunk;
+  options.limits.max_model_len = limits.max_model_len;
+  options.limits.kv_blocks = limits.kv_blocks;
+  options.vocab_size = session.model().config().vocab_size;
+  options.token_set = SampledTokens(*text.tokenizer, options.vocab_size);
+  const Tokenizer* tokenizer = text.tokenizer.get();
+  options.make_decoder = [tokenizer] { return std::make_unique<AnswerDecoder>(*tokenizer); };
+  options.health = [&session] { return session.membership().Health(); };
+  options.diagnose = [&session](const Status& status) { return session.FinalStatus(status); };
+  return std::make_unique<Engine>(std::move(options), executor);
+}
+
+TokenSet SampledTokens(const Tokenizer& tokenizer, int64_t vocab_size) {
+  TokenSet set;
+  set.limit = std::min<int64_t>(tokenizer.vocab_size(), vocab_size);
+  for (int32_t id = 0; id < set.limit; ++id) {
+    if (!tokenizer.HasToken(id)) set.unknown.push_back(id);
+  }
+  return set;
+}
+
+Request RequestFromOptions(const Options& options, const ModelText& text) {
+  Request request;
+  request.sampling = DefaultSampling(text.generation);
+  SamplingParams& sampling = request.sampling;
+  sampling.temperature = options.temperature.value_or(sampling.temperature);
+  sampling.top_k = options.top_k.value_or(sampling.top_k);
+  sampling.top_p = options.top_p.value_or(sampling.top_p);
+  sampling.min_p = options.min_p.value_or(sampling.min_p);
+  sampling.repetition_penalty = options.repetition_penalty.value_or(sampling.repetition_penalty);
+  sampling.presence_penalty = options.presence_penalty;
+  sampling.frequency_penalty = options.frequency_penalty;
+  sampling.seed = options.seed ? static_cast<uint64_t>(*options.seed) : FreshSeed();
+  sampling.logprobs = static_cast<int32_t>(options.logprobs);
+  request.stop.max_tokens = options.max_tokens;
+  request.stop.texts = options.stop;
+  if (!options.ignore_eos) request.stop.token_ids = text.stop_token_ids;
+  return request;
+}
+
+Status Generate(Engine& engine, Request request, ReplyParser* parser,
+                const std::function<void(const ReplyEvent&)>& show, Generated* generated) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::shared_ptr<OutputStream> stream,
+                            engine.Submit(std::move(request)));
+  const auto take = [&](std::vector<ReplyEvent> events) {
+    for (ReplyEvent& event : events) {
+      if (event.kind == ReplyEvent::Kind::kReasoning) generated->reasoning += event.text;
+      if (event.kind == ReplyEvent::Kind::kContent) generated->text += event.text;
+      if (event.kind == ReplyEvent::Kind::kToolCall) {
+        generated->tool_calls.push_back({event.name, event.arguments});
+      }
+      show(event);
+    }
+  };
+  bool cancelled = false;
+  while (true) {
+    stream->WaitFor(100);
+    if (Interrupted() && !cancelled) {
+      engine.Cancel(stream->id(), InterruptedError());
+      cancelled = true;
+    }
+    OutputDelta delta = stream->Take();
+    generated->ids.insert(generated->ids.end(), delta.ids.begin(), delta.ids.end());
+    generated->logprobs.insert(generated->logprobs.end(), delta.logprobs.begin(),
+                               delta.logprobs.end());
+    if (parser != nullptr) {
+      take(parser->Push(delta.text));
+    } else if (!delta.text.empty()) {
+      take({ReplyEvent{ReplyEvent::Kind::kContent, delta.text, {}, {}}});
+    }
+    if (!delta.finished) continue;
+    if (parser != nullptr) take(parser->Finish());
+    generated->summary = stream->summary();
+    return generated->summary.error;
+  }
+}
+
+double PrefillRate(const Summary& summary) {
+  const double seconds = summary.timings.prefill_s;
+  return seconds > 0 ? static_cast<double>(summary.usage.prompt_tokens) / seconds : 0;
+}
+
+// The first token belongs to the prefill.
+double DecodeRate(const Summary& summary) {
+  const double seconds = summary.timings.decode_s;
+  return seconds > 0 ? static_cast<double>(summary.usage.completion_tokens - 1) / seconds : 0;
+}
+
+}  // namespace lockstep

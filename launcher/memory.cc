@@ -1,0 +1,100 @@
+#include "launcher/memory.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <system_error>
+
+#include "launcher/progress.h"
+#include "runtime/base/os.h"
+
+namespace lockstep {
+namespace {
+
+// The operating system, the page cache of the load and the allocator's slack live beside the plan.
+constexpr double kReservedPart = 0.06;
+constexpr uint64_t kReservedBytes = uint64_t{256} << 20;
+
+int64_t BlocksOf(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+
+MemoryPlan PlanWith(const MemoryQuestion& question, int64_t kv_blocks, int64_t max_model_len) {
+  ModelLimits limits = question.limits;
+  limits.kv_blocks = kv_blocks;
+  limits.max_model_len = max_model_len;
+  return PlanMemory(question.config, limits, question.shares, question.rank, question.element_bytes,
+                    question.threads);
+}
+
+// The largest value in [lowest, highest] for which `fits` holds; lowest - 1 if none. `fits` is
+// monotone.
+template <typename Fits>
+int64_t LargestThatFits(int64_t lowest, int64_t highest, const Fits& fits) {
+  while (lowest <= highest) {
+    const int64_t middle = lowest + (highest - lowest) / 2;
+    if (fits(middle)) {
+      lowest = middle + 1;
+    } else {
+      highest = middle - 1;
+    }
+  }
+  return highest;
+}
+
+}  // namespace
+
+StatusOr<int64_t> FitKvBlocks(const MemoryQuestion& question) {
+  const int64_t max_model_len = question.limits.max_model_len;
+  if (question.available_bytes == 0) return question.limits.kv_blocks;
+  const auto fits = [&](int64_t blocks, int64_t length) {
+    return PlanWith(question, blocks, length).total() <= question.available_bytes;
+  };
+  const int64_t least = std::min(BlocksOf(max_model_len), question.limits.kv_blocks);
+  const int64_t blocks = LargestThatFits(least, question.limits.kv_blocks,
+                                         [&](int64_t count) { return fits(count, max_model_len); });
+  if (blocks >= least) return blocks;
+
+  const MemoryPlan plan = PlanWith(question, least, max_model_len);
+  const int64_t length = LargestThatFits(1, max_model_len, [&](int64_t tokens) {
+    return fits(std::min(least, BlocksOf(tokens)), tokens);
+  });
+  const std::string needs = absl::StrFormat(
+      "this rank needs %s (weights %s, KV cache of one sequence of %d tokens %s, scratch %s) and "
+      "may use %s",
+      FormatBytes(plan.total()), FormatBytes(plan.weight_bytes), max_model_len,
+      FormatBytes(plan.kv_bytes), FormatBytes(plan.scratch_bytes),
+      FormatBytes(question.available_bytes));
+  if (length > 0) return ModelError("%s; --max-model-len %d would fit", needs, length);
+  return ModelError("%s; its weights need more ranks, or a smaller share for this one in --shares",
+                    needs);
+}
+
+std::string DescribePlan(const MemoryPlan& plan, const ModelLimits& limits) {
+  const int64_t per_sequence = std::max<int64_t>(1, BlocksOf(limits.max_model_len));
+  return absl::StrFormat(
+      "weights %s, KV cache %s (%d tokens, %.1f times the longest context of %d), scratch %s: %s",
+      FormatBytes(plan.weight_bytes), FormatBytes(plan.kv_bytes), limits.kv_blocks * kBlockTokens,
+      static_cast<double>(limits.kv_blocks) / static_cast<double>(per_sequence),
+      limits.max_model_len, FormatBytes(plan.scratch_bytes), FormatBytes(plan.total()));
+}
+
+uint64_t MemoryForRank(int ranks_on_this_host) {
+  const uint64_t available = os::MemoryBytesAvailable();
+  const uint64_t reserved = std::max(
+      kReservedBytes, static_cast<uint64_t>(static_cast<double>(available) * kReservedPart));
+  if (available == 0) return 0;
+  const uint64_t usable = available > reserved ? available - reserved : available / 2;
+  return std::max<uint64_t>(1, usable / static_cast<uint64_t>(std::max(1, ranks_on_this_host)));
+}
+
+uint64_t StoredElementBytes(const std::string& directory, const ModelConfig& config) {
+  uint64_t stored = 0;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end;
+       entry.increment(error)) {
+    if (entry->path().extension() == ".safetensors") stored += entry->file_size(error);
+  }
+  const ModelLimits none = {.max_rows = 1, .max_outputs = 1, .max_model_len = 1, .kv_blocks = 1};
+  const uint64_t as_two_bytes = PlanMemory(config, none, {1.0}, 0, 2, 1).weight_bytes;
+  return stored > as_two_bytes + as_two_bytes / 2 ? 4 : 2;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,85 @@
+#include "launcher/process.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <climits>
+#include <utility>
+
+namespace lockstep {
+namespace {
+
+std::vector<std::string>& Arguments() {
+  static std::vector<std::string> arguments;
+  return arguments;
+}
+
+std::atomic<bool> g_silenced{false};
+// Written by the signal handler: lock-free atomics only.
+std::atomic<int> g_scopes{0};
+std::atomic<bool> g_interrupted{false};
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
+
+constexpr int kInterruptedExitCode = 130;
+
+void HandleSignal(int) {
+  if (g_scopes.load() > 0 && !g_interrupted.exchange(true)) return;
+  constexpr char kMessage[] = "lockstep: interrupted\n";
+  (void)!write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
+  _exit(kInterruptedExitCode);
+}
+
+}  // namespace
+
+void SetProcessArguments(std::vector<std::string> arguments) { Arguments() = std::move(arguments); }
+const std::vector<std::string>& ProcessArguments() { return Arguments(); }
+
+std::string ExecutablePath() {
+  char path[PATH_MAX];
+  const ssize_t length = readlink("/proc/self/exe", path, sizeof(path));
+  if (length > 0 && length < static_cast<ssize_t>(sizeof(path))) return std::string(path, length);
+  return Arguments().empty() ? "lockstep" : Arguments().front();
+}
+
+void SilenceFinalError() { g_silenced = true; }
+bool FinalErrorSilenced() { return g_silenced; }
+
+void InstallSignalHandlers() {
+  struct sigaction ignore = {};
+  ignore.sa_handler = SIG_IGN;
+  sigaction(SIGPIPE, &ignore, nullptr);
+  struct sigaction handle = {};
+  handle.sa_handler = HandleSignal;
+  sigaction(SIGINT, &handle, nullptr);
+  sigaction(SIGTERM, &handle, nullptr);
+}
+
+bool Interrupted() { return g_interrupted; }
+
+InterruptScope::InterruptScope(std::function<void()> action) {
+  g_scopes.fetch_add(1);
+  if (!action) return;
+  // A poll every 20 ms instead of a self-pipe: no descriptor to leak into spawned ranks, and Ctrl-C
+  // has no hurry.
+  watcher_ = std::jthread([action = std::move(action)](const std::stop_token& stop) {
+    while (!stop.stop_requested()) {
+      if (Interrupted()) {
+        action();
+        return;
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  });
+}
+
+InterruptScope::~InterruptScope() {
+  if (watcher_.joinable()) {
+    watcher_.request_stop();
+    watcher_.join();
+  }
+  g_scopes.fetch_sub(1);
+}
+
+}  // namespace lockstep

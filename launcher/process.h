@@ -1,0 +1,45 @@
+// What belongs to the process as a whole: its command line, its signals, whether its last error was
+// already told.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace lockstep {
+
+// The command line as it was given, argv[0] first. Set once by main before anything else; a spawned
+// rank runs it again.
+void SetProcessArguments(std::vector<std::string> arguments);
+const std::vector<std::string>& ProcessArguments();
+
+// The file this process runs, or argv[0] where the system does not say.
+std::string ExecutablePath();
+
+// A rank whose error another rank prints stays silent, so that one fault is one sentence in the
+// terminal.
+void SilenceFinalError();
+bool FinalErrorSilenced();
+
+// SIGPIPE is ignored for good. SIGINT and SIGTERM end the process at once with "interrupted" and
+// exit code 130, except while an InterruptScope lives.
+void InstallSignalHandlers();
+// A SIGINT or SIGTERM arrived while an InterruptScope lived.
+bool Interrupted();
+
+// While one lives, the first SIGINT or SIGTERM only makes Interrupted() true and runs `action` (if
+// any) once on a thread of its own; a second signal ends the process at once. Scopes may nest; the
+// process stays interrupted after.
+class InterruptScope {
+ public:
+  explicit InterruptScope(std::function<void()> action = nullptr);
+  ~InterruptScope();
+  InterruptScope(const InterruptScope&) = delete;
+  InterruptScope& operator=(const InterruptScope&) = delete;
+
+ private:
+  std::jthread watcher_;
+};
+
+}  // namespace lockstep

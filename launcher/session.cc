@@ -1,0 +1,312 @@
+#include "launcher/session.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <optional>
+#include <utility>
+
+#include "launcher/agree.h"
+#include "launcher/command_line.h"
+#include "launcher/memory.h"
+#include "launcher/process.h"
+#include "launcher/progress.h"
+#include "launcher/spawn.h"
+#include "launcher/world.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/file.h"
+#include "runtime/base/log.h"
+#include "runtime/base/os.h"
+#include "runtime/base/version.h"
+
+namespace lockstep {
+namespace {
+
+constexpr int64_t kDefaultMaxModelLen = 32'768;
+// How long spawned ranks may take to end: in order, or after an error was told to them.
+constexpr int64_t kOrderlyEndMs = 5'000;
+constexpr int64_t kFaultyEndMs = 2'000;
+
+std::string FormatShares(const std::vector<double>& shares) {
+  std::string text;
+  for (const double share : shares)
+    text += (text.empty() ? "" : ",") + absl::StrFormat("%g", share);
+  return text;
+}
+
+std::string OrDefault(int64_t value) { return value == 0 ? "default" : std::to_string(value); }
+
+// What must be equal before ranks compute together. The model is compared after joining, so that a
+// rank that cannot read it can say why.
+std::vector<Setting> SettingsOf(const Options& options, const World& world,
+                                const kernels::Backend& backend) {
+  const std::string same = "start every rank with the same ";
+  return {
+      {"source version", SourceVersion(), "install the same build of lockstep on every node"},
+      {"shares", FormatShares(world.shares), same + "--shares or YAML"},
+      {"kernels", backend.name(),
+       "instruction sets differ in their last bits; give every rank --kernels ref"},
+      {"max-model-len", OrDefault(options.max_model_len), same + "--max-model-len"},
+      {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},
+      {"prefill-chunk", std::to_string(options.prefill_chunk), same + "--prefill-chunk"},
+  };
+}
+
+class OpenedSession final : public Session {
+ public:
+  explicit OpenedSession(const Options& options) : options_(options) {}
+  ~OpenedSession() override {
+    if (!closed_) (void)Close(OkStatus());
+  }
+
+  const Options& options() const override { return options_; }
+  int rank() const override { return world_.rank; }
+  int size() const override { return world_.size; }
+  Group& group() override { return *group_; }
+  Membership& membership() override { return *membership_; }
+  ThreadPool& pool() override { return *pool_; }
+  const kernels::Backend& backend() const override { return *backend_; }
+  Model& model() override { return *model_; }
+  const std::vector<double>& shares() const override { return world_.shares; }
+
+  Status FinalStatus(const Status& status) const override {
+    if (status.ok()) return status;
+    if (Interrupted()) return InterruptedError();
+    if (membership_ == nullptr) return status;
+    const Status health = membership_->Health();
+    return health.ok() ? status : health;
+  }
+
+  Status Close(const Status& status) override;
+  Status Join(bool worker);
+  Status Load(const SessionNeeds& needs);
+
+ private:
+  Status StartWorld(bool worker);
+  Status JoinRanks();
+  Status CheckModel(ModelConfig* config);
+  StatusOr<ModelLimits> DecideLimits(const SessionNeeds& needs, const ModelConfig& config);
+  Status LoadWeights(const ModelLimits& limits);
+  // A line about this rank: where the user looks at its own output, for the curious elsewhere.
+  void Report(const std::string& text) const;
+  // Tells all ranks why this one cannot go on.
+  Status TellAll(const Status& status);
+
+  const Options options_;
+  World world_;
+  int listener_ = -1;  // rank 0 of spawned ranks: taken over by Bootstrap
+  std::unique_ptr<SpawnedRanks> spawned_;
+  std::unique_ptr<kernels::Backend> backend_;
+  std::unique_ptr<ThreadPool> pool_;
+  // Destroyed in reverse: the model uses the group, the group the membership.
+  std::unique_ptr<Membership> membership_;
+  std::unique_ptr<Group> group_;
+  std::unique_ptr<Model> model_;
+  bool closed_ = false;
+};
+
+// Contract: only rank 0 writes to stdout. Whatever a library prints elsewhere goes to stderr.
+void KeepStdoutForRankZero(int rank) {
+  if (rank == 0) return;
+  std::fflush(stdout);
+  (void)dup2(STDERR_FILENO, STDOUT_FILENO);
+}
+
+Status OpenedSession::StartWorld(bool worker) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const Surroundings around, LookAround(options_));
+  LOCKSTEP_ASSIGN_OR_RETURN(world_, DecideWorld(options_, around, worker));
+  log::Configure(LogLevel(options_), world_.size > 1 ? world_.rank : -1);
+  KeepStdoutForRankZero(world_.rank);
+  if (world_.origin == WorldOrigin::kReexec) return ReexecUnderMpirun(world_.size);
+  if (world_.origin != WorldOrigin::kSpawner) return OkStatus();
+  if (world_.rendezvous.empty()) {
+    LOCKSTEP_ASSIGN_OR_RETURN(listener_, ListenForRanks("127.0.0.1", &world_.rendezvous));
+    // The spawned ranks must not hold the listener open after this process has died.
+    (void)fcntl(listener_, F_SETFD, FD_CLOEXEC);
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(spawned_,
+                            SpawnedRanks::Start(world_.size, world_.rendezvous, world_.secret));
+  return OkStatus();
+}
+
+Status OpenedSession::JoinRanks() {
+  BootstrapOptions join;
+  join.rank = world_.rank;
+  join.size = world_.size;
+  join.collective = options_.collective;
+  join.rendezvous = world_.rendezvous;
+  join.interface = world_.interface;
+  join.rendezvous_fd = listener_;
+  join.secret = world_.secret;
+  join.settings = SettingsOf(options_, world_, *backend_);
+  join.start_timeout_ms = options_.start_timeout_ms;
+  join.exchange_timeout_ms = options_.exchange_timeout_ms;
+  join.peer_timeout_ms = options_.peer_timeout_ms;
+  join.ranks_on_this_host = world_.ranks_on_this_host;
+  LOCKSTEP_ASSIGN_OR_RETURN(membership_, Bootstrap(join));
+  if (spawned_ != nullptr) spawned_->Joined();
+  return OkStatus();
+}
+
+Status OpenedSession::Join(bool worker) {
+  // Before anything is started: a wrong --kernels should not cost a spawn.
+  LOCKSTEP_ASSIGN_OR_RETURN(backend_, kernels::MakeBackend(options_.kernels));
+  LOCKSTEP_RETURN_IF_ERROR(StartWorld(worker));
+  LOCKSTEP_RETURN_IF_ERROR(JoinRanks());
+  const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const int threads, TakeCores(world_, membership_->local_rank(), membership_->local_size()));
+  pool_ = std::make_unique<ThreadPool>(threads);
+  LOCKSTEP_ASSIGN_OR_RETURN(group_, membership_->OpenGroup());
+  if (rank() == 0) {
+    log::Info("%d rank%s, exchange %s, kernels %s, %d thread%s per rank", size(),
+              size() == 1 ? "" : "s", group_->traits().name, backend_->name(), threads,
+              threads == 1 ? "" : "s");
+  }
+  return OkStatus();
+}
+
+Status OpenedSession::CheckModel(ModelConfig* config) {
+  const auto read = [&]() -> StatusOr<uint64_t> {
+    if (options_.model.empty()) return UsageError("no model given; give --model DIR");
+    if (!IsDirectory(options_.model)) {
+      return ModelError("--model %s: there is no such directory", options_.model);
+    }
+    LOCKSTEP_ASSIGN_OR_RETURN(*config, ReadModelConfig(options_.model));
+    return CheckpointDigest(options_.model);
+  };
+  const StatusOr<uint64_t> digest = read();
+  LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, digest.status()));
+  const Setting setting = {"model digest", absl::StrFormat("%016x", *digest),
+                           "copy the same checkpoint to every node"};
+  return AgreeOnValue(*group_, *membership_, setting);
+}
+
+StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
+                                                  const ModelConfig& config) {
+  StatusOr<ModelLimits> limits =
+      needs.limits ? needs.limits(config) : LimitsFromOptions(options_, config);
+  LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, limits.status()));
+  MemoryQuestion question;
+  question.config = config;
+  question.limits = *limits;
+  question.shares = world_.shares;
+  question.rank = rank();
+  question.threads = pool_->count();
+  question.element_bytes = StoredElementBytes(options_.model, config);
+  question.available_bytes = MemoryForRank(membership_->local_size());
+  const StatusOr<int64_t> blocks = FitKvBlocks(question);
+  LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, blocks.status()));
+  LOCKSTEP_ASSIGN_OR_RETURN(limits->kv_blocks, AgreeOnSmallest(*group_, *blocks));
+  const MemoryPlan plan =
+      PlanMemory(config, *limits, world_.shares, rank(), question.element_bytes, question.threads);
+  Report("memory: " + DescribePlan(plan, *limits) + " of " + FormatBytes(question.available_bytes));
+  return limits;
+}
+
+Status OpenedSession::LoadWeights(const ModelLimits& limits) {
+  ProgressReport::Style style;
+  style.terminal = rank() == 0 && isatty(STDERR_FILENO) != 0;
+  if (rank() != 0) style.quiet_ms = style.line_every_ms = style.line_at_least_ms = 10'000;
+  const std::string what = size() == 1 ? "loading" : absl::StrFormat("rank %d: loading", rank());
+  ProgressReport progress(what, style,
+                          [](const std::string& text) { std::fputs(text.c_str(), stderr); });
+  LoadOptions load;
+  load.directory = options_.model;
+  load.shares = world_.shares;
+  load.limits = limits;
+  if (options_.log_level == "info" || options_.log_level == "debug") {
+    load.progress = [&](const LoadProgress& done) {
+      progress.Update(done.bytes_done, done.bytes_total, NowNs());
+    };
+  }
+  const int64_t start_ns = NowNs();
+  StatusOr<std::unique_ptr<Model>> model = LoadModel(load, *group_, *backend_, *pool_);
+  progress.Finish();
+  LOCKSTEP_RETURN_IF_ERROR(model.status());
+  model_ = std::move(model).value();
+  const double seconds = static_cast<double>(NowNs() - start_ns) * 1e-9;
+  Report(absl::StrFormat("loaded %s in %.1f s", FormatBytes(model_->bytes_read()), seconds));
+  return Barrier(*group_);
+}
+
+Status OpenedSession::Load(const SessionNeeds& needs) {
+  const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
+  ModelConfig config;
+  if (const Status checked = CheckModel(&config); !checked.ok()) return TellAll(checked);
+  const StatusOr<ModelLimits> limits = DecideLimits(needs, config);
+  if (!limits.ok()) return TellAll(limits.status());
+  // A fault here strikes one rank alone, while the others wait for its part.
+  const Status loaded = LoadWeights(*limits);
+  if (loaded.ok() || size() == 1 || !membership_->Health().ok()) return loaded;
+  return TellAll(Annotate(loaded, membership_->ranks()[rank()].Name()));
+}
+
+void OpenedSession::Report(const std::string& text) const {
+  const bool watched = rank() == 0 || world_.origin == WorldOrigin::kNodes;
+  const log::Level level = watched ? log::Level::kInfo : log::Level::kDebug;
+  if (log::Enabled(level)) log::Write(level, text);
+}
+
+Status OpenedSession::TellAll(const Status& status) {
+  if (membership_->Health().ok()) membership_->Abort(status);
+  return status;
+}
+
+Status OpenedSession::Close(const Status& status) {
+  if (closed_) return status;
+  closed_ = true;
+  const Status final = FinalStatus(status);
+  if (membership_ != nullptr) {
+    if (final.ok()) {
+      membership_->Leave();
+    } else {
+      (void)TellAll(final);
+    }
+  }
+  const bool joined = membership_ != nullptr;
+  model_.reset();
+  group_.reset();
+  membership_.reset();
+  if (spawned_ != nullptr) spawned_->Finish(final.ok() ? kOrderlyEndMs : kFaultyEndMs);
+  // Rank 0 shares the terminal and prints the same sentence.
+  if (world_.origin == WorldOrigin::kSpawned && joined) SilenceFinalError();
+  return final;
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Session>> OpenSession(const Options& options, const SessionNeeds& needs) {
+  auto session = std::make_unique<OpenedSession>(options);
+  // A worker joins a cluster and is never alone.
+  const std::vector<std::string>& arguments = ProcessArguments();
+  const bool worker = arguments.size() > 1 && arguments[1] == "worker";
+  Status status = session->Join(worker);
+  if (status.ok() && needs.model) status = session->Load(needs);
+  if (!status.ok()) return session->Close(status);
+  return session;
+}
+
+StatusOr<int64_t> MaxModelLen(const Options& options, const ModelConfig& config) {
+  const int64_t positions = config.max_position_embeddings;
+  if (options.max_model_len > positions) {
+    return UsageError("--max-model-len is %d, but the model has %d positions",
+                      options.max_model_len, positions);
+  }
+  return options.max_model_len > 0 ? options.max_model_len
+                                   : std::min(positions, kDefaultMaxModelLen);
+}
+
+StatusOr<ModelLimits> LimitsFromOptions(const Options& options, const ModelConfig& config) {
+  ModelLimits limits;
+  LOCKSTEP_ASSIGN_OR_RETURN(limits.max_model_len, MaxModelLen(options, config));
+  limits.max_rows = options.prefill_chunk + options.max_num_seqs;
+  limits.max_outputs = options.max_num_seqs;
+  limits.kv_blocks =
+      (limits.max_model_len + kBlockTokens - 1) / kBlockTokens * options.max_num_seqs;
+  return limits;
+}
+
+}  // namespace lockstep

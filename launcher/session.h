@@ -1,0 +1,64 @@
+// A session: this process as one rank of its world, ready to compute. Commands that need a model
+// open one; it decides which rank this is, starts the others where that is its task, joins them,
+// compares what must be equal, plans the memory and loads this rank's slice of the weights.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "collectives/bootstrap.h"
+#include "collectives/group.h"
+#include "runtime/base/options.h"
+#include "runtime/base/status.h"
+#include "runtime/base/thread_pool.h"
+#include "runtime/kernels/backend.h"
+#include "runtime/model/model.h"
+
+namespace lockstep {
+
+struct SessionNeeds {
+  // False: join the ranks only (no checkpoint is touched and model() must not be called).
+  bool model = true;
+  // The limits that the command wants, from the model's configuration; must give the same on every
+  // rank. Empty: LimitsFromOptions, with as many KV blocks as fit into memory.
+  std::function<StatusOr<ModelLimits>(const ModelConfig& config)> limits;
+};
+
+class Session {
+ public:
+  virtual ~Session() = default;  // Close(OkStatus()) if it was not called
+  virtual const Options& options() const = 0;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual Group& group() = 0;
+  virtual Membership& membership() = 0;
+  virtual ThreadPool& pool() = 0;
+  virtual const kernels::Backend& backend() const = 0;
+  virtual Model& model() = 0;
+  // One per rank, validated.
+  virtual const std::vector<double>& shares() const = 0;
+
+  // What to report for `status`: the membership's own finding (the named dead rank, the abort's
+  // reason) is the cause, an error of an exchange only its effect; Ctrl-C comes before both.
+  virtual Status FinalStatus(const Status& status) const = 0;
+
+  // Ends this rank's part in order and returns FinalStatus(status): an OK status announces an
+  // orderly end, any other is told to all ranks first. Waits for spawned ranks to end (5 s, then
+  // kills them). The session computes nothing afterwards. `return session->Close(work(*session));`
+  // is how a command ends.
+  virtual Status Close(const Status& status) = 0;
+};
+
+// Opens the session that `options` describe. Blocks until all ranks joined and loaded, or says who
+// is missing. An error on one rank ends all ranks, each naming the rank at fault.
+StatusOr<std::unique_ptr<Session>> OpenSession(const Options& options, const SessionNeeds& needs);
+
+// The longest context: --max-model-len, else the model's own up to 32768. An error if the flag asks
+// for more than the model has positions.
+StatusOr<int64_t> MaxModelLen(const Options& options, const ModelConfig& config);
+// Rows, outputs and positions from the options; kv_blocks for max_num_seqs sequences of full length
+// (the session lowers it to what fits into memory, but never below one full sequence).
+StatusOr<ModelLimits> LimitsFromOptions(const Options& options, const ModelConfig& config);
+
+}  // namespace lockstep

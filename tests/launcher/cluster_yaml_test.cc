@@ -1,0 +1,184 @@
+#include "launcher/cluster_yaml.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+
+#include "launcher/command_line.h"
+#include "runtime/base/file.h"
+
+namespace lockstep {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+StatusOr<ClusterFile> Parse(const std::string& text) { return ParseClusterYaml(text, "c.yaml"); }
+
+std::string ErrorOf(const std::string& text) {
+  const StatusOr<ClusterFile> file = Parse(text);
+  if (file.ok()) return "accepted";
+  EXPECT_EQ(ExitCode(file.status()), 2) << text;
+  return MessageOf(file.status());
+}
+
+TEST(ClusterYaml, ReadsOptionsAndNodes) {
+  const StatusOr<ClusterFile> file = Parse(
+      "model: /m\n"
+      "collective: shm\n"
+      "nodes:\n"
+      "  - address: spark-1:4000\n"
+      "    share: 3\n"
+      "  - address: 10.0.0.2\n"
+      "    threads: 8\n"
+      "    interface: enp1s0f0\n"
+      "    name: second\n"
+      "  - address: '[fe80::1]:4001'\n");
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(file->options.model, "/m");
+  EXPECT_EQ(file->options.collective, "shm");
+  ASSERT_EQ(file->nodes.size(), 3u);
+  EXPECT_EQ(file->nodes[0].host, "spark-1");
+  EXPECT_EQ(file->nodes[0].port, 4000);
+  EXPECT_EQ(file->nodes[0].name, "spark-1");
+  EXPECT_EQ(file->nodes[1].threads, 8);
+  EXPECT_EQ(file->nodes[1].interface, "enp1s0f0");
+  EXPECT_EQ(file->nodes[1].name, "second");
+  EXPECT_EQ(file->nodes[2].host, "fe80::1");
+  EXPECT_EQ(file->nodes[2].port, 4001);
+  EXPECT_THAT(file->options.shares, ElementsAre(3, 1, 1));
+}
+
+TEST(ClusterYaml, EveryOptionIsAKey) {
+  for (const OptionSpec& spec : OptionTable()) {
+    if (std::string(spec.name) == "config" || std::string(spec.name) == "rank") continue;
+    std::string value = "1";
+    if (!spec.allowed.empty()) value = spec.allowed.back();
+    if (std::holds_alternative<bool Options::*>(spec.field)) value = "true";
+    if (spec.lowest > 1) value = std::to_string(static_cast<int64_t>(spec.lowest));
+    const StatusOr<ClusterFile> file = Parse(std::string(spec.name) + ": " + value + "\n");
+    EXPECT_TRUE(file.ok()) << file.status();
+  }
+}
+
+TEST(ClusterYaml, ListsMayBeWrittenAsLists) {
+  const StatusOr<ClusterFile> file = Parse("shares: [3, 2]\nstop: ['</a>', \"b\"]\n");
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_THAT(file->options.shares, ElementsAre(3, 2));
+  EXPECT_THAT(file->options.stop, ElementsAre("</a>", "b"));
+}
+
+TEST(ClusterYaml, UnknownKeysAreRefusedWithFileLineAndTheNearestKey) {
+  EXPECT_THAT(
+      ErrorOf("model: m\nmax-modellen: 3\n"),
+      AllOf(HasSubstr("c.yaml:2"), HasSubstr("'max-modellen'"), HasSubstr("'max-model-len'")));
+  EXPECT_THAT(ErrorOf("\n\nquantum: 3\n"),
+              AllOf(HasSubstr("c.yaml:3"), HasSubstr("the keys are nodes, model")));
+  EXPECT_THAT(
+      ErrorOf("nodes:\n  - address: a\n    shares: 3\n"),
+      AllOf(HasSubstr("c.yaml:3"), HasSubstr("'share'"), HasSubstr("address, share, threads")));
+}
+
+TEST(ClusterYaml, WrongValuesAreRefusedWithFileLineAndTheAllowedOnes) {
+  EXPECT_THAT(ErrorOf("model: m\ncollective: nccl2\n"),
+              AllOf(HasSubstr("c.yaml:2: collective"), HasSubstr("tcp, shm, mpi")));
+  EXPECT_THAT(ErrorOf("grpc-port: 70000\n"),
+              AllOf(HasSubstr("c.yaml:1: grpc-port"), HasSubstr("65535")));
+  EXPECT_THAT(ErrorOf("raw: yes\n"), HasSubstr("true, false"));
+  EXPECT_THAT(ErrorOf("model:\n"), HasSubstr("model has no value"));
+  EXPECT_THAT(ErrorOf("model: {a: b}\n"), HasSubstr("single value"));
+  EXPECT_THAT(ErrorOf("model: [a, b]\n"), HasSubstr("single value"));
+  EXPECT_THAT(ErrorOf("shares: [[1], 2]\n"), HasSubstr("single value"));
+  EXPECT_THAT(ErrorOf("shares: []\n"), HasSubstr("shares"));
+  EXPECT_THAT(ErrorOf("threads: 1.5\n"), HasSubstr("whole number"));
+}
+
+TEST(ClusterYaml, NodesAreChecked) {
+  EXPECT_THAT(ErrorOf("nodes: 3\n"), HasSubstr("must be a list"));
+  EXPECT_THAT(ErrorOf("nodes: []\n"), HasSubstr("must be a list"));
+  EXPECT_THAT(ErrorOf("nodes:\n  - spark-1\n"), HasSubstr("- address: spark-1"));
+  EXPECT_THAT(ErrorOf("nodes:\n  - share: 1\n"), HasSubstr("no address"));
+  EXPECT_THAT(ErrorOf("nodes:\n  - address: a:0\n"), HasSubstr("1 .. 65535"));
+  EXPECT_THAT(ErrorOf("nodes:\n  - address: a:b\n"), HasSubstr("port 'b'"));
+  EXPECT_THAT(ErrorOf("nodes:\n  - address: 'a b'\n"), HasSubstr("host or host:port"));
+  EXPECT_THAT(ErrorOf("nodes:\n  - address: ''\n"), HasSubstr("empty"));
+  EXPECT_THAT(ErrorOf("nodes:\n  - address: a\n    share: -1\n"), HasSubstr("share"));
+  EXPECT_THAT(ErrorOf("nodes:\n  - address: a\n    share: 1,2\n"), HasSubstr("one number"));
+}
+
+TEST(ClusterYaml, ContradictionsAreRefusedWithBothValues) {
+  EXPECT_THAT(ErrorOf("ranks: 3\nnodes:\n  - address: a\n  - address: b\n"),
+              AllOf(HasSubstr("c.yaml:1"), HasSubstr("ranks is 3"), HasSubstr("lists 2")));
+  EXPECT_THAT(ErrorOf("nodes:\n  - address: a\n  - address: b\nshares: 1,2,3\n"),
+              AllOf(HasSubstr("3 shares"), HasSubstr("2 nodes")));
+  EXPECT_THAT(ErrorOf("shares: 1\nnodes:\n  - address: a\n    share: 2\n"), HasSubstr("keep one"));
+  EXPECT_THAT(ErrorOf("model: a\nmodel: b\n"), AllOf(HasSubstr("c.yaml:2"), HasSubstr("twice")));
+  EXPECT_THAT(ErrorOf("rank: 1\n"), HasSubstr("command line"));
+  EXPECT_THAT(ErrorOf("config: other.yaml\n"), HasSubstr("command line"));
+}
+
+TEST(ClusterYaml, TextThatIsNotYamlIsRefused) {
+  EXPECT_THAT(ErrorOf("model: [a\n"), HasSubstr("c.yaml:"));
+  EXPECT_THAT(ErrorOf("- a\n- b\n"), HasSubstr("key: value"));
+  EXPECT_THAT(ErrorOf("just words"), HasSubstr("key: value"));
+  EXPECT_THAT(ErrorOf("? [a, b]\n: c\n"), HasSubstr("one word"));
+  EXPECT_THAT(ErrorOf(std::string(100'000, '[')), HasSubstr("c.yaml"));
+  EXPECT_THAT(ErrorOf("a: &x [*x]\n"), HasSubstr("c.yaml"));
+  EXPECT_THAT(ErrorOf("model: \"a\\0b\"\n"), HasSubstr("zero byte"));
+  EXPECT_TRUE(Parse("").ok());
+  EXPECT_TRUE(Parse("# only a comment\n").ok());
+}
+
+TEST(ClusterYaml, AHugeFileIsRefusedUnread) {
+  const std::string path = testing::TempDir() + "/huge.yaml";
+  std::ofstream(path) << std::string(2 << 20, '#');
+  const StatusOr<ClusterFile> file = ReadClusterYaml(path);
+  ASSERT_FALSE(file.ok());
+  EXPECT_EQ(ExitCode(file.status()), 2);
+}
+
+// The values of commented-out keys in configs/ are the real defaults, and uncommenting any of them
+// is legal.
+TEST(Configs, EveryShippedFileIsValidAndItsCommentedKeysHoldTheDefaults) {
+  const char* root = std::getenv("LOCKSTEP_SOURCE_DIR");
+  ASSERT_NE(root, nullptr);
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::string(root) + "/configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    ++files;
+    const StatusOr<std::string> text = ReadTextFile(entry.path());
+    ASSERT_TRUE(text.ok()) << text.status();
+    const StatusOr<ClusterFile> file = ParseClusterYaml(*text, entry.path());
+    ASSERT_TRUE(file.ok()) << file.status();
+    EXPECT_FALSE(file->nodes.empty());
+    const std::regex commented("\n# ?([a-z-]+): ([^ \n]+)");
+    for (std::sregex_iterator match(text->begin(), text->end(), commented), end; match != end;
+         ++match) {
+      const std::string key = (*match)[1], value = (*match)[2];
+      const OptionSpec* spec = FindOption(key);
+      ASSERT_NE(spec, nullptr) << entry.path() << ": " << key;
+      Options options;
+      EXPECT_TRUE(SetOption(*spec, value, key, &options).ok()) << key << ": " << value;
+      const Options defaults;
+      if (const auto* field = std::get_if<int64_t Options::*>(&spec->field)) {
+        if (defaults.*(*field) != 0) {
+          EXPECT_EQ(options.*(*field), defaults.*(*field)) << key;
+        }
+      }
+      if (const auto* field = std::get_if<std::string Options::*>(&spec->field)) {
+        if (!(defaults.*(*field)).empty()) {
+          EXPECT_EQ(options.*(*field), defaults.*(*field)) << key;
+        }
+      }
+    }
+  }
+  EXPECT_GE(files, 2);
+}
+
+}  // namespace
+}  // namespace lockstep

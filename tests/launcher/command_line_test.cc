@@ -1,0 +1,180 @@
+#include "launcher/command_line.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <fstream>
+
+namespace lockstep {
+namespace {
+
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+StatusOr<CommandLine> Parse(std::vector<std::string> arguments) {
+  return ParseCommandLine(arguments);
+}
+
+std::string ErrorOf(std::vector<std::string> arguments) {
+  const StatusOr<CommandLine> line = Parse(std::move(arguments));
+  if (line.ok()) return "";
+  EXPECT_EQ(ExitCode(line.status()), 2);
+  return MessageOf(line.status());
+}
+
+std::string WriteTemporary(const std::string& text) {
+  const std::string path = testing::TempDir() + "/command_line_test.yaml";
+  std::ofstream(path) << text;
+  return path;
+}
+
+TEST(CommandLine, FlagsOfEveryKindReachTheOptions) {
+  const StatusOr<CommandLine> line =
+      Parse({"run", "--model", "m", "--ranks=3", "--shares", "3,2,1", "--raw", "--json", "--stop",
+             "a", "--stop", "b", "--temperature", "0.5", "--seed", "7", "--presence-penalty",
+             "-1.5", "hello"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->command, "run");
+  EXPECT_EQ(line->options.model, "m");
+  EXPECT_EQ(line->options.ranks, 3);
+  EXPECT_THAT(line->options.shares, ElementsAre(3, 2, 1));
+  EXPECT_TRUE(line->options.raw);
+  EXPECT_TRUE(line->options.json);
+  EXPECT_THAT(line->options.stop, ElementsAre("a", "b"));
+  EXPECT_EQ(line->options.temperature, 0.5);
+  EXPECT_EQ(line->options.seed, 7);
+  EXPECT_EQ(line->options.presence_penalty, -1.5);
+  EXPECT_THAT(line->options.prompt, ElementsAre("hello"));
+  EXPECT_THAT(line->warnings, IsEmpty());
+}
+
+TEST(CommandLine, NothingGivenLeavesTheDefaults) {
+  const StatusOr<CommandLine> line = Parse({"serve"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options.grpc_port, Options().grpc_port);
+  EXPECT_FALSE(line->options.temperature.has_value());
+  EXPECT_FALSE(line->options.raw);
+}
+
+TEST(CommandLine, AliasesOfOtherServersWork) {
+  const StatusOr<CommandLine> line = Parse({"run", "-m", "dir", "-tp", "2", "-c", "4096", "-np",
+                                            "3", "-n", "5", "--temp", "0", "-p", "hi"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options.model, "dir");
+  EXPECT_EQ(line->options.ranks, 2);
+  EXPECT_EQ(line->options.max_model_len, 4096);
+  EXPECT_EQ(line->options.max_num_seqs, 3);
+  EXPECT_EQ(line->options.max_tokens, 5);
+  EXPECT_EQ(line->options.temperature, 0);
+  EXPECT_THAT(line->options.prompt, ElementsAre("hi"));
+}
+
+TEST(CommandLine, PromptsAreTakenAsTheyAre) {
+  for (const std::string prompt :
+       {"[1,2]", "a b  c", "", "-5 degrees", "x\ny", "{\"a\":1}", "--x y"}) {
+    const StatusOr<CommandLine> line = Parse({"run", "--prompt", prompt});
+    ASSERT_TRUE(line.ok()) << prompt << ": " << line.status();
+    EXPECT_THAT(line->options.prompt, ElementsAre(prompt));
+  }
+  for (const std::string prompt : {"[1,2]", "a b  c", "x\ny", "-5 degrees"}) {
+    const StatusOr<CommandLine> line = Parse({"run", "--raw", "--", prompt});
+    ASSERT_TRUE(line.ok()) << prompt << ": " << line.status();
+    EXPECT_THAT(line->options.prompt, ElementsAre(prompt));
+  }
+}
+
+TEST(CommandLine, OfASingleValueGivenTwiceTheLastOneCounts) {
+  const StatusOr<CommandLine> line = Parse({"run", "--model", "a", "--model", "b"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options.model, "b");
+}
+
+TEST(CommandLine, ServeTakesTheModelAsItsArgument) {
+  const StatusOr<CommandLine> line = Parse({"serve", "models/tiny", "--grpc-port", "0"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options.model, "models/tiny");
+}
+
+TEST(CommandLine, UnknownCommandsAndFlagsAreRefusedWithTheNearestOne) {
+  EXPECT_THAT(ErrorOf({"srve"}), AllOf(HasSubstr("'srve'"), HasSubstr("did you mean 'serve'?")));
+  EXPECT_THAT(ErrorOf({"quantum"}),
+              AllOf(HasSubstr("'quantum'"), testing::Not(HasSubstr("did you mean"))));
+  EXPECT_THAT(ErrorOf({"run", "--modle", "x"}), HasSubstr("did you mean '--model'?"));
+  EXPECT_THAT(ErrorOf({"run", "--max-tokns=3"}), HasSubstr("did you mean '--max-tokens'?"));
+  EXPECT_THAT(ErrorOf({}), HasSubstr("lockstep help"));
+}
+
+TEST(CommandLine, WrongValuesAreRefusedWithTheAllowedOnes) {
+  EXPECT_THAT(ErrorOf({"run", "--kernels", "gpu"}),
+              AllOf(HasSubstr("--kernels"), HasSubstr("auto, ref, cpu")));
+  EXPECT_THAT(ErrorOf({"run", "--ranks", "two"}), AllOf(HasSubstr("--ranks"), HasSubstr("'two'")));
+  EXPECT_THAT(ErrorOf({"run", "--ranks", "0"}), HasSubstr("outside"));
+  EXPECT_THAT(ErrorOf({"run", "--ranks", "99999999999999999999"}), HasSubstr("--ranks"));
+  EXPECT_THAT(ErrorOf({"run", "--top-p", "nan"}), HasSubstr("--top-p"));
+  EXPECT_THAT(ErrorOf({"run", "--shares", "1,,2"}), HasSubstr("--shares"));
+  EXPECT_THAT(ErrorOf({"run", "--model"}), HasSubstr("--model"));
+}
+
+TEST(CommandLine, ASecondPromptOrTwoSpellingsOfOneAreRefused) {
+  EXPECT_THAT(ErrorOf({"run", "two", "words"}), AllOf(HasSubstr("'words'"), HasSubstr("quotes")));
+  EXPECT_THAT(ErrorOf({"run", "--prompt", "a", "b"}), HasSubstr("--prompt"));
+}
+
+TEST(CommandLine, FlagsOfOtherCommandsWorkButWarn) {
+  const StatusOr<CommandLine> line = Parse({"tokenize", "--model", "m", "--grpc-port", "1"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_THAT(line->warnings, ElementsAre(AllOf(HasSubstr("--grpc-port"), HasSubstr("tokenize"))));
+}
+
+TEST(CommandLine, HelpNamesEveryCommandAndEveryFlagWithItsMeaning) {
+  const StatusOr<CommandLine> overview = Parse({"help"});
+  ASSERT_TRUE(overview.ok());
+  EXPECT_TRUE(overview->command.empty());
+  for (const char* name : {"run", "chat", "serve", "worker", "logits", "tokenize", "detokenize",
+                           "render", "version"}) {
+    EXPECT_THAT(overview->text, HasSubstr(name));
+    for (const std::vector<std::string>& form :
+         {std::vector<std::string>{"help", name}, std::vector<std::string>{name, "--help"}}) {
+      const StatusOr<CommandLine> help = Parse(form);
+      ASSERT_TRUE(help.ok()) << help.status();
+      EXPECT_TRUE(help->command.empty());
+      EXPECT_THAT(help->text, HasSubstr("--log-level"));
+    }
+  }
+  const StatusOr<CommandLine> run = Parse({"run", "--help"});
+  EXPECT_THAT(run->text, AllOf(HasSubstr("--temperature"), HasSubstr("0 is greedy"),
+                               HasSubstr("tcp, shm, mpi")));
+  EXPECT_THAT(run->text, testing::Not(HasSubstr("--grpc-port")));
+}
+
+TEST(CommandLine, VersionIsPrintedByFlagToo) {
+  EXPECT_THAT(Parse({"--version"})->text, HasSubstr("lockstep "));
+}
+
+TEST(CommandLine, EveryOptionStandsInAGroupOfTheHelp) {
+  for (const OptionSpec& spec : OptionTable())
+    EXPECT_FALSE(OptionGroup(spec.name).empty()) << spec.name;
+}
+
+TEST(CommandLine, TheCommandLineStandsAboveTheFile) {
+  const std::string path =
+      WriteTemporary("model: from-file\nranks: 4\nraw: true\nstop: [a, b]\ntop-k: 5\n");
+  const StatusOr<CommandLine> line =
+      Parse({"run", "--ranks", "2", "--config", path, "--raw=false", "--stop", "c", "hi"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options.model, "from-file");
+  EXPECT_EQ(line->options.ranks, 2);
+  EXPECT_FALSE(line->options.raw);
+  EXPECT_THAT(line->options.stop, ElementsAre("c"));
+  EXPECT_EQ(line->options.top_k, 5);
+}
+
+TEST(CommandLine, AMissingConfigFileIsAUsageError) {
+  EXPECT_THAT(ErrorOf({"run", "--config", "/nowhere/x.yaml"}), HasSubstr("/nowhere/x.yaml"));
+}
+
+}  // namespace
+}  // namespace lockstep

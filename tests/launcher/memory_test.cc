@@ -1,0 +1,89 @@
+#include "launcher/memory.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+
+namespace lockstep {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+MemoryQuestion TinyQuestion() {
+  const StatusOr<ModelConfig> config =
+      ReadModelConfig(std::string(std::getenv("LOCKSTEP_SOURCE_DIR")) + "/models/tiny");
+  EXPECT_TRUE(config.ok()) << config.status();
+  MemoryQuestion question;
+  question.config = *config;
+  question.limits = {.max_rows = 64, .max_outputs = 4, .max_model_len = 4096, .kv_blocks = 4 * 256};
+  question.shares = {1};
+  return question;
+}
+
+uint64_t Needed(const MemoryQuestion& question, int64_t blocks) {
+  ModelLimits limits = question.limits;
+  limits.kv_blocks = blocks;
+  return PlanMemory(question.config, limits, question.shares, question.rank, question.element_bytes,
+                    question.threads)
+      .total();
+}
+
+TEST(Memory, WithRoomForAllEverythingIsGranted) {
+  MemoryQuestion question = TinyQuestion();
+  question.available_bytes = Needed(question, 1024);
+  EXPECT_EQ(*FitKvBlocks(question), 1024);
+  question.available_bytes = 0;  // not known
+  EXPECT_EQ(*FitKvBlocks(question), 1024);
+}
+
+TEST(Memory, TheLargestNumberOfBlocksThatFitsIsFound) {
+  MemoryQuestion question = TinyQuestion();
+  for (const int64_t blocks : {256, 257, 600, 1023}) {
+    question.available_bytes = Needed(question, blocks);
+    EXPECT_EQ(*FitKvBlocks(question), blocks);
+    question.available_bytes = Needed(question, blocks + 1) - 1;
+    EXPECT_EQ(*FitKvBlocks(question), blocks);
+  }
+}
+
+TEST(Memory, TooLittleForOneSequenceIsRefusedWithWhatWouldFit) {
+  MemoryQuestion question = TinyQuestion();
+  question.available_bytes = Needed(question, 100);
+  const StatusOr<int64_t> blocks = FitKvBlocks(question);
+  ASSERT_FALSE(blocks.ok());
+  EXPECT_EQ(ExitCode(blocks.status()), 3);
+  const std::string message = MessageOf(blocks.status());
+  EXPECT_THAT(message, AllOf(HasSubstr("4096 tokens"), HasSubstr("--max-model-len")));
+  // The advice holds.
+  question.limits.max_model_len =
+      std::atoll(message.substr(message.find("--max-model-len") + 16).c_str());
+  EXPECT_GE(question.limits.max_model_len, 1600);
+  EXPECT_TRUE(FitKvBlocks(question).ok());
+  question.limits.max_model_len += 64;
+  EXPECT_FALSE(FitKvBlocks(question).ok());
+}
+
+TEST(Memory, TooLittleForTheWeightsSaysSo) {
+  MemoryQuestion question = TinyQuestion();
+  question.available_bytes = 1000;
+  const StatusOr<int64_t> blocks = FitKvBlocks(question);
+  ASSERT_FALSE(blocks.ok());
+  EXPECT_THAT(MessageOf(blocks.status()), AllOf(HasSubstr("more ranks"), HasSubstr("--shares")));
+}
+
+TEST(Memory, RanksOfOneHostShareWhatIsAvailable) {
+  const uint64_t alone = MemoryForRank(1), together = MemoryForRank(4);
+  ASSERT_GT(alone, 0u);
+  EXPECT_NEAR(static_cast<double>(together), static_cast<double>(alone) / 4,
+              static_cast<double>(alone) * 0.05);
+}
+
+TEST(Memory, TheStoredElementSizeIsSeenFromTheFiles) {
+  const std::string directory = std::string(std::getenv("LOCKSTEP_SOURCE_DIR")) + "/models/tiny";
+  EXPECT_EQ(StoredElementBytes(directory, TinyQuestion().config), 2u);
+}
+
+}  // namespace
+}  // namespace lockstep
