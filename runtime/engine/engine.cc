@@ -1,0 +1,303 @@
+#include "runtime/engine/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "runtime/base/log.h"
+
+namespace lockstep {
+namespace {
+
+constexpr int64_t kHealthPeriodNs = 100'000'000;
+
+double Seconds(int64_t from_ns, int64_t to_ns) {
+  return from_ns > 0 && to_ns > from_ns ? static_cast<double>(to_ns - from_ns) * 1e-9 : 0.0;
+}
+
+}  // namespace
+
+Engine::Engine(EngineOptions options, Executor* executor)
+    : options_(std::move(options)), executor_(executor), scheduler_(options_.limits) {
+  load_.kv_blocks = options_.limits.kv_blocks;
+  publisher_ = std::thread([this] { Publisher(); });
+  loop_ = std::thread([this] { Loop(); });
+}
+
+Engine::~Engine() { (void)Stop(ErrorKind{0}); }
+
+Status Engine::ReadyFor(Request* request) const {
+  const int64_t prompt = static_cast<int64_t>(request->prompt.size());
+  const int64_t room = std::max<int64_t>(options_.limits.max_model_len - prompt, 1);
+  if (request->stop.max_tokens < 0) {
+    return RequestError("max_tokens is %d, but must be at least 1", request->stop.max_tokens);
+  }
+  request->stop.max_tokens =
+      request->stop.max_tokens == 0 ? room : std::min(request->stop.max_tokens, room);
+  LOCKSTEP_RETURN_IF_ERROR(ValidateSamplingParams(request->sampling, options_.vocab_size));
+  LOCKSTEP_RETURN_IF_ERROR(ValidateStopParams(request->stop, options_.vocab_size));
+  for (const int32_t token : request->prompt) {
+    if (token < 0 || token >= options_.vocab_size) {
+      return RequestError("the prompt has token id %d, but the model's ids are 0 .. %d", token,
+                          options_.vocab_size - 1);
+    }
+  }
+  return scheduler_.Admissible(prompt, request->stop.max_tokens);
+}
+
+StatusOr<std::shared_ptr<OutputStream>> Engine::Submit(Request request) {
+  LOCKSTEP_RETURN_IF_ERROR(ReadyFor(&request));
+  auto active = std::make_unique<Active>(Active{.matcher = StopMatcher(request.stop.texts)});
+  active->usage.prompt_tokens = static_cast<int64_t>(request.prompt.size());
+  active->submitted_ns = NowNs();
+  if (options_.make_decoder) active->decoder = options_.make_decoder();
+  active->request = std::move(request);
+  const std::lock_guard lock(mutex_);
+  if (!failure_.ok()) return failure_;
+  if (draining_ || stopping_) {
+    return MakeError(ErrorKind::kRequest, absl::StatusCode::kUnavailable,
+                     "the server is shutting down");
+  }
+  if (load_.waiting + static_cast<int64_t>(submitted_.size()) >= options_.max_queue) {
+    return MakeError(
+        ErrorKind::kRequest, absl::StatusCode::kResourceExhausted,
+        absl::StrFormat("%d requests are waiting already; try again later", options_.max_queue));
+  }
+  active->stream = std::make_shared<OutputStream>(next_id_++);
+  std::shared_ptr<OutputStream> stream = active->stream;
+  submitted_.push_back(std::move(active));
+  ++open_;
+  news_.notify_one();
+  return stream;
+}
+
+void Engine::Cancel(uint64_t id, Status why) {
+  const std::lock_guard lock(mutex_);
+  cancelled_.emplace_back(id, std::move(why));
+  news_.notify_one();
+}
+
+void Engine::Drain(int64_t timeout_ms) {
+  std::unique_lock lock(mutex_);
+  draining_ = true;
+  emptied_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [this] { return open_ == 0; });
+}
+
+StatusOr<std::vector<uint64_t>> Engine::Stop(ErrorKind reason) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!stopping_) stop_reason_ = reason;
+    stopping_ = true;
+    news_.notify_one();
+  }
+  if (loop_.joinable()) loop_.join();
+  {
+    const std::lock_guard lock(publish_mutex_);
+    publisher_done_ = true;
+    publish_news_.notify_one();
+  }
+  if (publisher_.joinable()) publisher_.join();
+  const std::lock_guard lock(mutex_);
+  if (!failure_.ok()) return failure_;
+  return digests_;
+}
+
+Status Engine::status() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+EngineLoad Engine::load() const {
+  const std::lock_guard lock(mutex_);
+  return load_;
+}
+
+void Engine::Loop() {
+  while (Turn()) {
+  }
+}
+
+bool Engine::Turn() {
+  TakeNews();
+  bool stopping;
+  {
+    const std::lock_guard lock(mutex_);
+    stopping = stopping_;
+    load_.waiting = scheduler_.waiting();
+    load_.running = scheduler_.running();
+    load_.kv_blocks_used = scheduler_.pool().used();
+  }
+  if (stopping) {
+    std::vector<uint64_t> ids;
+    for (const auto& [id, active] : active_) ids.push_back(id);
+    for (const uint64_t id : ids) {
+      End(id, FinishReason::kCancelled,
+          MakeError(ErrorKind::kRequest, absl::StatusCode::kUnavailable,
+                    "the server is shutting down"));
+    }
+    const StatusOr<std::vector<uint64_t>> digests = executor_->Stop(plan_.step + 1, stop_reason_);
+    if (digests.ok()) {
+      const std::lock_guard lock(mutex_);
+      digests_ = *digests;
+    } else {
+      FailAll(digests.status());
+    }
+    return false;
+  }
+  const int64_t now_ns = NowNs();
+  if (options_.health && now_ns >= next_health_ns_) {
+    next_health_ns_ = now_ns + kHealthPeriodNs;
+    if (const Status health = options_.health(); !health.ok()) {
+      FailAll(health);
+      return false;
+    }
+  }
+  if (scheduler_.Next(&plan_)) {
+    if (const Status done = RunPlan(plan_); !done.ok()) {
+      FailAll(done);
+      return false;
+    }
+    return true;
+  }
+  std::unique_lock lock(mutex_);
+  news_.wait_for(lock, std::chrono::nanoseconds(kHealthPeriodNs),
+                 [this] { return stopping_ || !submitted_.empty() || !cancelled_.empty(); });
+  return true;
+}
+
+// Requests, cancellations and passed deadlines since the last turn.
+void Engine::TakeNews() {
+  std::deque<std::unique_ptr<Active>> submitted;
+  std::deque<std::pair<uint64_t, Status>> cancelled;
+  {
+    const std::lock_guard lock(mutex_);
+    submitted.swap(submitted_);
+    cancelled.swap(cancelled_);
+  }
+  for (std::unique_ptr<Active>& active : submitted) {
+    const uint64_t id = active->stream->id();
+    ScheduledRequest request;
+    request.id = id;
+    request.tokens = std::move(active->request.prompt);
+    request.max_tokens = active->request.stop.max_tokens;
+    request.token_set = options_.token_set;
+    request.params = active->request.sampling;
+    scheduler_.Add(std::move(request));
+    active_[id] = std::move(active);
+  }
+  for (const auto& [id, why] : cancelled) End(id, FinishReason::kCancelled, why);
+  std::vector<uint64_t> late;
+  for (const auto& [id, active] : active_) {
+    if (active->request.deadline.Passed()) late.push_back(id);
+  }
+  for (const uint64_t id : late) {
+    End(id, FinishReason::kCancelled,
+        MakeError(ErrorKind::kRequest, absl::StatusCode::kDeadlineExceeded,
+                  "the request's deadline passed"));
+  }
+}
+
+Status Engine::RunPlan(const StepPlan& plan) {
+  const int64_t begin_ns = NowNs();
+  for (const NewSequence& started : plan.started) {
+    const std::optional<uint64_t> id = scheduler_.RequestAt(started.slot);
+    if (id) active_[*id]->started_ns = begin_ns;
+  }
+  LOCKSTEP_RETURN_IF_ERROR(executor_->Execute(plan, &outcome_));
+  const int64_t now_ns = NowNs();
+  {
+    const std::lock_guard lock(mutex_);
+    ++load_.steps;
+  }
+  for (size_t i = 0; i < outcome_.slots.size(); ++i) {
+    const int32_t slot = outcome_.slots[i];
+    const std::optional<uint64_t> id = scheduler_.RequestAt(slot);
+    if (!id) continue;
+    scheduler_.Append(slot);
+    FinishReason reason = FinishReason::kNone;
+    Publish(*active_[*id], outcome_.tokens[i], now_ns, &reason);
+    if (reason != FinishReason::kNone) End(*id, reason, OkStatus());
+  }
+  return OkStatus();
+}
+
+void Engine::Publish(Active& active, const SampledToken& token, int64_t now_ns,
+                     FinishReason* reason) {
+  const StopParams& stop = active.request.stop;
+  if (active.usage.completion_tokens++ == 0) active.first_token_ns = now_ns;
+  active.last_token_ns = now_ns;
+  std::string text;
+  if (std::find(stop.token_ids.begin(), stop.token_ids.end(), token.id) != stop.token_ids.end()) {
+    *reason = FinishReason::kStop;
+  } else {
+    if (active.decoder) text = active.matcher.Push(active.decoder->Push(token.id));
+    if (active.matcher.matched()) {
+      *reason = FinishReason::kStop;
+    } else if (active.usage.completion_tokens >= stop.max_tokens) {
+      *reason = FinishReason::kLength;
+    }
+  }
+  active.stream->Add(text, token, active.request.sampling.logprobs >= 0);
+  if (*reason == FinishReason::kNone) Wake(active.stream);
+}
+
+void Engine::End(uint64_t id, FinishReason reason, const Status& error) {
+  const auto found = active_.find(id);
+  if (found == active_.end()) return;
+  const std::unique_ptr<Active> active = std::move(found->second);
+  active_.erase(found);
+  scheduler_.Remove(id);
+  std::string text;
+  if (active->decoder) {
+    text = active->matcher.Push(active->decoder->Finish());
+    text += active->matcher.Flush();
+  }
+  Summary summary{reason, error, active->usage, {}};
+  const int64_t now_ns = NowNs();
+  const int64_t started_ns = active->started_ns;
+  summary.timings.queue_s = Seconds(active->submitted_ns, started_ns > 0 ? started_ns : now_ns);
+  summary.timings.prefill_s =
+      Seconds(started_ns, active->first_token_ns > 0 ? active->first_token_ns : now_ns);
+  summary.timings.decode_s = Seconds(active->first_token_ns, active->last_token_ns);
+  active->stream->Finish(text, std::move(summary));
+  Wake(active->stream);
+  const std::lock_guard lock(mutex_);
+  if (--open_ == 0) emptied_.notify_all();
+}
+
+// The group is gone: everything ends with that error, and so does every later request.
+void Engine::FailAll(const Status& error) {
+  const Status reason = options_.diagnose ? options_.diagnose(error) : error;
+  {
+    const std::lock_guard lock(mutex_);
+    failure_ = reason.ok() ? error : reason;
+  }
+  TakeNews();
+  std::vector<uint64_t> ids;
+  for (const auto& [id, active] : active_) ids.push_back(id);
+  for (const uint64_t id : ids) End(id, FinishReason::kError, status());
+  const std::lock_guard lock(mutex_);
+  emptied_.notify_all();
+}
+
+void Engine::Wake(const std::shared_ptr<OutputStream>& stream) {
+  const std::lock_guard lock(publish_mutex_);
+  if (std::find(to_notify_.begin(), to_notify_.end(), stream) == to_notify_.end())
+    to_notify_.push_back(stream);
+  publish_news_.notify_one();
+}
+
+void Engine::Publisher() {
+  std::unique_lock lock(publish_mutex_);
+  while (true) {
+    publish_news_.wait(lock, [this] { return publisher_done_ || !to_notify_.empty(); });
+    if (to_notify_.empty()) return;
+    std::vector<std::shared_ptr<OutputStream>> streams;
+    streams.swap(to_notify_);
+    lock.unlock();
+    for (const std::shared_ptr<OutputStream>& stream : streams) stream->Notify();
+    lock.lock();
+  }
+}
+
+}  // namespace lockstep

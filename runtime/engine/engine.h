@@ -1,0 +1,143 @@
+// The engine of rank 0: takes requests from any thread and runs the loop schedule -> compute ->
+// sample -> publish on a thread of its own.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/base/clock.h"
+#include "runtime/base/status.h"
+#include "runtime/decode/stop.h"
+#include "runtime/engine/executor.h"
+#include "runtime/engine/request.h"
+#include "runtime/engine/scheduler.h"
+
+namespace lockstep {
+
+// Turns the tokens of one answer into text, piece by piece; Finish returns what was held back.
+class TokenDecoder {
+ public:
+  virtual ~TokenDecoder() = default;
+  virtual std::string Push(int32_t id) = 0;
+  virtual std::string Finish() = 0;
+};
+
+struct EngineOptions {
+  SchedulerLimits limits;
+  int64_t vocab_size = 0;
+  TokenSet token_set;       // which ids may be sampled
+  int64_t max_queue = 256;  // requests that may wait; more are refused (RESOURCE_EXHAUSTED)
+  // Makes the decoder of one answer; empty: answers have ids only.
+  std::function<std::unique_ptr<TokenDecoder>()> make_decoder;
+  // Asked while idle and after every step: OK while every rank is there. Empty: always OK.
+  std::function<Status()> health;
+  // Turns an error of the executor into the one to report (the named lost rank rather than the
+  // broken exchange).
+  std::function<Status(const Status&)> diagnose;
+};
+
+struct EngineLoad {
+  int64_t waiting = 0;
+  int64_t running = 0;
+  int64_t kv_blocks_used = 0;
+  int64_t kv_blocks = 0;
+  uint64_t steps = 0;
+};
+
+class Engine {
+ public:
+  // `executor` must outlive the engine and is used by its thread alone.
+  Engine(EngineOptions options, Executor* executor);
+  // Stop(ErrorKind{0}) if it was not called.
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Takes a request. Errors: RequestError for bad parameters or a prompt that can never fit;
+  // RESOURCE_EXHAUSTED when the queue is full; UNAVAILABLE when the engine is draining or has
+  // failed. Any thread.
+  StatusOr<std::shared_ptr<OutputStream>> Submit(Request request);
+  // The request ends as cancelled (or has ended already): it has no rows in the next plan that is
+  // not yet sent. Any thread. `why` is reported as the summary's error.
+  void Cancel(uint64_t id, Status why = absl::CancelledError("cancelled"));
+
+  // Takes no more requests and waits until all have ended or `timeout_ms` passed (then they are
+  // cancelled). Any thread.
+  void Drain(int64_t timeout_ms);
+  // Cancels what runs, sends the stop plan to all ranks and ends the loop. Returns each rank's
+  // digest over all steps; after a failure, that failure. Once.
+  StatusOr<std::vector<uint64_t>> Stop(ErrorKind reason);
+
+  // OK while the engine works; after a failure its reason. Any thread.
+  Status status() const;
+  EngineLoad load() const;
+
+ private:
+  struct Active {
+    std::shared_ptr<OutputStream> stream;
+    Request request;
+    std::unique_ptr<TokenDecoder> decoder;
+    StopMatcher matcher;
+    Usage usage;
+    int64_t submitted_ns = 0;
+    int64_t started_ns = 0;
+    int64_t first_token_ns = 0;
+    int64_t last_token_ns = 0;
+  };
+  void Loop();
+  void Publisher();
+  // One turn of the loop; false to end it.
+  bool Turn();
+  void TakeNews();
+  Status RunPlan(const StepPlan& plan);
+  void Publish(Active& active, const SampledToken& token, int64_t now_ns, FinishReason* reason);
+  void End(uint64_t id, FinishReason reason, const Status& error);
+  void FailAll(const Status& error);
+  void Wake(const std::shared_ptr<OutputStream>& stream);
+  Status ReadyFor(Request* request) const;
+
+  const EngineOptions options_;
+  Executor* const executor_;
+
+  // Shared with callers.
+  mutable std::mutex mutex_;
+  std::condition_variable news_;     // for the loop
+  std::condition_variable emptied_;  // for Drain
+  std::deque<std::unique_ptr<Active>> submitted_;
+  std::deque<std::pair<uint64_t, Status>> cancelled_;
+  int64_t open_ = 0;  // requests that have not ended
+  bool draining_ = false;
+  bool stopping_ = false;
+  ErrorKind stop_reason_{0};
+  Status failure_;
+  EngineLoad load_;
+  std::vector<uint64_t> digests_;
+  uint64_t next_id_ = 1;
+
+  // The loop's own.
+  Scheduler scheduler_;
+  std::unordered_map<uint64_t, std::unique_ptr<Active>> active_;
+  StepPlan plan_;
+  StepOutcome outcome_;
+  int64_t next_health_ns_ = 0;
+
+  // Notifications leave through a thread of their own, so that no reader is on the loop's path.
+  std::mutex publish_mutex_;
+  std::condition_variable publish_news_;
+  std::vector<std::shared_ptr<OutputStream>> to_notify_;
+  bool publisher_done_ = false;
+
+  std::thread publisher_;
+  std::thread loop_;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,33 @@
+// Who computes a plan: tensor-parallel over all ranks (tensor_parallel.h), or a stand-in in tests.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime/base/status.h"
+#include "runtime/decode/candidates.h"
+#include "runtime/engine/plan.h"
+
+namespace lockstep {
+
+// What rank 0 learns from a step.
+struct StepOutcome {
+  // The sampled rows, in the plan's span order.
+  std::vector<int32_t> slots;
+  std::vector<SampledToken> tokens;  // beside slots
+  // The raw rows (SpanOutput::kRaw, kRawHidden), in the plan's order.
+  int64_t raw_rows = 0;
+  std::vector<float> raw_logits;               // [raw_rows, vocab_size]
+  std::vector<std::vector<float>> raw_hidden;  // per rank [raw_rows, hidden_size]; kRawHidden only
+};
+
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  // Computes one step on all ranks. After an error the executor is of no more use.
+  virtual Status Execute(const StepPlan& plan, StepOutcome* outcome) = 0;
+  // Sends the stop plan: every rank ends its loop. Returns each rank's digest over all steps.
+  virtual StatusOr<std::vector<uint64_t>> Stop(uint64_t step, ErrorKind reason) = 0;
+};
+
+}  // namespace lockstep

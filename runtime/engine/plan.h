@@ -1,0 +1,71 @@
+// The plan of one step: the one small message with which rank 0 tells all ranks what to compute.
+// Everything that every rank can know by itself stays out: prompts travel once, sampled tokens
+// never, since every rank samples them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "runtime/base/status.h"
+#include "runtime/decode/sampler.h"
+#include "runtime/decode/sampling_params.h"
+
+namespace lockstep {
+
+enum class PlanKind : uint8_t {
+  kStep = 1,  // compute the rows (there may be none: all ranks then only prove that they are alive
+              // and agree)
+  kStop = 2,  // the last plan: gather the digests and end
+};
+
+// What is wanted of a span of rows.
+enum class SpanOutput : uint8_t {
+  kNone = 0,       // only KV: a prompt chunk that is not the last
+  kSample = 1,     // the last row's logits choose the next token
+  kRaw = 2,        // the logits of every row go to rank 0 as they are
+  kRawHidden = 3,  // the same, and every rank's copy of the final hidden state
+};
+
+// A sequence enters at `slot`, which is free.
+struct NewSequence {
+  int32_t slot = 0;
+  std::vector<int32_t> tokens;  // the prompt
+  TokenSet token_set;           // what may be sampled
+  SamplingParams params;
+};
+
+// KV blocks that a sequence gets now, appended to its table.
+struct BlockGrowth {
+  int32_t slot = 0;
+  std::vector<int32_t> blocks;
+};
+
+// Rows of one sequence: its tokens at positions [begin, begin + count), which follow those computed
+// before.
+struct RowSpan {
+  int32_t slot = 0;
+  int32_t begin = 0;
+  int32_t count = 0;
+  SpanOutput output = SpanOutput::kNone;
+};
+
+struct StepPlan {
+  PlanKind kind = PlanKind::kStep;
+  uint64_t step = 0;                // counts plans from 1
+  ErrorKind reason = ErrorKind{0};  // kStop: why, if not simply done
+  std::vector<int32_t> released;    // slots whose sequences ended; before `started`
+  std::vector<NewSequence> started;
+  std::vector<BlockGrowth> growth;
+  std::vector<RowSpan> spans;  // at most one per slot
+
+  int64_t rows() const;
+};
+
+void EncodePlan(const StepPlan& plan, std::vector<std::byte>* message);
+// Checks the form of every field (lengths, known kinds, parameters in range); what depends on the
+// state - slots, blocks, positions - is SequenceTable::Apply's to check.
+StatusOr<StepPlan> DecodePlan(std::span<const std::byte> message);
+
+}  // namespace lockstep

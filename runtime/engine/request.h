@@ -1,0 +1,91 @@
+// One request to the engine and what comes back.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "runtime/base/clock.h"
+#include "runtime/base/status.h"
+#include "runtime/decode/candidates.h"
+#include "runtime/decode/sampler.h"
+#include "runtime/decode/sampling_params.h"
+#include "runtime/decode/stop.h"
+
+namespace lockstep {
+
+struct Request {
+  std::vector<int32_t> prompt;  // token ids, not empty
+  SamplingParams sampling;
+  StopParams stop;    // max_tokens 0: as much as the context holds; more than that is cut to it
+  Deadline deadline;  // afterwards the request is cancelled
+};
+
+struct Usage {
+  int64_t prompt_tokens = 0;
+  int64_t completion_tokens = 0;  // with the token that ended the answer
+};
+
+// Seconds. A phase that did not happen is 0.
+struct Timings {
+  double queue_s = 0;    // from submission to the first step with this request
+  double prefill_s = 0;  // from there to the first token
+  double decode_s = 0;   // from the first token to the last
+};
+
+// Everything that came since the last Take.
+struct OutputDelta {
+  std::string text;                    // whole characters; may lag behind the ids
+  std::vector<int32_t> ids;            // with the token that ended the answer
+  std::vector<SampledToken> logprobs;  // one per id, if log-probabilities were asked for
+  bool finished = false;               // nothing comes after this
+};
+
+// Valid once a delta was `finished`.
+struct Summary {
+  FinishReason reason = FinishReason::kNone;
+  Status error;  // why, for kCancelled and kError
+  Usage usage;
+  Timings timings;
+};
+
+// The answer of one request as it grows. The engine writes, one reader takes; a slow reader makes
+// the next delta longer, never the engine slower. Memory is bounded by the request's max_tokens.
+// Thread-safe.
+class OutputStream {
+ public:
+  explicit OutputStream(uint64_t id) : id_(id) {}
+  uint64_t id() const { return id_; }
+
+  // What came since the last time; never blocks.
+  OutputDelta Take();
+  // Waits until there is something to take; false after `timeout_ms`.
+  bool WaitFor(int64_t timeout_ms);
+  // Valid after a delta with `finished` was taken.
+  const Summary& summary() const { return summary_; }
+
+  // `notify` is called from a thread of the engine whenever there is something new to take, at
+  // least once after each such change, never concurrently with itself; it must not block. Called at
+  // once if there is something already.
+  void SetNotify(std::function<void()> notify);
+
+  // For the engine.
+  void Add(const std::string& text, const SampledToken& token, bool with_logprobs);
+  void Finish(const std::string& text, Summary summary);
+  void Notify();
+
+ private:
+  const uint64_t id_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  OutputDelta pending_;
+  Summary summary_;
+  std::mutex notify_mutex_;  // held while notify_ runs
+  std::function<void()> notify_;
+};
+
+}  // namespace lockstep

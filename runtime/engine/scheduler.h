@@ -1,0 +1,95 @@
+// Which rows the next step computes. A pure state machine: requests and sampled tokens in, plans
+// out; no clock, no thread, no model. The same calls give the same plans.
+//
+// The rules (docs/scheduler.md will carry them on):
+//   - A request is admitted in order of arrival, as soon as a slot is free and its KV blocks for
+//   prompt and longest
+//     answer can be reserved. Nothing that was admitted ever runs out of memory.
+//   - Every running sequence that has one token to compute gets its row in every step (a decode is
+//   never delayed by
+//     other requests' prompts but for the time of a step's prompt rows, at most `prefill_rows` of
+//     them).
+//   - What is left of the row budget goes to prompts in order of admission, in chunks.
+//   - A cancelled or finished request leaves with the next plan.
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "runtime/base/status.h"
+#include "runtime/cache/block_pool.h"
+#include "runtime/engine/plan.h"
+
+namespace lockstep {
+
+struct SchedulerLimits {
+  int64_t max_sequences = 0;  // running at once; lowered to max_rows and max_outputs
+  int64_t max_rows = 0;       // rows in one step
+  int64_t max_outputs = 0;    // sampled rows in one step
+  int64_t prefill_rows = 0;   // prompt rows in one step
+  int64_t max_model_len = 0;  // prompt and answer together
+  int64_t kv_blocks = 0;
+};
+
+struct ScheduledRequest {
+  uint64_t id = 0;
+  std::vector<int32_t> tokens;  // the prompt, not empty
+  int64_t max_tokens = 0;       // at least 1
+  TokenSet token_set;
+  SamplingParams params;
+};
+
+class Scheduler {
+ public:
+  explicit Scheduler(const SchedulerLimits& limits);
+
+  // A RequestError if the request could never run under the limits: the prompt leaves no room for
+  // an answer, or the KV pool is too small for it.
+  Status Admissible(int64_t prompt_tokens, int64_t max_tokens) const;
+
+  // The request must be admissible and its id new.
+  void Add(ScheduledRequest request);
+  // The request leaves, whether it waits or runs: it has no rows in any later plan. Unknown ids are
+  // ignored.
+  void Remove(uint64_t id);
+
+  // Fills `plan` with the next step and returns true; false if there is nothing to compute. The
+  // plan counts as executed once it was given out.
+  bool Next(StepPlan* plan);
+  // The sequence in `slot` got its next token.
+  void Append(int32_t slot);
+
+  // The request in a slot of the last plan; nothing if it was removed meanwhile.
+  std::optional<uint64_t> RequestAt(int32_t slot) const;
+
+  int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t running() const { return static_cast<int64_t>(order_.size()); }
+  const BlockPool& pool() const { return pool_; }
+  const SchedulerLimits& limits() const { return limits_; }
+
+ private:
+  struct Running {
+    uint64_t id = 0;
+    int64_t known = 0;     // tokens of the sequence so far
+    int64_t computed = 0;  // of those, with KV
+    int64_t promised = 0;  // reserved blocks not yet taken
+    std::vector<int32_t> blocks;
+  };
+  int64_t BlocksFor(int64_t prompt_tokens, int64_t max_tokens) const;
+  void Admit(StepPlan* plan);
+  void AddRows(int32_t slot, int64_t count, StepPlan* plan);
+
+  SchedulerLimits limits_;
+  BlockPool pool_;
+  std::deque<ScheduledRequest> waiting_;
+  std::vector<std::optional<Running>> slots_;
+  std::vector<int32_t> order_;     // running slots in order of admission
+  std::vector<int32_t> released_;  // ended since the last plan
+  std::unordered_map<uint64_t, int32_t> slot_of_;
+  uint64_t step_ = 0;
+};
+
+}  // namespace lockstep

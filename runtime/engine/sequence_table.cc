@@ -1,0 +1,125 @@
+#include "runtime/engine/sequence_table.h"
+
+#include <algorithm>
+
+namespace lockstep {
+
+SequenceTable::SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice)
+    : limits_(limits),
+      vocab_size_(vocab_size),
+      slice_(slice),
+      block_used_(limits.kv_blocks, false) {}
+
+SequenceTable::Sequence* SequenceTable::Find(int32_t slot) {
+  if (slot < 0 || slot >= static_cast<int64_t>(sequences_.size()) || !sequences_[slot])
+    return nullptr;
+  return &*sequences_[slot];
+}
+
+Status SequenceTable::Release(int32_t slot) {
+  Sequence* sequence = Find(slot);
+  if (sequence == nullptr) return InternalError("step plan releases slot %d, which is empty", slot);
+  for (const int32_t block : sequence->blocks) block_used_[block] = false;
+  sequences_[slot].reset();
+  return OkStatus();
+}
+
+Status SequenceTable::Start(const NewSequence& start) {
+  if (start.slot < 0 || start.slot >= kMaxSlots)
+    return InternalError("step plan starts slot %d", start.slot);
+  if (Find(start.slot) != nullptr)
+    return InternalError("step plan starts slot %d, which is taken", start.slot);
+  const int64_t length = static_cast<int64_t>(start.tokens.size());
+  if (length < 1 || length > limits_.max_model_len) {
+    return InternalError("step plan starts a sequence of %d tokens, the limit is %d", length,
+                         limits_.max_model_len);
+  }
+  for (const int32_t token : start.tokens) {
+    if (token < 0 || token >= vocab_size_) return InternalError("step plan names token %d", token);
+  }
+  if (!std::is_sorted(start.token_set.unknown.begin(), start.token_set.unknown.end())) {
+    return InternalError("step plan has an unsorted token set");
+  }
+  if (static_cast<int64_t>(sequences_.size()) <= start.slot) sequences_.resize(start.slot + 1);
+  sequences_[start.slot].emplace(Sequence{
+      start.tokens, {}, 0, SequenceSampler(start.params, start.token_set, slice_, start.tokens)});
+  // Room for what the sequence may become, so that appending never moves it within a step.
+  sequences_[start.slot]->tokens.reserve(
+      std::min<int64_t>(limits_.max_model_len + 1, length + 4096));
+  return OkStatus();
+}
+
+Status SequenceTable::Grow(const BlockGrowth& growth) {
+  Sequence* sequence = Find(growth.slot);
+  if (sequence == nullptr)
+    return InternalError("step plan gives blocks to slot %d, which is empty", growth.slot);
+  for (const int32_t block : growth.blocks) {
+    if (block < 0 || block >= limits_.kv_blocks || block_used_[block]) {
+      return InternalError("step plan gives away block %d, which is %s", block,
+                           block < 0 || block >= limits_.kv_blocks ? "not in the pool" : "in use");
+    }
+    block_used_[block] = true;
+    sequence->blocks.push_back(block);
+  }
+  return OkStatus();
+}
+
+Status SequenceTable::AddRows(const RowSpan& span) {
+  Sequence* sequence = Find(span.slot);
+  if (sequence == nullptr)
+    return InternalError("step plan computes slot %d, which is empty", span.slot);
+  if (in_step_[span.slot]) return InternalError("step plan computes slot %d twice", span.slot);
+  in_step_[span.slot] = true;
+  const int64_t length = static_cast<int64_t>(sequence->tokens.size());
+  const int64_t end = int64_t{span.begin} + span.count;
+  if (span.begin != sequence->computed || end > length || end > limits_.max_model_len) {
+    return InternalError(
+        "step plan computes positions %d .. %d of slot %d, which has %d of %d tokens computed",
+        span.begin, end, span.slot, sequence->computed, length);
+  }
+  if (end > static_cast<int64_t>(sequence->blocks.size()) * kBlockTokens) {
+    return InternalError("step plan computes slot %d beyond its KV blocks", span.slot);
+  }
+  if (span.output == SpanOutput::kSample && end != length) {
+    return InternalError("step plan samples slot %d in the middle of its prompt", span.slot);
+  }
+  const int64_t rows = batch_.rows();
+  const int64_t wanted = span.output == SpanOutput::kNone     ? 0
+                         : span.output == SpanOutput::kSample ? 1
+                                                              : span.count;
+  if (rows + span.count > limits_.max_rows ||
+      static_cast<int64_t>(outputs_.size()) + wanted > limits_.max_outputs) {
+    return InternalError("step plan has more rows than the limit (%d rows, %d outputs)",
+                         limits_.max_rows, limits_.max_outputs);
+  }
+  const int32_t index = static_cast<int32_t>(batch_.block_tables.size());
+  batch_.block_tables.push_back(sequence->blocks);
+  for (int64_t i = 0; i < span.count; ++i) {
+    batch_.tokens.push_back(sequence->tokens[span.begin + i]);
+    batch_.positions.push_back(static_cast<int32_t>(span.begin + i));
+    batch_.sequences.push_back(index);
+    if (i >= span.count - wanted) {
+      batch_.output_rows.push_back(static_cast<int32_t>(rows + i));
+      outputs_.push_back({span.slot, span.output, span.begin + i});
+    }
+  }
+  sequence->computed = end;
+  return OkStatus();
+}
+
+Status SequenceTable::Apply(const StepPlan& plan) {
+  batch_.tokens.clear();
+  batch_.positions.clear();
+  batch_.sequences.clear();
+  batch_.block_tables.clear();
+  batch_.output_rows.clear();
+  outputs_.clear();
+  for (const int32_t slot : plan.released) LOCKSTEP_RETURN_IF_ERROR(Release(slot));
+  for (const NewSequence& start : plan.started) LOCKSTEP_RETURN_IF_ERROR(Start(start));
+  for (const BlockGrowth& growth : plan.growth) LOCKSTEP_RETURN_IF_ERROR(Grow(growth));
+  in_step_.assign(sequences_.size(), false);
+  for (const RowSpan& span : plan.spans) LOCKSTEP_RETURN_IF_ERROR(AddRows(span));
+  return OkStatus();
+}
+
+}  // namespace lockstep

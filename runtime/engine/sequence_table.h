@@ -1,0 +1,67 @@
+// What every rank knows about the running sequences, kept in step by the plans: tokens, KV blocks,
+// sampling state.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "runtime/base/status.h"
+#include "runtime/decode/sampler.h"
+#include "runtime/engine/plan.h"
+#include "runtime/model/model.h"
+
+namespace lockstep {
+
+// One output row of the current batch, in batch order.
+struct OutputRow {
+  int32_t slot = 0;
+  SpanOutput kind = SpanOutput::kNone;
+  int64_t position = 0;  // of the row; a sampled token stands one further
+};
+
+// Not thread-safe; one per rank.
+class SequenceTable {
+ public:
+  SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice);
+
+  // Checks the plan against the state, applies it, and makes the batch of its rows. An
+  // InternalError means that the ranks no longer agree; nothing may be computed then.
+  Status Apply(const StepPlan& plan);
+
+  const Batch& batch() const { return batch_; }
+  const std::vector<OutputRow>& outputs() const { return outputs_; }
+  // The sampling state of a running sequence.
+  SequenceSampler& sampler(int32_t slot) { return sequences_[slot]->sampler; }
+  // The token sampled for `slot`, at the end of its sequence.
+  void Append(int32_t slot, int32_t token) { sequences_[slot]->tokens.push_back(token); }
+
+ private:
+  struct Sequence {
+    std::vector<int32_t> tokens;  // prompt and output
+    std::vector<int32_t> blocks;
+    int64_t computed = 0;  // positions whose KV is there
+    SequenceSampler sampler;
+  };
+  Status Release(int32_t slot);
+  Status Start(const NewSequence& start);
+  Status Grow(const BlockGrowth& growth);
+  Status AddRows(const RowSpan& span);
+  Sequence* Find(int32_t slot);
+
+  ModelLimits limits_;
+  int64_t vocab_size_;
+  VocabSlice slice_;
+  std::vector<std::optional<Sequence>> sequences_;  // by slot
+  std::vector<bool> block_used_;
+  std::vector<bool> in_step_;  // by slot: has rows in the current plan
+  Batch batch_;
+  std::vector<OutputRow> outputs_;
+};
+
+// Most sequences at once: far above any use, so that a slot cannot make a rank allocate without
+// bound.
+inline constexpr int64_t kMaxSlots = 65'536;
+
+}  // namespace lockstep

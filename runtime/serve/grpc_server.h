@@ -1,0 +1,47 @@
+// The gRPC end of the engine: service lockstep.v1.Inference, standard health and reflection. No
+// gRPC type appears here.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "runtime/base/status.h"
+#include "runtime/engine/engine.h"
+#include "runtime/text/model_text.h"
+
+namespace lockstep {
+
+// What clients are told about the model.
+struct ServedModel {
+  std::string name;
+  int64_t max_model_len = 0;
+  int64_t vocab_size = 0;
+  int64_t max_running = 0;
+  int ranks = 1;
+};
+
+struct GrpcServerOptions {
+  std::string host = "127.0.0.1";
+  int64_t port = 0;  // 0: a free one
+  int max_receive_bytes = 16 << 20;
+  int max_concurrent_streams = 1024;  // per connection
+};
+
+class GrpcServer {
+ public:
+  virtual ~GrpcServer() = default;  // Shutdown(0)
+  virtual int port() const = 0;
+  // What grpc.health.v1 answers, for "" and for lockstep.v1.Inference.
+  virtual void SetServing(bool serving) = 0;
+  // Accepts no more calls; open ones may end within `grace_ms`, then they are cancelled.
+  virtual void Shutdown(int64_t grace_ms) = 0;
+};
+
+// Starts serving. `engine` and `text` must outlive the server. A UsageError names host and port and
+// their flags if they cannot be used.
+StatusOr<std::unique_ptr<GrpcServer>> StartGrpcServer(const GrpcServerOptions& options,
+                                                      const ServedModel& model,
+                                                      const ModelText& text, Engine& engine);
+
+}  // namespace lockstep

@@ -1,0 +1,433 @@
+// The whole engine - scheduler, plans, executors, sampler, streams - over ranks that are threads
+// and a model without weights.
+#include "runtime/engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "runtime/engine/tensor_parallel.h"
+#include "tests/runtime/engine/fake_model.h"
+#include "tests/runtime/engine/thread_group.h"
+
+namespace lockstep {
+namespace {
+
+using testing::FakeModel;
+using testing::FakeNames;
+using testing::FakeSlice;
+using testing::GreedyReference;
+using testing::kFakeVocab;
+
+// A token is the letter 'a' + id % 26.
+class LetterDecoder final : public TokenDecoder {
+ public:
+  std::string Push(int32_t id) override { return std::string(1, static_cast<char>('a' + id % 26)); }
+  std::string Finish() override { return {}; }
+};
+
+struct Arrangement {
+  int ranks = 1;
+  SchedulerLimits limits{.max_sequences = 6,
+                         .max_rows = 26,
+                         .max_outputs = 6,
+                         .prefill_rows = 20,
+                         .max_model_len = 512,
+                         .kv_blocks = 200};
+  int64_t max_queue = 256;
+  std::function<Status()> health;
+  std::function<void(int rank, FakeModel*)> prepare;  // changes a rank's model before it starts
+};
+
+// Runs `body` on rank 0 with an engine over all ranks; returns every worker's final status.
+std::vector<Status> WithEngine(const Arrangement& setup, const std::function<void(Engine&)>& body) {
+  std::vector<Status> ends(setup.ranks);
+  testing::OnRanks(setup.ranks, [&](Group& group) {
+    const VocabSlice slice = FakeSlice(group.rank(), setup.ranks);
+    const SchedulerLimits& limits = setup.limits;
+    FakeModel model({limits.max_rows, limits.max_outputs, limits.max_model_len, limits.kv_blocks},
+                    slice);
+    if (setup.prepare) setup.prepare(group.rank(), &model);
+    auto executor = TensorParallelExecutor::Create(model, group, slice, FakeNames(setup.ranks));
+    ASSERT_TRUE(executor.ok()) << executor.status();
+    if (group.rank() != 0) {
+      ends[group.rank()] = (*executor)->RunWorker();
+      return;
+    }
+    EngineOptions options;
+    options.limits = limits;
+    options.vocab_size = kFakeVocab;
+    options.token_set.limit = kFakeVocab;
+    options.max_queue = setup.max_queue;
+    options.make_decoder = [] { return std::make_unique<LetterDecoder>(); };
+    options.health = setup.health;
+    Engine engine(std::move(options), executor->get());
+    body(engine);
+  });
+  return ends;
+}
+
+Request Ask(std::vector<int32_t> prompt, int64_t max_tokens) {
+  Request request;
+  request.prompt = std::move(prompt);
+  request.sampling.temperature = 0;
+  request.stop.max_tokens = max_tokens;
+  return request;
+}
+
+struct Answer {
+  OutputDelta all;
+  Summary summary;
+};
+
+Answer Collect(OutputStream& stream) {
+  Answer answer;
+  const Deadline deadline = Deadline::After(60'000);
+  while (!answer.all.finished && !deadline.Passed()) {
+    stream.WaitFor(1'000);
+    OutputDelta delta = stream.Take();
+    answer.all.text += delta.text;
+    answer.all.ids.insert(answer.all.ids.end(), delta.ids.begin(), delta.ids.end());
+    answer.all.logprobs.insert(answer.all.logprobs.end(), delta.logprobs.begin(),
+                               delta.logprobs.end());
+    answer.all.finished = delta.finished;
+  }
+  EXPECT_TRUE(answer.all.finished) << "no end within a minute";
+  if (answer.all.finished) answer.summary = stream.summary();
+  return answer;
+}
+
+Answer Submit(Engine& engine, Request request) {
+  auto stream = engine.Submit(std::move(request));
+  EXPECT_TRUE(stream.ok()) << stream.status();
+  return stream.ok() ? Collect(**stream) : Answer();
+}
+
+TEST(Engine, AnswersGreedilyLikeTheReferenceOnOneToFourRanks) {
+  for (int ranks = 1; ranks <= 4; ++ranks) {
+    WithEngine({.ranks = ranks}, [&](Engine& engine) {
+      const Answer answer = Submit(engine, Ask({3, 1, 4, 1, 5}, 40));
+      EXPECT_EQ(answer.all.ids, GreedyReference({3, 1, 4, 1, 5}, 40)) << ranks << " ranks";
+      EXPECT_EQ(answer.summary.reason, FinishReason::kLength);
+      EXPECT_EQ(answer.summary.usage.prompt_tokens, 5);
+      EXPECT_EQ(answer.summary.usage.completion_tokens, 40);
+      EXPECT_EQ(answer.all.text.size(), 40u);
+      const auto digests = engine.Stop(ErrorKind{0});
+      ASSERT_TRUE(digests.ok()) << digests.status();
+      ASSERT_EQ(static_cast<int>(digests->size()), ranks);
+      for (const uint64_t digest : *digests) EXPECT_EQ(digest, digests->front());
+    });
+  }
+}
+
+// Sampled requests of all kinds, alone on one rank and all together on three with other chunk
+// sizes: the same tokens.
+TEST(Engine, ARequestsTokensDependOnNothingButTheRequest) {
+  const uint32_t seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937 random(seed);
+  std::vector<Request> requests;
+  for (int i = 0; i < 24; ++i) {
+    std::vector<int32_t> prompt(1 + random() % 90);
+    for (int32_t& token : prompt) token = static_cast<int32_t>(random() % kFakeVocab);
+    Request request = Ask(std::move(prompt), 1 + random() % 50);
+    request.sampling.temperature = static_cast<double>(random() % 3) * 0.7;
+    request.sampling.top_p = random() % 2 == 0 ? 1.0 : 0.8;
+    request.sampling.top_k = random() % 2 == 0 ? 0 : 10;
+    request.sampling.repetition_penalty = random() % 2 == 0 ? 1.0 : 1.2;
+    request.sampling.frequency_penalty = random() % 2 == 0 ? 0.0 : 0.5;
+    request.sampling.seed = random();
+    request.sampling.logprobs = static_cast<int32_t>(random() % 4) - 1;
+    requests.push_back(std::move(request));
+  }
+  std::vector<Answer> alone;
+  WithEngine({}, [&](Engine& engine) {
+    for (const Request& request : requests) alone.push_back(Submit(engine, request));
+  });
+  Arrangement together{.ranks = 3};
+  together.limits.prefill_rows = 7;
+  WithEngine(together, [&](Engine& engine) {
+    std::vector<std::shared_ptr<OutputStream>> streams;
+    for (const Request& request : requests) streams.push_back(*engine.Submit(request));
+    for (size_t i = 0; i < streams.size(); ++i) {
+      const Answer answer = Collect(*streams[i]);
+      EXPECT_EQ(answer.all.ids, alone[i].all.ids) << "request " << i;
+      EXPECT_EQ(answer.all.text, alone[i].all.text);
+      ASSERT_EQ(answer.all.logprobs.size(), alone[i].all.logprobs.size());
+      for (size_t k = 0; k < answer.all.logprobs.size(); ++k) {
+        EXPECT_NEAR(answer.all.logprobs[k].logprob, alone[i].all.logprobs[k].logprob, 1e-12);
+      }
+    }
+    EXPECT_EQ(engine.load().kv_blocks, 200);
+  });
+}
+
+TEST(Engine, StopsAtAStopTokenWhichIsNoText) {
+  WithEngine({}, [](Engine& engine) {
+    const std::vector<int32_t> reference = GreedyReference({7}, 10);
+    Request request = Ask({7}, 10);
+    request.stop.token_ids = {reference[3]};
+    const Answer answer = Submit(engine, std::move(request));
+    const auto first =
+        std::find(reference.begin(), reference.end(), reference[3]) - reference.begin();
+    EXPECT_EQ(answer.summary.reason, FinishReason::kStop);
+    EXPECT_EQ(static_cast<int64_t>(answer.all.ids.size()), first + 1);
+    EXPECT_EQ(static_cast<int64_t>(answer.all.text.size()), first);
+  });
+}
+
+TEST(Engine, StopsAtAStopStringAcrossTokens) {
+  WithEngine({.ranks = 2}, [](Engine& engine) {
+    const std::string text = Submit(engine, Ask({9, 9}, 30)).all.text;
+    Request request = Ask({9, 9}, 30);
+    request.stop.texts = {text.substr(10, 3)};
+    const Answer answer = Submit(engine, std::move(request));
+    EXPECT_EQ(answer.summary.reason, FinishReason::kStop);
+    EXPECT_EQ(answer.all.text, text.substr(0, text.find(text.substr(10, 3))));
+  });
+}
+
+TEST(Engine, MaxTokensBeyondTheContextAreCutToIt) {
+  Arrangement setup;
+  setup.limits.max_model_len = 64;
+  WithEngine(setup, [](Engine& engine) {
+    EXPECT_EQ(Submit(engine, Ask(std::vector<int32_t>(60, 1), 1'000)).all.ids.size(), 4u);
+    EXPECT_EQ(Submit(engine, Ask(std::vector<int32_t>(60, 1), 0)).all.ids.size(), 4u);
+  });
+}
+
+TEST(Engine, RefusesBadRequestsByName) {
+  Arrangement setup;
+  setup.limits.max_model_len = 64;
+  WithEngine(setup, [](Engine& engine) {
+    const auto refused = [&](Request request, const char* text) {
+      const auto stream = engine.Submit(std::move(request));
+      ASSERT_FALSE(stream.ok()) << text;
+      EXPECT_EQ(KindOf(stream.status()), ErrorKind::kRequest);
+      EXPECT_EQ(stream.status().code(), absl::StatusCode::kInvalidArgument);
+      EXPECT_NE(MessageOf(stream.status()).find(text), std::string::npos) << stream.status();
+    };
+    refused(Ask({}, 1), "empty");
+    refused(Ask(std::vector<int32_t>(64, 1), 1), "context");
+    refused(Ask({kFakeVocab}, 1), "token id");
+    refused(Ask({-1}, 1), "token id");
+    refused(Ask({1}, -1), "max_tokens");
+    Request request = Ask({1}, 1);
+    request.sampling.top_p = 2;
+    refused(request, "top_p");
+    request = Ask({1}, 1);
+    request.stop.texts = {""};
+    refused(request, "stop");
+  });
+}
+
+TEST(Engine, AFullQueueIsRefusedPolitely) {
+  Arrangement setup{.max_queue = 3};
+  setup.limits.max_sequences = 1;
+  setup.prepare = [](int, FakeModel* model) { model->step_ms = 5; };
+  WithEngine(setup, [](Engine& engine) {
+    std::vector<std::shared_ptr<OutputStream>> streams;
+    Status refusal;
+    for (int i = 0; i < 20 && refusal.ok(); ++i) {
+      auto stream = engine.Submit(Ask({1, 2}, 100));
+      if (stream.ok()) streams.push_back(*stream);
+      refusal = stream.status();
+    }
+    EXPECT_EQ(refusal.code(), absl::StatusCode::kResourceExhausted) << refusal;
+    for (const auto& stream : streams) engine.Cancel(stream->id());
+    for (const auto& stream : streams)
+      EXPECT_EQ(Collect(*stream).summary.reason, FinishReason::kCancelled);
+  });
+}
+
+TEST(Engine, ACancelledRequestStopsWithinTwoSteps) {
+  int64_t steps_after = 0;
+  FakeModel* fake = nullptr;
+  Arrangement setup;
+  setup.prepare = [&](int, FakeModel* model) {
+    model->step_ms = 20;
+    fake = model;
+  };
+  WithEngine(setup, [&](Engine& engine) {
+    auto stream = *engine.Submit(Ask({1}, 400));
+    ASSERT_TRUE(stream->WaitFor(10'000));
+    const uint64_t before = engine.load().steps;
+    engine.Cancel(stream->id());
+    const Answer answer = Collect(*stream);
+    EXPECT_EQ(answer.summary.reason, FinishReason::kCancelled);
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    steps_after = static_cast<int64_t>(engine.load().steps - before);
+  });
+  EXPECT_LE(steps_after, 2);
+}
+
+TEST(Engine, ADeadlineEndsTheRequest) {
+  Arrangement setup;
+  setup.prepare = [](int, FakeModel* model) { model->step_ms = 10; };
+  WithEngine(setup, [](Engine& engine) {
+    Request request = Ask({1}, 400);
+    request.deadline = Deadline::After(100);
+    const Answer answer = Submit(engine, std::move(request));
+    EXPECT_EQ(answer.summary.reason, FinishReason::kCancelled);
+    EXPECT_EQ(answer.summary.error.code(), absl::StatusCode::kDeadlineExceeded);
+    EXPECT_LT(answer.all.ids.size(), 400u);
+  });
+}
+
+TEST(Engine, ALostPeerEndsEveryRequestWithItsNameAlsoWhileIdle) {
+  std::atomic<bool> lost{false};
+  Arrangement setup;
+  setup.health = [&]() -> Status {
+    return lost ? PeerLostError("rank 1 (node, pid 1) is gone") : OkStatus();
+  };
+  setup.prepare = [](int, FakeModel* model) { model->step_ms = 2; };
+  WithEngine(setup, [&](Engine& engine) {
+    auto stream = *engine.Submit(Ask({1}, 500));
+    ASSERT_TRUE(stream->WaitFor(10'000));
+    lost = true;
+    const Answer answer = Collect(*stream);
+    EXPECT_EQ(answer.summary.reason, FinishReason::kError);
+    EXPECT_EQ(MessageOf(answer.summary.error), "rank 1 (node, pid 1) is gone");
+    EXPECT_EQ(engine.Submit(Ask({1}, 1)).status().code(), absl::StatusCode::kUnavailable);
+    EXPECT_FALSE(engine.Stop(ErrorKind{0}).ok());
+  });
+  lost = false;
+  WithEngine(setup, [&](Engine& engine) {
+    lost = true;
+    const Deadline deadline = Deadline::After(500);
+    while (engine.status().ok() && !deadline.Passed())
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    EXPECT_FALSE(engine.status().ok()) << "an idle engine notices within half a second";
+  });
+}
+
+TEST(Engine, ARankThatComputesOtherBitsStopsTheServiceByName) {
+  Arrangement setup{.ranks = 3};
+  setup.prepare = [](int rank, FakeModel* model) { model->corrupt_at = rank == 2 ? 5 : -1; };
+  const std::vector<Status> ends = WithEngine(setup, [&](Engine& engine) {
+    const Answer answer = Submit(engine, Ask({1}, 50));
+    EXPECT_EQ(answer.summary.reason, FinishReason::kError);
+    EXPECT_EQ(KindOf(answer.summary.error), ErrorKind::kPeerLost);
+    EXPECT_NE(MessageOf(answer.summary.error).find("rank 2 (node, pid 2) computed other bits"),
+              std::string::npos)
+        << answer.summary.error;
+    EXPECT_EQ(answer.all.ids.size(), 4u) << "nothing of the bad step is shown";
+  });
+  EXPECT_EQ(KindOf(ends[1]), ErrorKind::kPeerLost);
+  EXPECT_EQ(KindOf(ends[2]), ErrorKind::kPeerLost);
+}
+
+TEST(Engine, ARankWhoseModelFailsEndsAllRanks) {
+  Arrangement setup{.ranks = 2};
+  setup.prepare = [](int rank, FakeModel* model) { model->fail_at = rank == 1 ? 3 : -1; };
+  const std::vector<Status> ends = WithEngine(setup, [&](Engine& engine) {
+    EXPECT_EQ(Submit(engine, Ask({1}, 50)).summary.reason, FinishReason::kError);
+  });
+  EXPECT_FALSE(ends[1].ok());
+}
+
+TEST(Engine, AReaderThatTakesNothingHoldsUpNobody) {
+  WithEngine({.ranks = 2}, [](Engine& engine) {
+    auto slow = *engine.Submit(Ask({1}, 300));
+    const Answer quick = Submit(engine, Ask({2}, 300));
+    EXPECT_EQ(quick.all.ids.size(), 300u);
+    const Answer late = Collect(*slow);
+    EXPECT_EQ(late.all.ids, GreedyReference({1}, 300));
+  });
+}
+
+TEST(Engine, NotifiesUntilTheEndWasTaken) {
+  WithEngine({}, [](Engine& engine) {
+    auto stream = *engine.Submit(Ask({1}, 50));
+    std::atomic<int> calls{0};
+    std::atomic<bool> finished{false};
+    std::vector<int32_t> ids;
+    stream->SetNotify([&] {
+      ++calls;
+      const OutputDelta delta = stream->Take();
+      ids.insert(ids.end(), delta.ids.begin(), delta.ids.end());
+      if (delta.finished) finished = true;
+    });
+    const Deadline deadline = Deadline::After(20'000);
+    while (!finished && !deadline.Passed())
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    stream->SetNotify(nullptr);
+    EXPECT_TRUE(finished);
+    EXPECT_EQ(ids, GreedyReference({1}, 50));
+    EXPECT_GT(calls, 0);
+  });
+}
+
+TEST(Engine, DrainsThenRefuses) {
+  WithEngine({.ranks = 2}, [](Engine& engine) {
+    auto stream = *engine.Submit(Ask({1}, 200));
+    engine.Drain(20'000);
+    EXPECT_EQ(Collect(*stream).all.ids.size(), 200u);
+    EXPECT_EQ(engine.Submit(Ask({1}, 1)).status().code(), absl::StatusCode::kUnavailable);
+  });
+}
+
+TEST(Engine, WorkersLearnWhyTheyEnd) {
+  std::vector<Status> ends =
+      WithEngine({.ranks = 2}, [](Engine& engine) { (void)engine.Stop(ErrorKind{0}); });
+  EXPECT_TRUE(ends[1].ok()) << ends[1];
+  ends =
+      WithEngine({.ranks = 2}, [](Engine& engine) { (void)engine.Stop(ErrorKind::kInterrupted); });
+  EXPECT_EQ(KindOf(ends[1]), ErrorKind::kInterrupted);
+}
+
+TEST(TensorParallel, RanksWithOtherLimitsAreRefusedWithBothValues) {
+  testing::OnRanks(2, [](Group& group) {
+    FakeModel model({16, 4, group.rank() == 0 ? 64 : 65, 8}, FakeSlice(group.rank(), 2));
+    const auto executor =
+        TensorParallelExecutor::Create(model, group, FakeSlice(group.rank(), 2), FakeNames(2));
+    ASSERT_FALSE(executor.ok());
+    EXPECT_EQ(KindOf(executor.status()), ErrorKind::kUsage);
+    EXPECT_NE(MessageOf(executor.status()).find("context 65 and 64"), std::string::npos)
+        << executor.status();
+  });
+}
+
+TEST(TensorParallel, GathersRawRowsAndEveryRanksHiddenStates) {
+  testing::OnRanks(3, [](Group& group) {
+    FakeModel model({16, 16, 64, 8}, FakeSlice(group.rank(), 3));
+    auto executor =
+        TensorParallelExecutor::Create(model, group, FakeSlice(group.rank(), 3), FakeNames(3));
+    ASSERT_TRUE(executor.ok());
+    if (group.rank() != 0) {
+      EXPECT_TRUE((*executor)->RunWorker().ok());
+      return;
+    }
+    StepPlan plan;
+    plan.step = 1;
+    NewSequence start;
+    start.tokens = {5, 6, 7};
+    plan.started = {start};
+    plan.growth = {{0, {3}}};
+    plan.spans = {{0, 0, 3, SpanOutput::kRawHidden}};
+    StepOutcome outcome;
+    ASSERT_TRUE((*executor)->Execute(plan, &outcome).ok());
+    ASSERT_EQ(outcome.raw_rows, 3);
+    ASSERT_EQ(outcome.raw_hidden.size(), 3u);
+    EXPECT_TRUE(outcome.tokens.empty());
+    std::vector<int32_t> history;
+    for (int row = 0; row < 3; ++row) {
+      history.push_back(start.tokens[row]);
+      const uint64_t hash = testing::HistoryHash(history);
+      for (int64_t id = 0; id < kFakeVocab; ++id) {
+        ASSERT_EQ(outcome.raw_logits[row * kFakeVocab + id], testing::FakeLogit(hash, id));
+      }
+    }
+    EXPECT_EQ(outcome.raw_hidden[1], outcome.raw_hidden[0]);
+    ASSERT_TRUE((*executor)->Stop(2, ErrorKind{0}).ok());
+  });
+}
+
+}  // namespace
+}  // namespace lockstep

@@ -1,0 +1,194 @@
+#include "runtime/engine/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/sequence_table.h"
+
+namespace lockstep {
+namespace {
+
+StepPlan FullPlan() {
+  StepPlan plan;
+  plan.step = 7;
+  plan.released = {3, 1};
+  NewSequence start;
+  start.slot = 3;
+  start.tokens = {5, 6, 7};
+  start.token_set = {90, {4, 8}};
+  start.params.temperature = 0.5;
+  start.params.top_k = 9;
+  start.params.top_p = 0.9;
+  start.params.min_p = 0.1;
+  start.params.repetition_penalty = 1.1;
+  start.params.presence_penalty = -1;
+  start.params.frequency_penalty = 2;
+  start.params.logit_bias = {{1, 2.5f}, {3, -4.0f}};
+  start.params.seed = 123456789012345;
+  start.params.logprobs = 5;
+  plan.started = {start};
+  plan.growth = {{3, {0, 2}}};
+  plan.spans = {{3, 0, 3, SpanOutput::kSample},
+                {2, 40, 1, SpanOutput::kSample},
+                {0, 16, 8, SpanOutput::kNone}};
+  return plan;
+}
+
+std::vector<std::byte> Encoded(const StepPlan& plan) {
+  std::vector<std::byte> bytes;
+  EncodePlan(plan, &bytes);
+  return bytes;
+}
+
+TEST(Plan, ComesBackAsItWas) {
+  const StatusOr<StepPlan> plan = DecodePlan(Encoded(FullPlan()));
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const StepPlan expected = FullPlan();
+  EXPECT_EQ(plan->step, 7u);
+  EXPECT_EQ(plan->released, expected.released);
+  ASSERT_EQ(plan->started.size(), 1u);
+  EXPECT_EQ(plan->started[0].slot, 3);
+  EXPECT_EQ(plan->started[0].tokens, expected.started[0].tokens);
+  EXPECT_EQ(plan->started[0].token_set, expected.started[0].token_set);
+  EXPECT_EQ(plan->started[0].params, expected.started[0].params);
+  ASSERT_EQ(plan->growth.size(), 1u);
+  EXPECT_EQ(plan->growth[0].blocks, expected.growth[0].blocks);
+  ASSERT_EQ(plan->spans.size(), 3u);
+  EXPECT_EQ(plan->spans[2].begin, 16);
+  EXPECT_EQ(plan->spans[2].output, SpanOutput::kNone);
+  EXPECT_EQ(plan->rows(), 12);
+}
+
+TEST(Plan, ADecodeRowTakesThirteenBytes) {
+  StepPlan one, two;
+  one.spans = {{0, 1, 1, SpanOutput::kSample}};
+  two.spans = {one.spans[0], {1, 1, 1, SpanOutput::kSample}};
+  EXPECT_EQ(Encoded(two).size() - Encoded(one).size(), 13u);
+}
+
+TEST(Plan, EveryPrefixAndEveryExtensionIsRefused) {
+  std::vector<std::byte> bytes = Encoded(FullPlan());
+  for (size_t length = 0; length < bytes.size(); ++length) {
+    EXPECT_FALSE(DecodePlan(std::span(bytes).first(length)).ok()) << length;
+  }
+  bytes.push_back(std::byte{0});
+  EXPECT_FALSE(DecodePlan(bytes).ok());
+}
+
+TEST(Plan, FlippedBytesNeverCrashTheReceiver) {
+  const uint32_t seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937 random(seed);
+  const std::vector<std::byte> good = Encoded(FullPlan());
+  for (int turn = 0; turn < 20'000; ++turn) {
+    std::vector<std::byte> bytes = good;
+    for (size_t flips = 1 + random() % 3; flips > 0; --flips) {
+      bytes[random() % bytes.size()] = static_cast<std::byte>(random());
+    }
+    const StatusOr<StepPlan> plan = DecodePlan(bytes);
+    if (!plan.ok()) continue;
+    SequenceTable table({16, 16, 256, 8}, 100, {0, 50});
+    (void)table.Apply(*plan);
+  }
+}
+
+// A table with one sequence of 20 tokens in slot 0 (blocks 0 and 1), all but the last 4 computed.
+struct Prepared {
+  SequenceTable table{
+      ModelLimits{.max_rows = 16, .max_outputs = 4, .max_model_len = 64, .kv_blocks = 8},
+      100,
+      {0, 50}};
+  Prepared() {
+    StepPlan plan;
+    NewSequence start;
+    start.slot = 0;
+    start.tokens.assign(20, 1);
+    plan.started = {start};
+    plan.growth = {{0, {0, 1}}};
+    plan.spans = {{0, 0, 16, SpanOutput::kNone}};
+    const Status status = table.Apply(plan);
+    EXPECT_TRUE(status.ok()) << status;
+  }
+};
+
+TEST(SequenceTable, TakesAGoodPlanAndBuildsItsBatch) {
+  Prepared prepared;
+  StepPlan plan;
+  plan.spans = {{0, 16, 4, SpanOutput::kSample}};
+  ASSERT_TRUE(prepared.table.Apply(plan).ok());
+  const Batch& batch = prepared.table.batch();
+  EXPECT_EQ(batch.positions, (std::vector<int32_t>{16, 17, 18, 19}));
+  EXPECT_EQ(batch.output_rows, (std::vector<int32_t>{3}));
+  EXPECT_EQ(batch.block_tables, (std::vector<std::vector<int32_t>>{{0, 1}}));
+  ASSERT_EQ(prepared.table.outputs().size(), 1u);
+  EXPECT_EQ(prepared.table.outputs()[0].position, 19);
+}
+
+TEST(SequenceTable, RefusesPlansThatDoNotFitItsState) {
+  struct Bad {
+    const char* what;
+    StepPlan plan;
+  };
+  NewSequence taken, far, empty, token, longer;
+  taken.tokens = far.tokens = {1};
+  far.slot = 1'000'000;
+  empty.slot = 1;
+  token.slot = longer.slot = 1;
+  token.tokens = {100};
+  longer.tokens.assign(65, 1);
+  const std::vector<Bad> cases = {
+      {"release of an empty slot", {.released = {5}}},
+      {"negative slot", {.released = {-1}}},
+      {"slot taken", {.started = {taken}}},
+      {"slot out of range", {.started = {far}}},
+      {"empty sequence", {.started = {empty}}},
+      {"token out of range", {.started = {token}}},
+      {"sequence too long", {.started = {longer}}},
+      {"block in use", {.growth = {{0, {1}}}}},
+      {"block not in the pool", {.growth = {{0, {8}}}}},
+      {"negative block", {.growth = {{0, {-1}}}}},
+      {"blocks for an empty slot", {.growth = {{1, {3}}}}},
+      {"rows of an empty slot", {.spans = {{1, 0, 1, SpanOutput::kNone}}}},
+      {"gap", {.spans = {{0, 17, 1, SpanOutput::kNone}}}},
+      {"computed again", {.spans = {{0, 0, 1, SpanOutput::kNone}}}},
+      {"beyond the tokens", {.spans = {{0, 16, 5, SpanOutput::kSample}}}},
+      {"sample in the middle", {.spans = {{0, 16, 2, SpanOutput::kSample}}}},
+      {"slot twice", {.spans = {{0, 16, 1, SpanOutput::kNone}, {0, 17, 1, SpanOutput::kNone}}}},
+      {"overflowing count", {.spans = {{0, 16, INT32_MAX, SpanOutput::kNone}}}},
+  };
+  for (const Bad& bad : cases) {
+    Prepared prepared;
+    const Status status = prepared.table.Apply(bad.plan);
+    EXPECT_FALSE(status.ok()) << bad.what;
+    EXPECT_EQ(KindOf(status), ErrorKind::kInternal);
+  }
+}
+
+TEST(SequenceTable, RefusesMoreRowsOrOutputsThanTheLimit) {
+  Prepared prepared;
+  StepPlan plan;
+  NewSequence start;
+  start.slot = 1;
+  start.tokens.assign(5, 1);
+  plan.started = {start};
+  plan.growth = {{1, {2}}};
+  plan.spans = {{1, 0, 5, SpanOutput::kRaw}};
+  EXPECT_FALSE(prepared.table.Apply(plan).ok()) << "5 outputs, the limit is 4";
+}
+
+TEST(SequenceTable, RefusesRowsBeyondTheKvBlocks) {
+  SequenceTable table({16, 4, 64, 8}, 100, {0, 50});
+  StepPlan plan;
+  NewSequence start;
+  start.tokens = {1};
+  plan.started = {start};
+  plan.spans = {{0, 0, 1, SpanOutput::kSample}};
+  EXPECT_FALSE(table.Apply(plan).ok());
+}
+
+}  // namespace
+}  // namespace lockstep
