@@ -17,7 +17,7 @@ packages=(
   openmpi-bin libgtest-dev libgmock-dev clang-format
 )
 if [[ "${1:-}" == "--full" ]]; then
-  packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static)
+  packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static python3-venv)
 fi
 
 missing=()

@@ -35,10 +35,9 @@ Status CheckPortEarly(const Options& options) {
   const StatusOr<UniqueFd> probe = ListenTcp({options.host, static_cast<int>(options.grpc_port)});
   if (probe.ok()) return OkStatus();
   return UsageError(
-      "gRPC cannot listen: %s; choose another port with --grpc-port (0 picks a free one) or "
-      "another "
-      "address with --host",
-      MessageOf(probe.status()));
+      "gRPC cannot listen on %s port %d: the port is in use, or the address is not this machine's; "
+      "choose another with --grpc-port (0 picks a free one) or --host",
+      options.host, options.grpc_port);
 }
 
 void PrintReady(const ServedModel& model, int port) {

@@ -4,8 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "launcher/agree.h"
@@ -28,6 +30,8 @@ constexpr int64_t kDefaultMaxModelLen = 32'768;
 // How long spawned ranks may take to end: in order, or after an error was told to them.
 constexpr int64_t kOrderlyEndMs = 5'000;
 constexpr int64_t kFaultyEndMs = 2'000;
+// How long after a signal the loss of a rank may still turn out to be its cause.
+constexpr int kLossMayFollowMs = 300;
 
 std::string FormatShares(const std::vector<double>& shares) {
   std::string text;
@@ -73,10 +77,16 @@ class OpenedSession final : public Session {
 
   Status FinalStatus(const Status& status) const override {
     if (status.ok()) return status;
-    if (Interrupted()) return InterruptedError();
-    if (membership_ == nullptr) return status;
-    const Status health = membership_->Health();
-    return health.ok() ? status : health;
+    if (membership_ == nullptr) return Interrupted() ? InterruptedError() : status;
+    Status health = membership_->Health();
+    if (!Interrupted()) return health.ok() ? status : health;
+    // mpirun sends SIGTERM to everyone when a rank died, sometimes before the control channel knows:
+    // give it a moment, so that the user reads which rank it was and not "interrupted".
+    for (int waited_ms = 0; health.ok() && waited_ms < kLossMayFollowMs; waited_ms += 10) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+      health = membership_->Health();
+    }
+    return KindOf(health) == ErrorKind::kPeerLost ? health : InterruptedError();
   }
 
   Status Close(const Status& status) override;

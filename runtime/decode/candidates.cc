@@ -27,6 +27,12 @@ static_assert(sizeof(Candidate) == 16);
 
 int64_t RawBestCount(const SamplingParams& params) { return std::max<int32_t>(params.logprobs, 0); }
 
+void PutCandidates(const std::vector<Candidate>& candidates, std::byte* to) {
+  // memcpy must not see the null pointer of an empty vector.
+  if (!candidates.empty())
+    std::memcpy(to, candidates.data(), candidates.size() * sizeof(Candidate));
+}
+
 std::vector<Candidate> Merge(std::span<const RowOffer> offers,
                              std::vector<Candidate> RowOffer::*list) {
   std::vector<Candidate> merged;
@@ -145,9 +151,9 @@ void EncodeOffer(const RowOffer& offer, const SamplingParams& params, std::span<
                               0};
   std::memcpy(out.data(), &header, sizeof(header));
   std::byte* entries = out.data() + kHeaderBytes;
-  std::memcpy(entries, offer.candidates.data(), offer.candidates.size() * sizeof(Candidate));
+  PutCandidates(offer.candidates, entries);
   entries += CandidateCount(params) * sizeof(Candidate);
-  std::memcpy(entries, offer.raw_best.data(), offer.raw_best.size() * sizeof(Candidate));
+  PutCandidates(offer.raw_best, entries);
 }
 
 Status DecodeOffer(std::span<const std::byte> bytes, const SamplingParams& params,

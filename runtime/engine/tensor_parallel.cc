@@ -1,6 +1,6 @@
 #include "runtime/engine/tensor_parallel.h"
 
-#include <cstring>
+#include <algorithm>
 #include <utility>
 
 #include "runtime/base/check.h"
@@ -180,8 +180,8 @@ Status TensorParallelExecutor::GatherRaw(const StepOutput& output, StepOutcome* 
   packed_.resize(raw.size() * (mine + dim));
   for (size_t k = 0; k < raw.size(); ++k) {
     float* to = packed_.data() + k * (mine + dim);
-    std::memcpy(to, output.logits.data() + raw[k] * mine, mine * sizeof(float));
-    if (hidden) std::memcpy(to + mine, output.hidden.data() + raw[k] * dim, dim * sizeof(float));
+    std::copy_n(output.logits.data() + raw[k] * mine, mine, to);
+    if (hidden) std::copy_n(output.hidden.data() + raw[k] * dim, dim, to + mine);
   }
   if (group_.rank() != 0) return group_.Send(0, std::as_bytes(std::span<const float>(packed_)));
   outcome->raw_logits.resize(raw.size() * vocab);
@@ -194,10 +194,8 @@ Status TensorParallelExecutor::GatherRaw(const StepOutput& output, StepOutcome* 
     }
     for (size_t k = 0; k < raw.size(); ++k) {
       const float* from = packed_.data() + k * (width + dim);
-      std::memcpy(outcome->raw_logits.data() + k * vocab + slices_[r].begin, from,
-                  width * sizeof(float));
-      if (hidden)
-        std::memcpy(outcome->raw_hidden[r].data() + k * dim, from + width, dim * sizeof(float));
+      std::copy_n(from, width, outcome->raw_logits.data() + k * vocab + slices_[r].begin);
+      if (hidden) std::copy_n(from + width, dim, outcome->raw_hidden[r].data() + k * dim);
     }
   }
   return OkStatus();
