@@ -16,27 +16,6 @@ void AddInto(float* __restrict sum, const float* __restrict a, size_t count) {
   for (size_t i = 0; i < count; ++i) sum[i] += a[i];
 }
 
-// One exchange of at most a slot: data = left fold of the ranks' data.
-Status SumOneSlot(Group& group, std::span<float> data) {
-  const std::span<std::byte> bytes = std::as_writable_bytes(data);
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(bytes.size()));
-  if (!bytes.empty()) std::memcpy(slot.data(), bytes.data(), bytes.size());
-  LOCKSTEP_RETURN_IF_ERROR(group.Publish());
-  const float* first = nullptr;
-  for (int peer = 0; peer < group.size(); ++peer) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<const std::byte> part, group.Wait(peer));
-    const float* values = reinterpret_cast<const float*>(part.data());
-    if (peer == 0) {
-      first = values;
-    } else if (peer == 1) {
-      AddInto(data.data(), first, values, data.size());
-    } else {
-      AddInto(data.data(), values, data.size());
-    }
-  }
-  return group.End();
-}
-
 Status WrongSize(const char* what, size_t got, size_t expected) {
   return InternalError("%s: a buffer of %d bytes where %d are needed", what, got, expected);
 }
@@ -48,13 +27,32 @@ constexpr size_t kFirstPayloadBytes = kFirstPartBytes - sizeof(uint64_t);
 
 }  // namespace
 
+Status SumSlots(Group& group, std::span<float> sum) {
+  LOCKSTEP_RETURN_IF_ERROR(group.Publish());
+  const float* first = nullptr;
+  for (int peer = 0; peer < group.size(); ++peer) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<const std::byte> part, group.Wait(peer));
+    const float* values = reinterpret_cast<const float*>(part.data());
+    if (peer == 0) {
+      first = values;
+    } else if (peer == 1) {
+      AddInto(sum.data(), first, values, sum.size());
+    } else {
+      AddInto(sum.data(), values, sum.size());
+    }
+  }
+  return group.End();
+}
+
 Status AllReduceSum(Group& group, std::span<float> data) {
   if (group.size() == 1) return OkStatus();
   const size_t slot_floats = group.traits().slot_bytes / sizeof(float);
   do {
-    const size_t count = std::min(data.size(), slot_floats);
-    LOCKSTEP_RETURN_IF_ERROR(SumOneSlot(group, data.first(count)));
-    data = data.subspan(count);
+    const std::span<float> piece = data.first(std::min(data.size(), slot_floats));
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(piece.size_bytes()));
+    if (!piece.empty()) std::memcpy(slot.data(), piece.data(), piece.size_bytes());
+    LOCKSTEP_RETURN_IF_ERROR(SumSlots(group, piece));
+    data = data.subspan(piece.size());
   } while (!data.empty());
   return OkStatus();
 }

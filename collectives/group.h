@@ -80,8 +80,11 @@ class Group {
   int size_;
 };
 
-// data[i] = left fold over ranks 0, 1, 2, ... of their data[i], float32. The same bits on every
-// rank.
+// Ends an exchange of floats that Begin opened and whose slot is filled: sum[i] = left fold over
+// ranks 0, 1, 2, ... of their slot's [i], float32. The one place where ranks' values are added, so
+// every backend and every caller gets the same bits. Needs at least two ranks.
+Status SumSlots(Group& group, std::span<float> sum);
+// The same for values in ordinary memory and of any length: data[i] becomes the sum over ranks.
 Status AllReduceSum(Group& group, std::span<float> data);
 // all = the ranks' `mine` one after another; all.size() == size * mine.size(), sizes equal on all
 // ranks.

@@ -40,7 +40,8 @@ class Session {
   virtual const std::vector<double>& shares() const = 0;
 
   // What to report for `status`: the membership's own finding (the named dead rank, the abort's
-  // reason) is the cause, an error of an exchange only its effect; Ctrl-C comes before both.
+  // reason) is the cause, an error of an exchange only its effect. After a signal: "interrupted",
+  // unless a rank turns out to be lost within 300 ms (mpirun signals everyone when one rank dies).
   virtual Status FinalStatus(const Status& status) const = 0;
 
   // Ends this rank's part in order and returns FinalStatus(status): an OK status announces an

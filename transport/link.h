@@ -10,7 +10,7 @@
 
 namespace lockstep {
 
-// What differs between backends, as facts (design rule 3).
+// What differs between backends, as facts.
 struct LinkTraits {
   const char* name;              // "tcp", "shm"
   bool needs_registered_memory;  // buffers given to Post* must have been registered before

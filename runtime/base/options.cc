@@ -137,7 +137,7 @@ std::vector<OptionSpec> OutputOptions() {
   return {
       {"tokens", &O::tokens, "JSON file with token id lists"},
       {"out", &O::out, "output file"},
-      {"step", &O::step, "tokens per step through the cache; 0: whole prompts", {}, 1, 1'000'000},
+      {"step", &O::step, "tokens per step through the cache; default: --prefill-chunk", {}, 1, 1'000'000},
       {"together", &O::together, "run all sequences as one batch"},
       {"dump-hidden", &O::dump_hidden,
        "also write the final hidden states, and every rank's copy of them"},

@@ -1,16 +1,13 @@
 // Which rows the next step computes. A pure state machine: requests and sampled tokens in, plans
 // out; no clock, no thread, no model. The same calls give the same plans.
 //
-// The rules (docs/scheduler.md will carry them on):
-//   - A request is admitted in order of arrival, as soon as a slot is free and its KV blocks for
-//   prompt and longest
-//     answer can be reserved. Nothing that was admitted ever runs out of memory.
-//   - Every running sequence that has one token to compute gets its row in every step (a decode is
-//   never delayed by
-//     other requests' prompts but for the time of a step's prompt rows, at most `prefill_rows` of
-//     them).
-//   - What is left of the row budget goes to prompts in order of admission, in chunks.
-//   - A cancelled or finished request leaves with the next plan.
+// The rules:
+// - A request is admitted in order of arrival, as soon as a slot is free and its KV blocks for prompt
+//   and longest answer can be reserved. Nothing that was admitted ever runs out of memory.
+// - Every running sequence that has one token to compute gets its row in every step: a decode waits
+//   for other requests' prompts at most as long as `prefill_rows` of them take.
+// - What is left of the row budget goes to prompts in order of admission, in chunks.
+// - A cancelled or finished request leaves with the next plan.
 #pragma once
 
 #include <cstdint>

@@ -4,13 +4,12 @@
 // Shapes: R rows of this step, D hidden, H and K this rank's query and KV heads of d dimensions, F
 // this rank's feed-forward columns, E experts of which each row takes the top k, V this rank's
 // vocabulary rows.
-#include <cstdlib>
 #include <cstring>
 
 #include "runtime/base/digest.h"
-#include "runtime/base/file.h"
-#include "runtime/model/exchange.h"
+#include "runtime/model/architectures.h"
 #include "runtime/model/model.h"
+#include "runtime/model/partial_sum.h"
 #include "runtime/model/rope.h"
 #include "runtime/model/scratch.h"
 #include "runtime/model/weights.h"
@@ -20,15 +19,15 @@ namespace {
 
 class Glm4Moe final : public Model {
  public:
-  Glm4Moe(ModelConfig config, ModelLimits limits, LocalShape shape, Weights weights, Group& group,
-          const kernels::Backend& backend, ThreadPool& pool)
+  Glm4Moe(ModelConfig config, ModelLimits limits, LocalShape shape, Weights weights,
+          const ModelPlace& place)
       : config_(std::move(config)),
         limits_(limits),
         shape_(shape),
         weights_(std::move(weights)),
-        group_(group),
-        ops_(backend),
-        queue_{&pool} {}
+        group_(place.group),
+        ops_(place.backend),
+        queue_{&place.pool} {}
 
   Status Allocate(MemoryPlan plan, uint64_t bytes_read) {
     memory_ = plan;
@@ -257,54 +256,23 @@ class Glm4Moe final : public Model {
   uint64_t digest_ = 0;
 };
 
-// Layers above what config.json announces mean that the two do not belong together.
-Status CheckLayerNames(const ModelConfig& config, const Checkpoint& checkpoint) {
-  constexpr std::string_view kPrefix = "model.layers.";
-  for (const auto& [name, info] : checkpoint.tensors()) {
-    if (name.compare(0, kPrefix.size(), kPrefix) != 0) continue;
-    const int64_t layer = std::atoll(name.c_str() + kPrefix.size());
-    if (layer >= config.num_hidden_layers + config.num_nextn_predict_layers) {
-      return ModelError("%s: holds %s, but config.json announces %d layers and %d MTP layers",
-                        info.file->path(), name, config.num_hidden_layers,
-                        config.num_nextn_predict_layers);
-    }
-  }
-  return OkStatus();
-}
-
 }  // namespace
 
-void Batch::Clear() {
-  tokens.clear();
-  positions.clear();
-  sequences.clear();
-  block_tables.clear();
-  output_rows.clear();
-}
-
-StatusOr<std::unique_ptr<Model>> LoadModel(const LoadOptions& options, Group& group,
-                                           const kernels::Backend& backend, ThreadPool& pool) {
-  LOCKSTEP_ASSIGN_OR_RETURN(ModelConfig config, ReadModelConfig(options.directory));
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.directory));
-  LOCKSTEP_RETURN_IF_ERROR(CheckLayerNames(config, *checkpoint));
+StatusOr<std::unique_ptr<Model>> LoadGlm4Moe(ModelConfig config, const Checkpoint& checkpoint,
+                                             const LoadOptions& options, const ModelPlace& place) {
   const Cuts cuts = CutModel(config, options.shares);
-  const LocalShape shape = ShapeOf(config, cuts, group.rank());
-  const MemoryPlan plan =
-      PlanMemory(config, options.limits, options.shares, group.rank(), 2, pool.count());
-  SliceLoader loader(*checkpoint, group, options.shares, [&](uint64_t bytes) {
+  const int rank = place.group.rank();
+  const LocalShape shape = ShapeOf(config, cuts, rank);
+  const int threads = place.pool.count();
+  const MemoryPlan plan = PlanMemory(config, options.limits, options.shares, rank, 2, threads);
+  SliceLoader loader(checkpoint, place.group, options.shares, [&](uint64_t bytes) {
     if (options.progress) options.progress(LoadProgress{bytes, plan.weight_bytes});
   });
-  LOCKSTEP_ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, cuts, loader, backend));
+  LOCKSTEP_ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, cuts, loader, place.backend));
   auto model = std::make_unique<Glm4Moe>(std::move(config), options.limits, shape,
-                                         std::move(weights), group, backend, pool);
+                                         std::move(weights), place);
   LOCKSTEP_RETURN_IF_ERROR(model->Allocate(plan, loader.bytes_read()));
   return model;
-}
-
-StatusOr<uint64_t> CheckpointDigest(const std::string& directory) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(directory));
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::string config, ReadTextFile(directory + "/config.json"));
-  return DigestOf(config.data(), config.size(), checkpoint->Digest());
 }
 
 }  // namespace lockstep

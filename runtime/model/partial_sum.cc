@@ -1,7 +1,5 @@
-#include "runtime/model/exchange.h"
+#include "runtime/model/partial_sum.h"
 
-#include <algorithm>
-#include <cstring>
 #include <span>
 
 namespace lockstep {
@@ -19,22 +17,9 @@ StatusOr<float*> PartialSum::Begin(int64_t count) {
 
 StatusOr<const float*> PartialSum::Reduce() {
   if (group_.size() == 1) return scratch_;
-  if (partial_ == scratch_) {
-    LOCKSTEP_RETURN_IF_ERROR(
-        AllReduceSum(group_, std::span(scratch_, static_cast<size_t>(count_))));
-    return scratch_;
-  }
-  LOCKSTEP_RETURN_IF_ERROR(group_.Publish());
-  for (int rank = 0; rank < group_.size(); ++rank) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<const std::byte> slot, group_.Wait(rank));
-    const auto* values = reinterpret_cast<const float*>(slot.data());
-    if (rank == 0) {
-      std::memcpy(scratch_, values, slot.size());
-    } else {
-      for (int64_t i = 0; i < count_; ++i) scratch_[i] += values[i];
-    }
-  }
-  LOCKSTEP_RETURN_IF_ERROR(group_.End());
+  const std::span<float> sum(scratch_, static_cast<size_t>(count_));
+  const bool in_slot = partial_ != scratch_;
+  LOCKSTEP_RETURN_IF_ERROR(in_slot ? SumSlots(group_, sum) : AllReduceSum(group_, sum));
   return scratch_;
 }
 
