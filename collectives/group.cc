@@ -121,7 +121,7 @@ Status BroadcastMessage(Group& group, std::vector<std::byte>* message, int root,
 }
 
 Status AllToAll(Group& group, std::span<const std::span<const std::byte>> sends,
-                std::span<const std::span<std::byte>> receives) {
+                std::span<const std::span<std::byte>> receives, Patience patience) {
   const size_t size = static_cast<size_t>(group.size());
   if (sends.size() != size) return WrongSize("all-to-all sends", sends.size(), size);
   if (receives.size() != size) return WrongSize("all-to-all receives", receives.size(), size);
@@ -133,8 +133,8 @@ Status AllToAll(Group& group, std::span<const std::span<const std::byte>> sends,
   for (size_t step = 1; step < size; ++step) {
     const size_t to = (me + step) % size;
     const size_t from = (me + size - step) % size;
-    LOCKSTEP_RETURN_IF_ERROR(group.SendReceive(
-        static_cast<int>(to), sends[to], static_cast<int>(from), receives[from], Patience::kStep));
+    LOCKSTEP_RETURN_IF_ERROR(group.SendReceive(static_cast<int>(to), sends[to],
+                                               static_cast<int>(from), receives[from], patience));
   }
   return OkStatus();
 }

@@ -98,7 +98,8 @@ Status BroadcastMessage(Group& group, std::vector<std::byte>* message, int root,
 // Rank r receives sends[r] of every rank s into receives[s]; sizes match pairwise (sends[r] here =
 // receives[me] there).
 Status AllToAll(Group& group, std::span<const std::span<const std::byte>> sends,
-                std::span<const std::span<std::byte>> receives);
+                std::span<const std::span<std::byte>> receives,
+                Patience patience = Patience::kStep);
 // Returns when all ranks have called it.
 Status Barrier(Group& group);
 

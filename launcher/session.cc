@@ -80,8 +80,8 @@ class OpenedSession final : public Session {
     if (membership_ == nullptr) return Interrupted() ? InterruptedError() : status;
     Status health = membership_->Health();
     if (!Interrupted()) return health.ok() ? status : health;
-    // mpirun sends SIGTERM to everyone when a rank died, sometimes before the control channel knows:
-    // give it a moment, so that the user reads which rank it was and not "interrupted".
+    // mpirun sends SIGTERM to everyone when a rank died, sometimes before the control channel
+    // knows: give it a moment, so that the user reads which rank it was and not "interrupted".
     for (int waited_ms = 0; health.ok() && waited_ms < kLossMayFollowMs; waited_ms += 10) {
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
       health = membership_->Health();
@@ -269,6 +269,10 @@ Status OpenedSession::Close(const Status& status) {
   if (closed_) return status;
   closed_ = true;
   const Status final = FinalStatus(status);
+  // Rank 0 shares the terminal and prints the same sentence.
+  if (world_.origin == WorldOrigin::kSpawned && membership_ != nullptr) SilenceFinalError();
+  // Before the teardown, during which mpirun may kill this process.
+  TellFinalError(final);
   if (membership_ != nullptr) {
     if (final.ok()) {
       membership_->Leave();
@@ -276,13 +280,10 @@ Status OpenedSession::Close(const Status& status) {
       (void)TellAll(final);
     }
   }
-  const bool joined = membership_ != nullptr;
   model_.reset();
   group_.reset();
   membership_.reset();
   if (spawned_ != nullptr) spawned_->Finish(final.ok() ? kOrderlyEndMs : kFaultyEndMs);
-  // Rank 0 shares the terminal and prints the same sentence.
-  if (world_.origin == WorldOrigin::kSpawned && joined) SilenceFinalError();
   return final;
 }
 

@@ -45,9 +45,9 @@ class Session {
   virtual Status FinalStatus(const Status& status) const = 0;
 
   // Ends this rank's part in order and returns FinalStatus(status): an OK status announces an
-  // orderly end, any other is told to all ranks first. Waits for spawned ranks to end (5 s, then
-  // kills them). The session computes nothing afterwards. `return session->Close(work(*session));`
-  // is how a command ends.
+  // orderly end, any other is told to the user (TellFinalError) and to all ranks first. Waits for
+  // spawned ranks to end (5 s, then kills them). The session computes nothing afterwards. `return
+  // session->Close(work(*session));` is how a command ends.
   virtual Status Close(const Status& status) = 0;
 };
 

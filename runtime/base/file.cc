@@ -13,23 +13,24 @@
 namespace lockstep {
 namespace {
 
-Status FileError(const std::string& path, const char* what) {
-  return UsageError("%s: cannot %s: %s", path, what, std::strerror(errno));
+Status FileError(const std::string& path, const char* what, ErrorKind kind = ErrorKind::kUsage) {
+  return MakeError(kind, absl::StrFormat("%s: cannot %s: %s", path, what, std::strerror(errno)));
 }
 
 }  // namespace
 
-StatusOr<std::unique_ptr<RandomAccessFile>> RandomAccessFile::Open(const std::string& path) {
+StatusOr<std::unique_ptr<RandomAccessFile>> RandomAccessFile::Open(const std::string& path,
+                                                                   ErrorKind kind) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return FileError(path, "open");
+  if (fd < 0) return FileError(path, "open", kind);
   struct stat info {};
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
     close(fd);
-    return UsageError("%s: not a regular file", path);
+    return MakeError(kind, path + ": not a regular file");
   }
   os::AdviseExactReads(fd);
   return std::unique_ptr<RandomAccessFile>(
-      new RandomAccessFile(path, fd, static_cast<uint64_t>(info.st_size)));
+      new RandomAccessFile(path, kind, fd, static_cast<uint64_t>(info.st_size)));
 }
 
 RandomAccessFile::~RandomAccessFile() { close(fd_); }
@@ -41,7 +42,7 @@ Status RandomAccessFile::Read(uint64_t offset, std::span<std::byte> out) const {
     const size_t want = std::min(out.size() - done, kMaxRead);
     const ssize_t got = pread(fd_, out.data() + done, want, static_cast<off_t>(offset + done));
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return FileError(path_, "read");
+    if (got < 0) return FileError(path_, "read", kind_);
     if (got == 0) {
       return ModelError(
           "%s: ends at byte %d, expected at least %d; the file was cut, fetch it again", path_,
@@ -52,11 +53,12 @@ Status RandomAccessFile::Read(uint64_t offset, std::span<std::byte> out) const {
   return OkStatus();
 }
 
-StatusOr<std::string> ReadTextFile(const std::string& path, uint64_t limit_bytes) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto file, RandomAccessFile::Open(path));
+StatusOr<std::string> ReadTextFile(const std::string& path, uint64_t limit_bytes, ErrorKind kind) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto file, RandomAccessFile::Open(path, kind));
   if (file->size_bytes() > limit_bytes) {
-    return UsageError("%s: %d bytes, more than the %d that such a file may have", path,
-                      file->size_bytes(), limit_bytes);
+    return MakeError(
+        kind, absl::StrFormat("%s: %d bytes, more than the %d that such a file may have", path,
+                              file->size_bytes(), limit_bytes));
   }
   std::string text(file->size_bytes(), '\0');
   LOCKSTEP_RETURN_IF_ERROR(file->Read(0, std::as_writable_bytes(std::span(text))));

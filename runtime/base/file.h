@@ -14,7 +14,9 @@ namespace lockstep {
 // A file opened for reads of exact ranges (no read-ahead). Thread-safe.
 class RandomAccessFile {
  public:
-  static StatusOr<std::unique_ptr<RandomAccessFile>> Open(const std::string& path);
+  // Errors of opening and reading are of `kind`.
+  static StatusOr<std::unique_ptr<RandomAccessFile>> Open(const std::string& path,
+                                                          ErrorKind kind = ErrorKind::kUsage);
   ~RandomAccessFile();
   RandomAccessFile(const RandomAccessFile&) = delete;
   RandomAccessFile& operator=(const RandomAccessFile&) = delete;
@@ -25,16 +27,18 @@ class RandomAccessFile {
   Status Read(uint64_t offset, std::span<std::byte> out) const;
 
  private:
-  RandomAccessFile(std::string path, int fd, uint64_t size_bytes)
-      : path_(std::move(path)), fd_(fd), size_bytes_(size_bytes) {}
+  RandomAccessFile(std::string path, ErrorKind kind, int fd, uint64_t size_bytes)
+      : path_(std::move(path)), kind_(kind), fd_(fd), size_bytes_(size_bytes) {}
   std::string path_;
+  ErrorKind kind_;
   int fd_;
   uint64_t size_bytes_;
 };
 
 // The whole file as text, refused above `limit_bytes`.
 StatusOr<std::string> ReadTextFile(const std::string& path,
-                                   uint64_t limit_bytes = uint64_t{256} << 20);
+                                   uint64_t limit_bytes = uint64_t{256} << 20,
+                                   ErrorKind kind = ErrorKind::kUsage);
 // Writes beside `path` and renames over it: readers see the old file or the whole new one.
 Status WriteFileAtomically(const std::string& path, std::span<const std::byte> contents);
 bool FileExists(const std::string& path);

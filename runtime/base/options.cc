@@ -134,18 +134,22 @@ std::vector<OptionSpec> PromptOptions() {
 }
 
 std::vector<OptionSpec> OutputOptions() {
-  return {
-      {"tokens", &O::tokens, "JSON file with token id lists"},
-      {"out", &O::out, "output file"},
-      {"step", &O::step, "tokens per step through the cache; default: --prefill-chunk", {}, 1, 1'000'000},
-      {"together", &O::together, "run all sequences as one batch"},
-      {"dump-hidden", &O::dump_hidden,
-       "also write the final hidden states, and every rank's copy of them"},
-      {"json", &O::json, "print one JSON object instead of text"},
-      {"log-level",
-       &O::log_level,
-       "what goes to stderr",
-       {"debug", "info", "warning", "error", "off"}}};
+  return {{"tokens", &O::tokens, "JSON file with token id lists"},
+          {"out", &O::out, "output file"},
+          {"step",
+           &O::step,
+           "tokens per step through the cache; default: --prefill-chunk",
+           {},
+           1,
+           1'000'000},
+          {"together", &O::together, "run all sequences as one batch"},
+          {"dump-hidden", &O::dump_hidden,
+           "also write the final hidden states, and every rank's copy of them"},
+          {"json", &O::json, "print one JSON object instead of text"},
+          {"log-level",
+           &O::log_level,
+           "what goes to stderr",
+           {"debug", "info", "warning", "error", "off"}}};
 }
 
 const std::vector<OptionSpec>& Table() {

@@ -4,7 +4,7 @@
 
 namespace lockstep {
 
-std::string SourceVersion() { return std::string(LOCKSTEP_VERSION) + "+" + LOCKSTEP_COMMIT; }
+std::string SourceVersion() { return LOCKSTEP_VERSION "+" LOCKSTEP_SOURCE_DIGEST; }
 
 std::string BuildDescription() {
 #if defined(__clang__)
@@ -13,10 +13,11 @@ std::string BuildDescription() {
   const std::string compiler = "gcc " __VERSION__;
 #endif
 #if defined(NDEBUG)
-  return SourceVersion() + " (" + compiler + ", optimized)";
+  const std::string build = "optimized";
 #else
-  return SourceVersion() + " (" + compiler + ", with assertions)";
+  const std::string build = "with assertions";
 #endif
+  return SourceVersion() + " (commit " LOCKSTEP_COMMIT ", " + compiler + ", " + build + ")";
 }
 
 }  // namespace lockstep

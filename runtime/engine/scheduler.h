@@ -2,11 +2,14 @@
 // out; no clock, no thread, no model. The same calls give the same plans.
 //
 // The rules:
-// - A request is admitted in order of arrival, as soon as a slot is free and its KV blocks for prompt
-//   and longest answer can be reserved. Nothing that was admitted ever runs out of memory.
+// - A request is admitted in order of arrival, as soon as a slot is free, its KV blocks for prompt
+//   and longest answer can be reserved, and the plan has room for its prompt. Nothing that was
+//   admitted ever runs out of memory.
 // - Every running sequence that has one token to compute gets its row in every step: a decode waits
 //   for other requests' prompts at most as long as `prefill_rows` of them take.
-// - What is left of the row budget goes to prompts in order of admission, in chunks.
+// - What is left of the row budget is shared evenly by the prompts, in chunks: a short prompt does
+// not
+//   wait for the end of a long one. With fewer rows than prompts, the first admitted get theirs.
 // - A cancelled or finished request leaves with the next plan.
 #pragma once
 
@@ -29,6 +32,9 @@ struct SchedulerLimits {
   int64_t prefill_rows = 0;   // prompt rows in one step
   int64_t max_model_len = 0;  // prompt and answer together
   int64_t kv_blocks = 0;
+  // Prompt tokens that one plan may carry to the ranks (32 MiB), half of what a plan may weigh.
+  // What came with a request beside its prompt counts too.
+  int64_t plan_tokens = int64_t{8} << 20;
 };
 
 struct ScheduledRequest {
@@ -44,7 +50,7 @@ class Scheduler {
   explicit Scheduler(const SchedulerLimits& limits);
 
   // A RequestError if the request could never run under the limits: the prompt leaves no room for
-  // an answer, or the KV pool is too small for it.
+  // an answer, is larger than a plan may be, or the KV pool is too small for it.
   Status Admissible(int64_t prompt_tokens, int64_t max_tokens) const;
 
   // The request must be admissible and its id new.
@@ -77,6 +83,7 @@ class Scheduler {
   };
   int64_t BlocksFor(int64_t prompt_tokens, int64_t max_tokens) const;
   void Admit(StepPlan* plan);
+  void AddPromptRows(const std::vector<int32_t>& prompts, int64_t budget, StepPlan* plan);
   void AddRows(int32_t slot, int64_t count, StepPlan* plan);
 
   SchedulerLimits limits_;

@@ -216,7 +216,8 @@ StatusOr<ModelConfig> ReadModelConfig(const std::string& directory) {
         directory);
   }
   if (!FileExists(path)) return ModelError("%s: missing; it belongs to every checkpoint", path);
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, uint64_t{16} << 20));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text,
+                            ReadTextFile(path, uint64_t{16} << 20, ErrorKind::kModel));
   return ParseModelConfig(text, path);
 }
 

@@ -1,4 +1,6 @@
 // From the tensors of a checkpoint to one rank's packed weights. Names: transformers' glm4_moe.
+#include <algorithm>
+#include <cstdlib>
 #include <utility>
 
 #include "runtime/model/weights.h"
@@ -183,6 +185,29 @@ StatusOr<Layer> LoadLayer(Context& context, int64_t index) {
   return layer;
 }
 
+// Every tensor has its place in the forward pass, but for those of MTP layers and for the
+// frequencies that old checkpoints carry: a bias that config.json does not announce would silently
+// change the text.
+Status CheckUnused(const ModelConfig& config, const SliceLoader& loader) {
+  const std::vector<std::string> unused = loader.Unused();
+  const std::string prefix = "model.layers.";
+  for (const std::string& name : unused) {
+    if (name.find("rotary_emb.inv_freq") != std::string::npos) continue;
+    const bool in_layer = name.compare(0, prefix.size(), prefix) == 0;
+    const int64_t layer = in_layer ? std::atoll(name.c_str() + prefix.size()) : -1;
+    const std::string mtp_mark = prefix + std::to_string(layer) + ".eh_proj.weight";
+    const bool is_mtp = layer >= config.num_hidden_layers &&
+                        std::find(unused.begin(), unused.end(), mtp_mark) != unused.end();
+    if (is_mtp) continue;
+    return ModelError(
+        "the checkpoint holds %s, which config.json leaves no place for (layers, attention_bias, "
+        "use_qk_norm, n_shared_experts or tie_word_embeddings); use the config.json that belongs "
+        "to it",
+        name);
+  }
+  return OkStatus();
+}
+
 }  // namespace
 
 StatusOr<Weights> LoadWeights(const ModelConfig& config, const Cuts& cuts, SliceLoader& loader,
@@ -192,16 +217,18 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, const Cuts& cuts, Slice
   const RowPart embedding{"model.embed_tokens.weight", config.vocab_size, context.shape.vocab};
   LOCKSTEP_ASSIGN_OR_RETURN(weights.embedding, LoadRows(context, {embedding}, "embedding"));
   weights.bytes_per_token = 0;  // one row of the embedding is nothing
-  for (int64_t index = 0; index < config.num_hidden_layers; ++index) {
-    LOCKSTEP_ASSIGN_OR_RETURN(Layer layer, LoadLayer(context, index));
-    weights.layers.push_back(std::move(layer));
-  }
+  // The head before the layers: their column swaps keep slow and fast disks together to the end.
   LOCKSTEP_ASSIGN_OR_RETURN(weights.final_norm,
                             LoadVector(context, "model.norm.weight", config.hidden_size));
   const bool own_head = !config.tie_word_embeddings;
   const RowPart head{own_head ? "lm_head.weight" : embedding.name, config.vocab_size,
                      context.shape.vocab};
   LOCKSTEP_ASSIGN_OR_RETURN(weights.head, LoadRows(context, {head}, "head"));
+  for (int64_t index = 0; index < config.num_hidden_layers; ++index) {
+    LOCKSTEP_ASSIGN_OR_RETURN(Layer layer, LoadLayer(context, index));
+    weights.layers.push_back(std::move(layer));
+  }
+  LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, loader));
   return weights;
 }
 

@@ -17,7 +17,8 @@ constexpr const char* kRawRemedy =
 // The object in a JSON file; null where there is no such file.
 StatusOr<JsonValue> ReadObject(const std::string& path) {
   if (!FileExists(path)) return JsonValue();
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, kConfigLimitBytes));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text,
+                            ReadTextFile(path, kConfigLimitBytes, ErrorKind::kModel));
   StatusOr<JsonValue> value = ParseJson(text);
   if (!value.ok()) return ModelError("%s: %s; restore the file", path, MessageOf(value.status()));
   if (!value->is_object())
@@ -70,7 +71,8 @@ Status ReadTokenIds(const JsonValue& config, const std::string& path, const char
 StatusOr<std::optional<std::string>> ReadTemplate(const std::string& directory) {
   const std::string own = directory + "/chat_template.jinja";
   if (FileExists(own)) {
-    LOCKSTEP_ASSIGN_OR_RETURN(std::string text, ReadTextFile(own, kConfigLimitBytes));
+    LOCKSTEP_ASSIGN_OR_RETURN(std::string text,
+                              ReadTextFile(own, kConfigLimitBytes, ErrorKind::kModel));
     return std::optional<std::string>(std::move(text));
   }
   LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue config,
@@ -158,13 +160,13 @@ StatusOr<GenerationDefaults> LoadGenerationDefaults(const std::string& directory
   LOCKSTEP_RETURN_IF_ERROR(ReadNumber(config, path, "top_p", 1e-9, 1, &defaults.top_p));
   LOCKSTEP_RETURN_IF_ERROR(ReadNumber(config, path, "min_p", 0, 1, &defaults.min_p));
   LOCKSTEP_RETURN_IF_ERROR(
-      ReadNumber(config, path, "repetition_penalty", 1e-3, 1e3, &defaults.repetition_penalty));
+      ReadNumber(config, path, "repetition_penalty", 0.01, 100, &defaults.repetition_penalty));
   if (const JsonValue* value = config.Find("top_k"); value != nullptr && !value->is_null()) {
     const std::optional<int64_t> top_k = value->ToInt64();
-    if (!top_k || *top_k < -1) {
+    if (!top_k || *top_k < -1 || *top_k > 1'000'000) {
       return ModelError(
-          "%s: top_k must be an integer from 0 (off), not %s; correct or remove the key", path,
-          value->Dump().substr(0, 60));
+          "%s: top_k must be an integer from 0 (off) to 1000000, not %s; correct or remove the key",
+          path, value->Dump().substr(0, 60));
     }
     defaults.top_k = std::max<int64_t>(*top_k, 0);  // -1 is another spelling of off
   }

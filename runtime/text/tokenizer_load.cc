@@ -360,7 +360,9 @@ StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& tokenize
         "%s does not exist; --model must name a directory with the checkpoint's tokenizer.json",
         tokenizer_json_path);
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::string json, ReadTextFile(tokenizer_json_path));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const std::string json,
+      ReadTextFile(tokenizer_json_path, uint64_t{256} << 20, ErrorKind::kModel));
   return FromJson(json, tokenizer_json_path);
 }
 

@@ -47,8 +47,9 @@ class Checkpoint {
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
   // nullptr if there is none.
   const TensorInfo* Find(const std::string& name) const;
-  // Over names, shapes, types and file sizes.
-  uint64_t Digest() const;
+  // Over names, shapes, types, file sizes and a sample of every tensor's values, so that a
+  // fine-tuned copy differs from its base. Reads one page a tensor.
+  StatusOr<uint64_t> Digest() const;
 
  private:
   Status AddFile(const std::string& path, const std::map<std::string, std::string>& index);

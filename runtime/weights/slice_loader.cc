@@ -68,6 +68,7 @@ StatusOr<const TensorInfo*> SliceLoader::FindShaped(const std::string& name,
         "%s: tensor %s is missing; the checkpoint is incomplete or not of this architecture",
         checkpoint_.directory(), name);
   }
+  used_.insert(name);
   if (info->shape != shape) {
     TensorInfo expected;
     expected.shape = shape;
@@ -75,6 +76,14 @@ StatusOr<const TensorInfo*> SliceLoader::FindShaped(const std::string& name,
                       name, info->ShapeText(), expected.ShapeText());
   }
   return info;
+}
+
+std::vector<std::string> SliceLoader::Unused() const {
+  std::vector<std::string> unused;
+  for (const auto& [name, info] : checkpoint_.tensors()) {
+    if (!used_.contains(name)) unused.push_back(name);
+  }
+  return unused;
 }
 
 StatusOr<DType> SliceLoader::CommonType(const std::vector<std::string>& names) const {
@@ -154,7 +163,8 @@ Status SliceLoader::ReadColumns(const std::string& name, int64_t width,
     receives.emplace_back(to->row(index, rows[peer].begin),
                           static_cast<size_t>(rows[peer].size()) * to->row_bytes());
   }
-  return AllToAll(group_, sends, receives);
+  // A disk may be slow on one rank only: the others wait as long as it is alive.
+  return AllToAll(group_, sends, receives, Patience::kIdle);
 }
 
 StatusOr<std::vector<float>> SliceLoader::ReadVector(const std::string& name, int64_t length,

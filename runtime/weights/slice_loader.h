@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -29,7 +30,8 @@ class SliceLoader {
 
   uint64_t bytes_read() const { return bytes_read_; }
   int rank() const { return group_.rank(); }
-  bool Has(const std::string& name) const { return checkpoint_.Find(name) != nullptr; }
+  // The tensors of the checkpoint that nothing asked for so far.
+  std::vector<std::string> Unused() const;
 
   // The type of the named tensors if all have the same; F32 if they differ. They must be BF16, F16
   // or F32.
@@ -56,6 +58,7 @@ class SliceLoader {
   const Checkpoint& checkpoint_;
   Group& group_;
   std::vector<double> shares_;
+  mutable std::set<std::string> used_;
   std::function<void(uint64_t)> progress_;
   uint64_t bytes_read_ = 0;
   std::vector<std::byte> raw_;                 // as read, when the type changes

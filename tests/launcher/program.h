@@ -18,11 +18,17 @@
 
 namespace lockstep {
 
+// The program under test; empty while ctest only lists the tests.
+inline std::string BinaryPath() {
+  const char* path = std::getenv("LOCKSTEP_BINARY");
+  return path != nullptr ? path : "";
+}
+
 class Program {
  public:
   // Starts `lockstep arguments...` with nothing on stdin.
   explicit Program(std::vector<std::string> arguments)
-      : Program(std::getenv("LOCKSTEP_BINARY"), std::move(arguments)) {}
+      : Program(BinaryPath(), std::move(arguments)) {}
   Program(const std::string& file, std::vector<std::string> arguments) {
     start_ = std::chrono::steady_clock::now();
     int out[2], error[2];
@@ -125,7 +131,8 @@ class Program {
 };
 
 inline std::string SourceFile(const std::string& path) {
-  return std::string(std::getenv("LOCKSTEP_SOURCE_DIR")) + "/" + path;
+  const char* root = std::getenv("LOCKSTEP_SOURCE_DIR");
+  return std::string(root != nullptr ? root : ".") + "/" + path;
 }
 
 // True if the process is gone or only waits to be reaped.

@@ -78,7 +78,7 @@ TEST(Session, EveryWayToStartRanksGivesTheSameAnswer) {
 
 TEST(Session, UnderMpirunTheSameCommandJoinsByItself) {
   std::vector<std::string> arguments = {"--allow-run-as-root", "--oversubscribe", "-n", "2",
-                                        std::getenv("LOCKSTEP_BINARY")};
+                                        BinaryPath()};
   for (const std::string& argument : ShortRun({})) arguments.push_back(argument);
   Program program("mpirun", arguments);
   Program alone(ShortRun({}));
@@ -213,8 +213,8 @@ TEST(Session, SpawnedRanksDieWithTheirParent) {
 }
 
 TEST(Session, AForeignTicketIsRefused) {
-  Program program("/bin/sh", {"-c", "LOCKSTEP_SPAWN_FD=0 exec \"$0\" run --model x hello",
-                              std::getenv("LOCKSTEP_BINARY")});
+  Program program("/bin/sh",
+                  {"-c", "LOCKSTEP_SPAWN_FD=0 exec \"$0\" run --model x hello", BinaryPath()});
   EXPECT_EQ(program.Wait(), 2);
   EXPECT_THAT(program.ErrorLines(), ElementsAre(HasSubstr("LOCKSTEP_SPAWN_FD")));
 }

@@ -42,6 +42,7 @@ struct Arrangement {
                          .kv_blocks = 200};
   int64_t max_queue = 256;
   std::function<Status()> health;
+  std::function<std::unique_ptr<TokenDecoder>()> make_decoder;  // instead of letters
   std::function<void(int rank, FakeModel*)> prepare;  // changes a rank's model before it starts
 };
 
@@ -66,6 +67,7 @@ std::vector<Status> WithEngine(const Arrangement& setup, const std::function<voi
     options.token_set.limit = kFakeVocab;
     options.max_queue = setup.max_queue;
     options.make_decoder = [] { return std::make_unique<LetterDecoder>(); };
+    if (setup.make_decoder) options.make_decoder = setup.make_decoder;
     options.health = setup.health;
     Engine engine(std::move(options), executor->get());
     body(engine);
@@ -370,6 +372,53 @@ TEST(Engine, DrainsThenRefuses) {
     engine.Drain(20'000);
     EXPECT_EQ(Collect(*stream).all.ids.size(), 200u);
     EXPECT_EQ(engine.Submit(Ask({1}, 1)).status().code(), absl::StatusCode::kUnavailable);
+  });
+}
+
+// Calls `finish` where the engine ends a request: on its own thread, after it took the news.
+class HookedDecoder final : public TokenDecoder {
+ public:
+  explicit HookedDecoder(std::function<void()> finish) : finish_(std::move(finish)) {}
+  std::string Push(int32_t) override { return {}; }
+  std::string Finish() override {
+    finish_();
+    return {};
+  }
+
+ private:
+  const std::function<void()> finish_;
+};
+
+TEST(Engine, ARequestTakenJustBeforeTheStopEndsToo) {
+  Engine* running = nullptr;
+  std::vector<std::shared_ptr<OutputStream>> accepted;
+  std::thread stopper;
+  std::atomic<bool> entered{false};
+  Arrangement setup{.max_queue = 3};
+  setup.prepare = [](int, FakeModel* model) { model->step_ms = 1; };
+  setup.make_decoder = [&] {
+    return std::make_unique<HookedDecoder>([&] {
+      if (entered.exchange(true)) return;
+      stopper = std::thread([&] { (void)running->Stop(ErrorKind{0}); });
+      Status refusal;
+      while (refusal.code() != absl::StatusCode::kUnavailable) {
+        auto stream = running->Submit(Ask({1}, 5));
+        if (stream.ok()) accepted.push_back(*stream);
+        refusal = stream.status();
+      }
+    });
+  };
+  WithEngine(setup, [&](Engine& engine) {
+    running = &engine;
+    auto first = *engine.Submit(Ask({1}, 400));
+    ASSERT_TRUE(first->WaitFor(10'000));
+    accepted.push_back(*engine.Submit(Ask({2}, 400)));
+    engine.Cancel(first->id());
+    (void)Collect(*first);
+    stopper.join();
+    for (const auto& stream : accepted) {
+      EXPECT_TRUE(stream->WaitFor(0) && stream->Take().finished) << "a request is left behind";
+    }
   });
 }
 

@@ -134,6 +134,54 @@ TEST(Scheduler, RefusesWhatCanNeverRun) {
   EXPECT_FALSE(Scheduler(small).Admissible(40, 20).ok());
 }
 
+TEST(Scheduler, APlanCarriesNoMorePromptsThanItMayWeigh) {
+  SchedulerLimits limits = Limits();
+  limits.plan_tokens = 100;
+  Scheduler scheduler(limits);
+  EXPECT_TRUE(scheduler.Admissible(100, 1).ok());
+  const Status large = scheduler.Admissible(101, 1);
+  EXPECT_EQ(KindOf(large), ErrorKind::kRequest) << large;
+  EXPECT_EQ(SchedulerLimits().plan_tokens * sizeof(int32_t), size_t{32} << 20);
+  scheduler.Add(Ask(1, 100, 1));
+  scheduler.Add(Ask(2, 60, 1));
+  ScheduledRequest biased = Ask(3, 10, 1);
+  for (int32_t id = 0; id < 11; ++id) biased.params.logit_bias.emplace_back(id, 1.0f);
+  scheduler.Add(std::move(biased));
+  scheduler.Add(Ask(4, 10, 1));
+  StepPlan plan;
+  std::vector<size_t> started;
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_TRUE(Step(&scheduler, &plan));
+    started.push_back(plan.started.size());
+  }
+  EXPECT_EQ(started, (std::vector<size_t>{1, 1, 2})) << "100; 60; 10 + 33 and 10";
+}
+
+TEST(Scheduler, PromptsShareTheRowsOfAStepEvenly) {
+  Scheduler scheduler(Limits());
+  scheduler.Add(Ask(1, 200, 2));
+  scheduler.Add(Ask(2, 4, 2));
+  scheduler.Add(Ask(3, 30, 2));
+  StepPlan plan;
+  ASSERT_TRUE(Step(&scheduler, &plan));
+  std::vector<std::pair<int32_t, int32_t>> rows;
+  for (const RowSpan& span : plan.spans) rows.emplace_back(span.slot, span.count);
+  EXPECT_EQ(rows, (std::vector<std::pair<int32_t, int32_t>>{{0, 14}, {1, 4}, {2, 14}}));
+}
+
+TEST(Scheduler, WithFewerRowsThanPromptsTheFirstAdmittedComeFirst) {
+  SchedulerLimits limits = Limits();
+  limits.prefill_rows = 2;
+  Scheduler scheduler(limits);
+  for (uint64_t id = 1; id <= 3; ++id) scheduler.Add(Ask(id, 20 - static_cast<int64_t>(id), 2));
+  StepPlan plan;
+  ASSERT_TRUE(Step(&scheduler, &plan));
+  ASSERT_EQ(plan.spans.size(), 2u);
+  EXPECT_EQ(plan.spans[0].slot, 0);
+  EXPECT_EQ(plan.spans[0].count, 1);
+  EXPECT_EQ(plan.spans[1].slot, 1);
+}
+
 // Random arrivals, ends and cancellations; every plan is applied to a table that checks it as a
 // worker does.
 TEST(Scheduler, PlansAlwaysFitTheWorkersStateAndEverythingEnds) {

@@ -93,6 +93,22 @@ TEST_F(BadCheckpoint, FewerLayersThanConfigAnnouncesNameTheMissingTensor) {
               AllOf(HasSubstr("model.layers.4."), HasSubstr("is missing")));
 }
 
+TEST_F(BadCheckpoint, TensorsThatConfigLeavesNoPlaceForAreRefusedByName) {
+  EditConfig("attention_bias", false);
+  EXPECT_THAT(ErrorOf(directory_.path()),
+              AllOf(HasSubstr("_proj.bias"), HasSubstr("attention_bias")));
+  EditConfig("attention_bias", true);
+  EditConfig("use_qk_norm", false);
+  EXPECT_THAT(ErrorOf(directory_.path()), HasSubstr("k_norm.weight"));
+  EditConfig("use_qk_norm", true);
+  EditConfig("tie_word_embeddings", true);
+  EXPECT_THAT(ErrorOf(directory_.path()), HasSubstr("lm_head.weight"));
+  EditConfig("tie_word_embeddings", false);
+  EditConfig("num_hidden_layers", 3);
+  EditConfig("num_nextn_predict_layers", 1);  // the last layer is no MTP layer
+  EXPECT_THAT(ErrorOf(directory_.path()), HasSubstr("model.layers.3."));
+}
+
 TEST_F(BadCheckpoint, WeightsThatAreNotNumbersAreRefused) {
   Poke("model.layers.1.self_attn.q_proj.weight", std::string("\xc0\x7f", 2));  // a bfloat16 NaN
   EXPECT_THAT(ErrorOf(directory_.path()),

@@ -143,13 +143,26 @@ TEST(Checkpoint, SaysThatADirectoryIsNone) {
               HasSubstr("no *.safetensors file"));
 }
 
+uint64_t DigestOf(const TemporaryDirectory& directory) {
+  return Checkpoint::Open(directory.path()).value()->Digest().value();
+}
+
+TEST(Checkpoint, DigestChangesWithTheValuesOfAnyTensor) {
+  const TemporaryDirectory one, two, same;
+  one.Write("m.safetensors", File(kGood, std::string(16, 'x')));
+  two.Write("m.safetensors", File(kGood, std::string(15, 'x') + "y"));
+  same.Write("m.safetensors", File(kGood, std::string(16, 'x')));
+  EXPECT_NE(DigestOf(one), DigestOf(two));
+  EXPECT_EQ(DigestOf(one), DigestOf(same));
+}
+
 TEST(Checkpoint, DigestChangesWithShapesAndTypes) {
   const TemporaryDirectory one, two;
   one.Write("m.safetensors", File(R"({"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})",
                                   std::string(16, 'x')));
   two.Write("m.safetensors", File(R"({"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}})",
                                   std::string(14, 'x') + "yy"));
-  EXPECT_NE((*Checkpoint::Open(one.path()))->Digest(), (*Checkpoint::Open(two.path()))->Digest());
+  EXPECT_NE(DigestOf(one), DigestOf(two));
 }
 
 }  // namespace
