@@ -1,0 +1,127 @@
+"""Ranks on different hosts: network namespaces of this machine, joined by a veth pair. Needs root and iproute2."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+from support import BINARY, TINY, TestCase
+
+# 10.77.x.y exists only inside the namespaces that this test makes and removes.
+ADDRESSES = {"lockstep-test-a": "10.77.31.1", "lockstep-test-b": "10.77.31.2"}
+NAMES = list(ADDRESSES)
+ASK = ("--model", TINY, "--temperature", "0", "--thinking", "off")
+ENDLESS = ("--model", TINY, "--raw", "--ignore-eos", "--temperature", "0", "--max-tokens", "12000")
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+def remove_hosts():
+    for name in NAMES:
+        subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def make_hosts():
+    remove_hosts()
+    for name in NAMES:
+        ip("netns", "add", name)
+    ip("link", "add", "lockstep-a", "netns", NAMES[0], "type", "veth", "peer", "name", "lockstep-b", "netns", NAMES[1])
+    for name, link in zip(NAMES, ("lockstep-a", "lockstep-b")):
+        ip("-n", name, "addr", "add", ADDRESSES[name] + "/24", "dev", link)
+        ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", name, "link", "set", link, "up")
+
+
+try:
+    make_hosts()
+except (OSError, subprocess.CalledProcessError) as error:
+    print(f"skipped: network namespaces cannot be made here: {error}")
+    sys.exit(77)
+
+
+def on(name, *command):
+    """A command line that runs on one of the hosts, under its name."""
+    script = 'hostname "$0" && exec "$@"'
+    return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", script, name, *map(str, command)]
+
+
+class Hosts(TestCase):
+    @classmethod
+    def tearDownClass(cls):
+        remove_hosts()
+
+    def launch(self, name, *command):
+        process = subprocess.Popen(on(name, *command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, start_new_session=True)
+        self.addCleanup(self.stop, process)
+        return process
+
+    @staticmethod
+    def stop(process):
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.communicate()
+
+    def secret(self):
+        path = self.write("secret", "0123456789abcdef" * 2)
+        os.chmod(path, 0o600)
+        return path
+
+    def pair(self, *flags, prompt, secret=True):
+        """Rank 0 and rank 1, started one by one with flags alone."""
+        common = ("--ranks", 2, "--rendezvous", f"{ADDRESSES[NAMES[0]]}:29555", *flags)
+        common += ("--secret-file", self.secret()) if secret else ()
+        return [self.launch(name, BINARY, "run", "--rank", rank, *common, prompt) for rank, name in enumerate(NAMES)]
+
+    def test_mpirun_with_a_list_of_hosts_needs_no_yaml(self):
+        agent = self.write("agent", "#!/bin/sh\nhost=$1; shift\ncase $host in\n" + "".join(
+            f"{address}) name={name};;\n" for name, address in ADDRESSES.items()) +
+            'esac\nexec ip netns exec "$name" unshare --uts sh -c "hostname $name; $*"\n')
+        os.chmod(agent, 0o755)
+        flags = ["--allow-run-as-root", "--oversubscribe", "--mca", "plm_rsh_agent", agent, "-n", "2",
+                 "-H", ",".join(ADDRESSES.values())]
+        code, out, err = self.end(self.launch(NAMES[0], "mpirun", *flags, BINARY, "run", *ASK,
+                                              "What is the capital of France?"), 60)
+        self.assertEqual(code, 0, err)
+        self.assertIn("The capital of France is Paris.", out)
+
+    def test_ranks_started_one_by_one_meet_at_the_rendezvous(self):
+        first, second = self.pair(*ASK, prompt="What is the capital of France?")
+        code, out, err = self.end(first)
+        self.assertEqual(code, 0, err)
+        self.assertIn("The capital of France is Paris.", out)
+        code, out, err = self.end(second)
+        self.assertEqual((code, out), (0, ""), err)
+
+    def test_beyond_loopback_a_secret_is_mandatory(self):
+        first, second = self.pair(*ASK, "--start-timeout-ms", 3000, prompt="x", secret=False)
+        code, _, err = self.end(first)
+        self.assertEqual(code, 2, err)
+        self.assertIn("secret", err)
+        self.stop(second)
+
+    def test_a_cable_that_is_pulled_is_named_by_both(self):
+        first, second = self.pair(*ENDLESS, "--peer-timeout-ms", 1500, prompt="Once upon a time")
+        self.assertTrue(first.stdout.read(20))
+        ip("-n", NAMES[1], "link", "set", "lockstep-b", "down")
+        began = time.monotonic()
+        for process, other in ((first, "rank 1"), (second, "rank 0")):
+            code, _, err = self.end(process, 20)
+            self.assertEqual(code, 4, err)
+            self.assertIn(other, err)
+        self.assertLess(time.monotonic() - began, 10)
+        ip("-n", NAMES[1], "link", "set", "lockstep-b", "up")
+
+
+if __name__ == "__main__":
+    if shutil.which("mpirun") is None:
+        print("skipped: mpirun is not installed")
+        sys.exit(77)
+    unittest.main()
