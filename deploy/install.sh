@@ -8,16 +8,16 @@ set -euo pipefail
 
 packages=(
   # Build
-  g++ cmake ninja-build ccache pkg-config git ca-certificates python3
+  g++ cmake ninja-build ccache pkg-config git ca-certificates
   protobuf-compiler protobuf-compiler-grpc
   # Libraries
   libgrpc++-dev libprotobuf-dev libabsl-dev libspdlog-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev
   libpcre2-dev libxxhash-dev libssl-dev libopenmpi-dev libpmix-dev
   # Run and test
-  openmpi-bin libgtest-dev libgmock-dev clang-format
+  openmpi-bin iproute2 libgtest-dev libgmock-dev clang-format python3 python3-venv
 )
 if [[ "${1:-}" == "--full" ]]; then
-  packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static python3-venv)
+  packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static)
 fi
 
 missing=()

@@ -42,14 +42,15 @@ arm64() {
 
 fuzz() {
   cmake --preset fuzz && cmake --build build/fuzz -j "$jobs" --target $(fuzz_targets) || return 1
-  local target
+  local target failed=0
   for target in $(fuzz_targets); do
     echo "== $target, $fuzz_seconds s"
     mkdir -p "build/fuzz-corpus/$target"
     "build/fuzz/tests/$target" -max_total_time="$fuzz_seconds" -timeout=20 -rss_limit_mb=2048 \
       -artifact_prefix="build/fuzz-corpus/$target-" "build/fuzz-corpus/$target" 2>&1 | tail -3
-    [[ ${PIPESTATUS[0]} -eq 0 ]] || return 1
+    [[ ${PIPESTATUS[0]} -eq 0 ]] || { echo "$target: FAILED; its input is build/fuzz-corpus/$target-*"; failed=1; }
   done
+  return $failed
 }
 fuzz_targets() { for source in tests/fuzz/*_fuzz.cc; do basename "$source" .cc; done; }
 

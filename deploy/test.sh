@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Everything that a change must pass: the whole test suite in a release build, the parsers and the exchange under the
-# address and undefined-behaviour sanitizers, the exchange under the thread sanitizer. About 15 minutes on two
-# cores with an empty cache. Ends with one ctest over all three builds.
+# Everything that a change must pass: the whole test suite in a release build; what reads foreign bytes, the
+# scheduling and the exchange again under the address and undefined-behaviour sanitizers; what threads share below the
+# model again under the thread sanitizer. About 20 minutes on two cores with an empty cache. Ends with one ctest
+# over all three builds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -10,42 +11,53 @@ deploy/install.sh
 jobs=${LOCKSTEP_JOBS:-$(nproc)}
 
 # Test programs by name; a sanitizer build makes only these.
-asan_tests='^(runtime_base|runtime_text|runtime_weights|runtime_model_config|launcher|transport|collectives)_'
+asan_tests='^(runtime_base|runtime_text|runtime_weights|runtime_model_(config|bad_checkpoints)|runtime_decode'
+asan_tests+='|runtime_engine_plan|launcher|transport|collectives)_'
 tsan_tests='^(runtime_base|transport|collectives_(group|bootstrap))_'
 # These start the (release) program under test or count allocations: nothing to find for a sanitizer.
-not_here='(launcher_session|commands_text|allocation)_test$'
+not_here='(launcher_session|launcher_generation_commands|commands_text|allocation)_test$'
 
-# build <preset> <pattern>: builds the test programs whose names match.
+# The Python that drives the server (tests/system/test_serve.py).
+venv=$root/build/venv
+python=$(command -v python3)
+if { [[ -x $venv/bin/pip ]] || python3 -m venv --clear "$venv"; } &&
+  "$venv/bin/pip" install -q -r tests/requirements.txt </dev/null; then
+  python=$venv/bin/python
+else
+  echo "test: pip cannot install tests/requirements.txt: system/test_serve will be skipped"
+fi
+
+# build <preset> <pattern>: builds the test programs whose names match, and leaves their names in $built.
 build() {
   local preset=$1 pattern=$2
   cmake --preset "$preset" >/dev/null
-  local targets
-  targets=$(cmake --build "build/$preset" --target help | sed -n 's/^\([a-z0-9_]*_test\): phony$/\1/p' |
+  built=$(cmake --build "build/$preset" --target help | sed -n 's/^\([a-z0-9_]*_test\): phony$/\1/p' |
     grep -E "$pattern" | grep -vE "$not_here" || true)
-  if [[ -z "$targets" ]]; then echo "test: no test program of $preset matches $pattern" >&2; exit 1; fi
+  if [[ -z "$built" ]]; then echo "test: no test program of $preset matches $pattern" >&2; exit 1; fi
   # shellcheck disable=SC2086
-  cmake --build "build/$preset" -j "$jobs" --target $targets
+  cmake --build "build/$preset" -j "$jobs" --target $built
 }
 
-cmake --preset release >/dev/null
-cmake --build build/release -j "$jobs"
-build asan "$asan_tests"
-build tsan "$tsan_tests"
+# add_tests <preset>: each program of $built as one test.
+add_tests() {
+  local name
+  for name in $built; do
+    echo "add_test([=[$1.$name]=] \"$root/build/$1/tests/$name\")"
+    echo "set_tests_properties([=[$1.$name]=] PROPERTIES TIMEOUT 900 LABELS $1 ENVIRONMENT" \
+      "\"LOCKSTEP_SOURCE_DIR=$root;LOCKSTEP_BINARY=$root/build/release/lockstep\")"
+  done
+}
 
 # One ctest over all builds: every test of the release build, and each sanitized program as one test.
 all=$root/build/all-tests
 mkdir -p "$all"
-{
-  echo "subdirs(\"$root/build/release\")"
-  for preset in asan tsan; do
-    for program in "$root/build/$preset"/tests/*_test; do
-      name=$preset.$(basename "$program")
-      echo "add_test([=[$name]=] \"$program\")"
-      echo "set_tests_properties([=[$name]=] PROPERTIES TIMEOUT 900 ENVIRONMENT" \
-        "\"LOCKSTEP_SOURCE_DIR=$root;LOCKSTEP_BINARY=$root/build/release/lockstep\")"
-    done
-  done
-} >"$all/CTestTestfile.cmake"
+cmake --preset release -DLOCKSTEP_PYTHON="$python" >/dev/null
+cmake --build build/release -j "$jobs"
+echo "subdirs(\"$root/build/release\")" >"$all/CTestTestfile.cmake"
+build asan "$asan_tests"
+add_tests asan >>"$all/CTestTestfile.cmake"
+build tsan "$tsan_tests"
+add_tests tsan >>"$all/CTestTestfile.cmake"
 
 # Sanitizer findings end the test program with an error.
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0

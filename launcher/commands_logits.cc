@@ -1,8 +1,12 @@
 // lockstep logits: the raw head rows of every position of given token lists, as a safetensors file.
 // For comparing lockstep with a reference, and lockstep with itself.
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -12,6 +16,7 @@
 #include "launcher/generation.h"
 #include "launcher/process.h"
 #include "launcher/token_file.h"
+#include "launcher/world.h"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 
@@ -225,12 +230,26 @@ Status RunOnRankZero(const Options& options, const Job& job, Session& session) {
   return OkStatus();
 }
 
+// Said before a large model is loaded and computed, not after.
+Status CheckOutput(const Options& options) {
+  if (options.out.empty()) return UsageError("logits needs --out FILE for the result");
+  if (!WillBeRankZero(options)) return OkStatus();  // only rank 0 writes
+  if (IsDirectory(options.out)) {
+    return UsageError("--out %s is a directory; give the name of a file", options.out);
+  }
+  const std::filesystem::path parent = std::filesystem::path(options.out).parent_path();
+  const std::string directory = parent.empty() ? std::string(".") : parent.string();
+  if (access(directory.c_str(), W_OK | X_OK) == 0) return OkStatus();
+  return UsageError("--out %s: cannot write into %s: %s", options.out, directory,
+                    std::strerror(errno));
+}
+
 }  // namespace
 
 Status LogitsCommand(const Options& options) {
   if (options.tokens.empty())
     return UsageError("logits needs --tokens FILE, JSON of the form [[ids...], ...]");
-  if (options.out.empty()) return UsageError("logits needs --out FILE for the result");
+  LOCKSTEP_RETURN_IF_ERROR(CheckOutput(options));
   Job job;
   LOCKSTEP_ASSIGN_OR_RETURN(job.sequences, ReadTokenLists(options.tokens));
   SessionNeeds needs;

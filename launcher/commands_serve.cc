@@ -24,14 +24,9 @@ std::string ModelName(const Options& options) {
   return path.filename().string();
 }
 
-// A port in use should be told before a large model is loaded, not after. Where this is not rank 0,
-// or the world cannot be told yet, OpenSession says so.
+// A port in use should be told before a large model is loaded, not after.
 Status CheckPortEarly(const Options& options) {
-  if (options.grpc_port == 0) return OkStatus();
-  const StatusOr<Surroundings> around = LookAround(options);
-  if (!around.ok()) return OkStatus();
-  const StatusOr<World> world = DecideWorld(options, *around, /*worker=*/false);
-  if (!world.ok() || world->rank != 0) return OkStatus();
+  if (options.grpc_port == 0 || !WillBeRankZero(options)) return OkStatus();
   const StatusOr<UniqueFd> probe = ListenTcp({options.host, static_cast<int>(options.grpc_port)});
   if (probe.ok()) return OkStatus();
   return UsageError(
@@ -81,12 +76,17 @@ Status ServeOnRankZero(const Options& options, Session& session, const ModelText
         options.host, (*server)->port());
   }
   PrintReady(model, (*server)->port());
-  const Status end = WatchUntilTheEnd(*engine);
+  Status end = WatchUntilTheEnd(*engine);
   (*server)->SetServing(false);
+  // After a signal: was a lost rank its cause? What is known is told before anything takes time.
+  end = session.FinalStatus(end);
   if (KindOf(end) == ErrorKind::kInterrupted) {
     log::Info("ending: no new requests, running ones have %d s", kDrainMs / 1000);
     engine->Drain(kDrainMs);
+    // A rank lost meanwhile outweighs the signal.
+    if (const Status failed = engine->status(); !failed.ok()) end = session.FinalStatus(failed);
   }
+  if (KindOf(end) != ErrorKind::kInterrupted) TellFinalError(end);
   const StatusOr<std::vector<uint64_t>> digests = engine->Stop(KindOf(end));
   // The answers' last words are written; what is still open now does not read.
   (*server)->Shutdown(500);

@@ -1,9 +1,13 @@
 // lockstep <command> [flags]: one binary for every rank of a cluster.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "collectives/bootstrap.h"
 #include "launcher/command_line.h"
 #include "launcher/commands.h"
 #include "launcher/process.h"
@@ -29,7 +33,19 @@ constexpr Command kCommands[] = {
     {"version", VersionCommand},
 };
 
+// Contract: only rank 0 writes to stdout. Under mpirun every rank runs every command, also those
+// that join nobody and would each answer.
+void KeepStdoutForRankZero() {
+  int rank = 0, size = 0, local_rank = 0, local_size = 0;
+  if (!DetectMpirun(&rank, &size, &local_rank, &local_size) || rank == 0) return;
+  const int null_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+  if (null_fd < 0) return;
+  (void)dup2(null_fd, STDOUT_FILENO);
+  (void)close(null_fd);
+}
+
 Status Main(const std::vector<std::string>& arguments) {
+  KeepStdoutForRankZero();
   SetProcessArguments(arguments);
   InstallSignalHandlers();
   LOCKSTEP_ASSIGN_OR_RETURN(
@@ -49,8 +65,6 @@ Status Main(const std::vector<std::string>& arguments) {
 
 int main(int argc, char** argv) {
   const lockstep::Status status = lockstep::Main(std::vector<std::string>(argv, argv + argc));
-  if (!status.ok() && !lockstep::FinalErrorSilenced()) {
-    std::fprintf(stderr, "lockstep: %s\n", lockstep::MessageOf(status).c_str());
-  }
+  lockstep::TellFinalError(status);
   return lockstep::ExitCode(status);
 }

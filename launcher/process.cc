@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <climits>
+#include <cstdio>
 #include <utility>
 
 namespace lockstep {
@@ -44,7 +45,11 @@ std::string ExecutablePath() {
 }
 
 void SilenceFinalError() { g_silenced = true; }
-bool FinalErrorSilenced() { return g_silenced; }
+void TellFinalError(const Status& status) {
+  if (status.ok() || g_silenced.exchange(true)) return;
+  std::fflush(stdout);  // what was answered comes first
+  std::fprintf(stderr, "lockstep: %s\n", MessageOf(status).c_str());
+}
 
 void InstallSignalHandlers() {
   struct sigaction ignore = {};

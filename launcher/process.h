@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "runtime/base/status.h"
+
 namespace lockstep {
 
 // The command line as it was given, argv[0] first. Set once by main before anything else; a spawned
@@ -20,7 +22,9 @@ std::string ExecutablePath();
 // A rank whose error another rank prints stays silent, so that one fault is one sentence in the
 // terminal.
 void SilenceFinalError();
-bool FinalErrorSilenced();
+// Writes "lockstep: <message>" to stderr, unless this was done or silenced before; nothing for OK.
+// To be called as soon as the error is known: mpirun kills the other ranks soon after one has died.
+void TellFinalError(const Status& status);
 
 // SIGPIPE is ignored for good. SIGINT and SIGTERM end the process at once with "interrupted" and
 // exit code 130, except while an InterruptScope lives.

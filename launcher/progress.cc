@@ -18,7 +18,8 @@ std::string FormatBytes(uint64_t bytes) {
   double value = static_cast<double>(bytes);
   int unit = 0;
   for (; value >= 1000 && unit < 4; ++unit) value /= 1024;
-  return absl::StrFormat(value < 10 && unit > 0 ? "%.1f %s" : "%.0f %s", value, kUnits[unit]);
+  const int decimals = value < 10 && unit > 0 ? 1 : 0;
+  return absl::StrFormat("%.*f %s", decimals, value, kUnits[unit]);
 }
 
 ProgressReport::ProgressReport(std::string what, Style style,

@@ -80,9 +80,7 @@ StatusOr<SpawnTicket> DecodeTicket(const std::string& bytes) {
   _exit(127);
 }
 
-}  // namespace
-
-StatusOr<std::optional<SpawnTicket>> TakeSpawnTicket() {
+StatusOr<std::optional<SpawnTicket>> ReadSpawnTicket() {
   const char* variable = std::getenv(kTicketVariable);
   if (variable == nullptr) return std::optional<SpawnTicket>();
   const int fd = std::atoi(variable);
@@ -103,8 +101,20 @@ StatusOr<std::optional<SpawnTicket>> TakeSpawnTicket() {
   return std::optional<SpawnTicket>(std::move(ticket));
 }
 
+}  // namespace
+
+StatusOr<std::optional<SpawnTicket>> TakeSpawnTicket() {
+  // The pipe gives the ticket once, but a command may look around more than once.
+  static const StatusOr<std::optional<SpawnTicket>> ticket = ReadSpawnTicket();
+  return ticket;
+}
+
 StatusOr<std::unique_ptr<SpawnedRanks>> SpawnedRanks::Start(int size, const std::string& rendezvous,
                                                             const std::string& secret) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::optional<SpawnTicket> own, TakeSpawnTicket());
+  if (own.has_value()) {
+    return InternalError("rank %d was spawned and must not spawn ranks itself", own->rank);
+  }
   std::unique_ptr<SpawnedRanks> ranks(new SpawnedRanks());
   for (int rank = 1; rank < size; ++rank) {
     const SpawnTicket ticket = {

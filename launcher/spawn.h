@@ -25,15 +25,17 @@ struct SpawnTicket {
   std::string secret;
 };
 
-// The ticket of this process if another one spawned it. Once per process.
+// The ticket of this process if another one spawned it: read once, every call gives the same. A
+// process that has one must never spawn.
 StatusOr<std::optional<SpawnTicket>> TakeSpawnTicket();
 
 // The spawned ranks 1 .. size-1. They read nothing from the terminal, write to stderr only, get no
 // Ctrl-C (this process tells them), and die with it.
 class SpawnedRanks {
  public:
-  // Call from the thread that lives as long as the process: the kernel ties the children's lives to
-  // it.
+  // An error in a process that was spawned itself: whatever went wrong before, ranks never spawn
+  // ranks. Call from the thread that lives as long as the process: the kernel ties the children's
+  // lives to it.
   static StatusOr<std::unique_ptr<SpawnedRanks>> Start(int size, const std::string& rendezvous,
                                                        const std::string& secret);
   ~SpawnedRanks();

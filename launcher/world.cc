@@ -226,6 +226,13 @@ StatusOr<World> DecideWorld(const Options& options, const Surroundings& around, 
   return Decision(options, around, worker).Make();
 }
 
+bool WillBeRankZero(const Options& options) {
+  const StatusOr<Surroundings> around = LookAround(options);
+  if (!around.ok()) return false;
+  const StatusOr<World> world = DecideWorld(options, *around, /*worker=*/false);
+  return world.ok() && world->rank == 0;
+}
+
 std::vector<int> ShareOfCpus(const std::vector<int>& cpus, int local_rank, int local_size) {
   const size_t count = cpus.size(), ranks = local_size, rank = local_rank;
   if (ranks <= 1 || ranks > count) return cpus;

@@ -53,8 +53,12 @@ StatusOr<Surroundings> LookAround(const Options& options);
 // `worker`: the command joins a cluster and is never alone.
 StatusOr<World> DecideWorld(const Options& options, const Surroundings& around, bool worker);
 
+// Whether this process is rank 0, for checks that are worth making before any rank is started;
+// false also where that cannot be told, which OpenSession then reports.
+bool WillBeRankZero(const Options& options);
+
 // The command line that runs this process's own under mpirun: mpirun, its flags, then `arguments`.
-std::vector<std::string> MpirunCommand(int ranks, int cores, bool as_root,
+std::vector<std::string> MpirunCommand(int ranks, bool as_root,
                                        const std::vector<std::string>& arguments);
 // Replaces this process by MpirunCommand(); returns only if it cannot.
 Status ReexecUnderMpirun(int ranks);

@@ -50,11 +50,12 @@ bool IsOwnHost(const std::string& host) {
   return false;
 }
 
-std::vector<std::string> MpirunCommand(int ranks, int cores, bool as_root,
+std::vector<std::string> MpirunCommand(int ranks, bool as_root,
                                        const std::vector<std::string>& arguments) {
-  std::vector<std::string> command = {"mpirun"};
+  // Open MPI counts cores as slots, not hardware threads, and refuses more ranks than slots; which
+  // CPUs a rank uses is decided here, not by mpirun.
+  std::vector<std::string> command = {"mpirun", "--oversubscribe"};
   if (as_root) command.push_back("--allow-run-as-root");
-  if (ranks > cores) command.push_back("--oversubscribe");
   command.insert(command.end(), {"-n", std::to_string(ranks)});
   command.insert(command.end(), arguments.begin(), arguments.end());
   return command;
@@ -63,8 +64,7 @@ std::vector<std::string> MpirunCommand(int ranks, int cores, bool as_root,
 Status ReexecUnderMpirun(int ranks) {
   std::vector<std::string> arguments = ProcessArguments();
   if (!arguments.empty()) arguments.front() = ExecutablePath();
-  const auto cores = static_cast<int>(os::AllowedCpus().size());
-  std::vector<std::string> command = MpirunCommand(ranks, cores, geteuid() == 0, arguments);
+  std::vector<std::string> command = MpirunCommand(ranks, geteuid() == 0, arguments);
   std::vector<char*> raw;
   for (std::string& word : command) raw.push_back(word.data());
   raw.push_back(nullptr);

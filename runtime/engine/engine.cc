@@ -128,6 +128,8 @@ bool Engine::Turn() {
     load_.kv_blocks_used = scheduler_.pool().used();
   }
   if (stopping) {
+    // What came in since: from now on Submit refuses, so nothing is left behind.
+    TakeNews();
     std::vector<uint64_t> ids;
     for (const auto& [id, active] : active_) ids.push_back(id);
     for (const uint64_t id : ids) {

@@ -7,6 +7,15 @@
 #include "runtime/model/model.h"
 
 namespace lockstep {
+namespace {
+
+// 4-byte numbers that a plan carries for this request.
+int64_t PlanTokens(const ScheduledRequest& request) {
+  return static_cast<int64_t>(request.tokens.size() + request.token_set.unknown.size() +
+                              3 * request.params.logit_bias.size());
+}
+
+}  // namespace
 
 Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), pool_(limits.kv_blocks) {
   LOCKSTEP_CHECK(limits.max_rows >= 1 && limits.max_outputs >= 1 && limits.max_sequences >= 1);
@@ -28,6 +37,10 @@ Status Scheduler::Admissible(int64_t prompt_tokens, int64_t max_tokens) const {
         "the prompt has %d tokens, but the context holds %d including the answer (context length "
         "exceeded); shorten it or raise --max-model-len",
         prompt_tokens, limits_.max_model_len);
+  }
+  if (prompt_tokens > limits_.plan_tokens) {
+    return RequestError("the prompt has %d tokens, but one request may have at most %d",
+                        prompt_tokens, limits_.plan_tokens);
   }
   if (max_tokens < 1 || max_tokens > limits_.max_model_len - prompt_tokens) {
     return RequestError(
@@ -73,14 +86,18 @@ void Scheduler::Append(int32_t slot) {
 
 void Scheduler::Admit(StepPlan* plan) {
   int32_t slot = 0;
+  int64_t plan_tokens = 0;
   while (!waiting_.empty()) {
     while (slot < static_cast<int64_t>(slots_.size()) && slots_[slot]) ++slot;
     if (slot == static_cast<int64_t>(slots_.size())) return;
     ScheduledRequest& request = waiting_.front();
+    // The first one always goes: admissible requests fit a plan alone.
+    if (plan_tokens > 0 && plan_tokens + PlanTokens(request) > limits_.plan_tokens) return;
     const int64_t blocks =
         BlocksFor(static_cast<int64_t>(request.tokens.size()), request.max_tokens);
     if (!pool_.Reserve(blocks))
       return;  // first come, first served: nobody overtakes a large request
+    plan_tokens += PlanTokens(request);
     slots_[slot] = Running{request.id, static_cast<int64_t>(request.tokens.size()), 0, blocks, {}};
     slot_of_[request.id] = slot;
     order_.push_back(slot);
@@ -106,6 +123,25 @@ void Scheduler::AddRows(int32_t slot, int64_t count, StepPlan* plan) {
   running.computed = end;
 }
 
+// Even shares of the budget; what a short prompt leaves over is shared by the others.
+void Scheduler::AddPromptRows(const std::vector<int32_t>& prompts, int64_t budget, StepPlan* plan) {
+  const auto count =
+      static_cast<size_t>(std::clamp<int64_t>(budget, 0, static_cast<int64_t>(prompts.size())));
+  std::vector<std::pair<int64_t, size_t>> needs;  // rows, index: the short ones first
+  for (size_t i = 0; i < count; ++i) {
+    needs.emplace_back(slots_[prompts[i]]->known - slots_[prompts[i]]->computed, i);
+  }
+  std::sort(needs.begin(), needs.end());
+  std::vector<int64_t> shares(count);
+  for (size_t done = 0; done < count; ++done) {
+    const auto others = static_cast<int64_t>(count - done);
+    const auto [need, index] = needs[done];
+    shares[index] = std::min(need, (budget + others - 1) / others);
+    budget -= shares[index];
+  }
+  for (size_t i = 0; i < count; ++i) AddRows(prompts[i], shares[i], plan);
+}
+
 bool Scheduler::Next(StepPlan* plan) {
   if (order_.empty() && waiting_.empty()) return false;
   *plan = StepPlan();
@@ -129,13 +165,7 @@ bool Scheduler::Next(StepPlan* plan) {
       prompts.push_back(slot);
     }
   }
-  int64_t budget = std::min(limits_.prefill_rows, limits_.max_rows - rows);
-  for (const int32_t slot : prompts) {
-    if (budget <= 0) break;
-    const int64_t count = std::min(budget, slots_[slot]->known - slots_[slot]->computed);
-    AddRows(slot, count, plan);
-    budget -= count;
-  }
+  AddPromptRows(prompts, std::min(limits_.prefill_rows, limits_.max_rows - rows), plan);
   // Everything that runs has something to compute, and what waits alone was admitted: its blocks
   // fit an empty pool.
   LOCKSTEP_CHECK(!plan->spans.empty());

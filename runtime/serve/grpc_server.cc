@@ -25,9 +25,19 @@
 namespace lockstep {
 namespace {
 
+// A status travels in the trailers, and clients refuse trailers of more than 8 KiB: a message may
+// quote what the request said, so it is cut.
+constexpr size_t kStatusMessageBytes = 1024;
+
 grpc::Status ToGrpc(const Status& status) {
   if (status.ok()) return grpc::Status::OK;
-  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), MessageOf(status));
+  std::string message = MessageOf(status);
+  if (message.size() > kStatusMessageBytes) {
+    size_t end = kStatusMessageBytes;
+    while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;  // UTF-8
+    message = message.substr(0, end) + " ...";
+  }
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()), message);
 }
 
 // Ids of one response: a reader that was slow gets several messages instead of one beyond its size
@@ -357,7 +367,7 @@ constexpr char kServiceName[] = "lockstep.v1.Inference";
 std::string AddressOf(const std::string& host, int64_t port) {
   // IPv6 addresses stand in brackets.
   const bool brackets = host.find(':') != std::string::npos && host.front() != '[';
-  return absl::StrFormat(brackets ? "[%s]:%d" : "%s:%d", host, port);
+  return brackets ? absl::StrFormat("[%s]:%d", host, port) : absl::StrFormat("%s:%d", host, port);
 }
 
 // gRPC prints what it meets by itself; the errors that matter are returned, the rest is for

@@ -219,6 +219,8 @@ JsonValue JsonValue::MakeArray(Array items) {
   return out;
 }
 
+JsonValue JsonValue::MakeObject() { return MakeObject(Object()); }
+
 JsonValue JsonValue::MakeObject(Object members) {
   JsonValue out;
   out.value_ = std::move(members);

@@ -36,7 +36,8 @@ class JsonValue {
   static JsonValue Float(double value);
   static JsonValue String(std::string value);
   static JsonValue MakeArray(Array items = {});
-  static JsonValue MakeObject(Object members = {});
+  static JsonValue MakeObject();
+  static JsonValue MakeObject(Object members);
 
   bool is_null() const { return std::holds_alternative<std::monostate>(value_); }
   bool is_bool() const { return std::holds_alternative<bool>(value_); }

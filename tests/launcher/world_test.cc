@@ -227,10 +227,10 @@ TEST(World, MpiOverNodesSaysHowToStart) {
 }
 
 TEST(World, MpirunIsCalledWithWhatItNeeds) {
-  EXPECT_THAT(MpirunCommand(2, 4, false, {"lockstep", "run", "a b"}),
-              ElementsAre("mpirun", "-n", "2", "lockstep", "run", "a b"));
-  EXPECT_THAT(MpirunCommand(5, 4, true, {"x"}),
-              ElementsAre("mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "5", "x"));
+  EXPECT_THAT(MpirunCommand(2, false, {"lockstep", "run", "a b"}),
+              ElementsAre("mpirun", "--oversubscribe", "-n", "2", "lockstep", "run", "a b"));
+  EXPECT_THAT(MpirunCommand(5, true, {"x"}),
+              ElementsAre("mpirun", "--oversubscribe", "--allow-run-as-root", "-n", "5", "x"));
 }
 
 TEST(World, CpusAreSharedInContiguousParts) {

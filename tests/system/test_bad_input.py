@@ -26,6 +26,19 @@ class CommandLine(TestCase):
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("3", result.stderr.decode())
 
+    def test_under_mpirun_only_rank_0_answers(self):
+        alone = run("version")
+        together = run("version", prefix=mpirun(2))
+        self.assertEqual(together.returncode, 0, together.stderr.decode())
+        self.assertEqual(together.stdout, alone.stdout)
+
+    def test_a_result_that_cannot_be_written_is_told_before_the_model_is_read(self):
+        tokens = self.write("tokens.json", "[[1, 2]]")
+        flags = ("logits", "--model", "/no/such/model", "--ranks", "2")
+        self.assert_fails(run(*flags, "--tokens", tokens, "--out", "/nowhere/x.safetensors"), 2, "--out", "/nowhere")
+        self.assert_fails(run(*flags, "--tokens", tokens, "--out", self.directory), 2, "--out", "directory")
+        self.assert_fails(run(*flags, "--tokens", "/nowhere.json", "--out", self.path("x")), 2, "--tokens", "/nowhere")
+
     def test_version_says_what_was_built(self):
         result = run("version")
         self.assertEqual(result.returncode, 0)

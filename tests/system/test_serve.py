@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import threading
 import time
 import unittest
 
-from support import BINARY, GOLDENS, MODELS, TINY, TestCase, Tensors, children, run, source, start, wait_for
+from support import BINARY, GOLDENS, MODELS, TINY, TestCase, Tensors, children, free_port, run, source, start, wait_for
 
 try:
     import grpc
@@ -41,8 +42,8 @@ TOKENS = 976
 class Server:
     """A server with its client; stopped at the end of the block."""
 
-    def __init__(self, *flags, model=TINY):
-        self.process = start("serve", "--model", model, "--grpc-port", 0, *flags)
+    def __init__(self, *flags, model=TINY, port=0):
+        self.process = start("serve", "--model", model, "--grpc-port", port, *flags)
         line = self.process.stdout.readline()
         assert line, self.process.communicate()[1].decode()
         self.ready = json.loads(line)
@@ -76,6 +77,20 @@ def greedy(ids, count, **more):
     request.stop.max_tokens = count
     request.stop.ignore_eos = True
     return request
+
+
+def with_argument(text):
+    """Process ids of lockstep processes with this argument."""
+    found = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{entry}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except OSError:
+            continue
+        if words[0].endswith(b"lockstep") and text.encode() in words:
+            found.append(int(entry))
+    return found
 
 
 def endless():
@@ -179,6 +194,39 @@ class Serve(TestCase):
             bad.sampling.temperature = float("nan")
             self.assertEqual(code_of(bad), invalid)
             self.assertTrue(server.serving())
+
+    def test_a_long_error_is_cut_to_what_clients_take(self):
+        with Server() as server:
+            request = pb.ChatRequest()
+            request.messages.add(role="\u00e4" * 50000, content="x")
+            with self.assertRaises(grpc.RpcError) as failed:
+                list(server.stub.Chat(request, timeout=20))
+            self.assertEqual(failed.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+            self.assertIn("messages[0].role", failed.exception.details())
+            self.assertLess(len(failed.exception.details().encode()), 1100)
+            self.assertNotIn("\ufffd", failed.exception.details())
+
+    def test_a_chosen_port_and_ranks_go_together(self):
+        port = free_port()
+        with Server("--ranks", 2, port=port) as server:
+            self.assertEqual(server.ready["grpc_port"], port)
+            spawned = children(server.process.pid)
+            self.assertEqual(len(spawned), 1)
+            self.assertEqual(children(spawned[0]), [])
+            self.assertTrue(server.serving())
+
+    def test_a_port_in_use_is_told_before_any_rank_starts(self):
+        with socket.socket() as holder:
+            holder.bind(("127.0.0.1", 0))
+            holder.listen()
+            port = holder.getsockname()[1]
+            process = start("serve", "--model", TINY, "--ranks", 2, "--grpc-port", port)
+            code, out, err = self.end(process, 10)
+            self.assertEqual(code, 2, err)
+            self.assertEqual(out, "")
+            self.assertIn(str(port), err)
+            # Spawned ranks have process groups of their own, but the same command line.
+            self.assertEqual(with_argument(str(port)), [])
 
     def test_a_lost_rank_ends_requests_with_its_name_and_the_server_with_4(self):
         with Server("--ranks", 2) as server:

@@ -32,6 +32,20 @@ class LetterDecoder final : public TokenDecoder {
   std::string Finish() override { return {}; }
 };
 
+// Calls `finish` where the engine ends a request: on its own thread, after it took the news.
+class HookedDecoder final : public TokenDecoder {
+ public:
+  explicit HookedDecoder(std::function<void()> finish) : finish_(std::move(finish)) {}
+  std::string Push(int32_t) override { return {}; }
+  std::string Finish() override {
+    finish_();
+    return {};
+  }
+
+ private:
+  const std::function<void()> finish_;
+};
+
 struct Arrangement {
   int ranks = 1;
   SchedulerLimits limits{.max_sequences = 6,
@@ -374,20 +388,6 @@ TEST(Engine, DrainsThenRefuses) {
     EXPECT_EQ(engine.Submit(Ask({1}, 1)).status().code(), absl::StatusCode::kUnavailable);
   });
 }
-
-// Calls `finish` where the engine ends a request: on its own thread, after it took the news.
-class HookedDecoder final : public TokenDecoder {
- public:
-  explicit HookedDecoder(std::function<void()> finish) : finish_(std::move(finish)) {}
-  std::string Push(int32_t) override { return {}; }
-  std::string Finish() override {
-    finish_();
-    return {};
-  }
-
- private:
-  const std::function<void()> finish_;
-};
 
 TEST(Engine, ARequestTakenJustBeforeTheStopEndsToo) {
   Engine* running = nullptr;

@@ -72,6 +72,11 @@ std::vector<float> Join(const std::vector<std::vector<float>>& slices, int64_t r
 
 class GoldenModel : public ::testing::TestWithParam<Case> {
  protected:
+  void SetUp() override {
+    const auto backend = kernels::MakeBackend(GetParam().kernels);
+    if (!backend.ok()) GTEST_SKIP() << backend.status().message();
+  }
+
   // Runs `sequences` on all ranks; returns per rank what it collected.
   std::vector<Collected> Run(const std::vector<Sequence>& sequences, int step) {
     const Case& c = GetParam();
