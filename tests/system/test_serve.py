@@ -270,6 +270,13 @@ class Serve(TestCase):
             self.assertEqual(result.returncode, 0, result.stderr.decode())
             self.assertIn("Paris", result.stdout.decode())
 
+    def test_the_cpp_example_client_prints_an_answer(self):
+        with Server() as server:
+            result = subprocess.run([os.environ["LOCKSTEP_EXAMPLE"], server.address, "What is the capital of France?"],
+                                    capture_output=True, timeout=60, check=False)
+            self.assertEqual(result.returncode, 0, result.stderr.decode())
+            self.assertIn("capital", result.stdout.decode() + result.stderr.decode())
+
     def test_many_streams_at_once_all_end(self):
         with Server("--ranks", 2, "--max-num-seqs", 8) as server:
             answers = [None] * 24

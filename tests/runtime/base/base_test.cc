@@ -12,6 +12,7 @@
 #include "runtime/base/options.h"
 #include "runtime/base/status.h"
 #include "runtime/base/thread_pool.h"
+#include "runtime/base/version.h"
 #include "tests/support/temporary.h"
 
 namespace lockstep {
@@ -184,6 +185,11 @@ TEST(Deadline, PassesAndCounts) {
   const Deadline later = Deadline::After(60'000);
   EXPECT_FALSE(later.Passed());
   EXPECT_LE(later.RemainingMs(), 60'001);
+}
+
+TEST(Version, IsTheReleaseAndADigestOfTheSources) {
+  EXPECT_THAT(SourceVersion(), ::testing::MatchesRegex("0\\.1\\.0\\+[0-9a-f]{12}"));
+  EXPECT_THAT(BuildDescription(), ::testing::StartsWith(SourceVersion() + " (commit "));
 }
 
 }  // namespace

@@ -64,7 +64,9 @@ TEST(StopMatcher, HowTheTextIsCutMakesNoDifference) {
     got += pieces.Flush();
     ASSERT_EQ(got, expected) << text;
     ASSERT_EQ(pieces.matched(), whole.matched());
-    if (!whole.matched()) ASSERT_EQ(got, text);
+    if (!whole.matched()) {
+      ASSERT_EQ(got, text);
+    }
   }
 }
 
