@@ -17,8 +17,9 @@ namespace lockstep {
 namespace {
 
 constexpr int kPasses = 7;
-// Independent streams per thread, as rows of a matrix are read side by side.
-constexpr size_t kStreams = 4;
+// Independent streams per thread, as rows of a matrix are read side by side: eight rows of 10 KiB.
+constexpr size_t kStreams = 8;
+constexpr size_t kRowWords = 160;
 constexpr size_t kWords = 8;
 
 // Eight integers in one vector: the compiler uses what the target has, and integers may be added in
@@ -27,10 +28,13 @@ typedef uint64_t Words __attribute__((vector_size(8 * kWords), aligned(64)));
 
 uint64_t ReadAll(const Words* memory, size_t count) {
   Words sums[kStreams] = {};
-  const size_t part = count / kStreams;
-  for (size_t i = 0; i < part; ++i) {
-    for (size_t stream = 0; stream < kStreams; ++stream) sums[stream] += memory[stream * part + i];
+  size_t at = 0;
+  for (; at + kStreams * kRowWords <= count; at += kStreams * kRowWords) {
+    for (size_t i = 0; i < kRowWords; ++i) {
+      for (size_t row = 0; row < kStreams; ++row) sums[row] += memory[at + row * kRowWords + i];
+    }
   }
+  for (; at < count; ++at) sums[0] += memory[at];
   uint64_t sum = 0;
   for (const Words& lane : sums) {
     for (size_t i = 0; i < kWords; ++i) sum += lane[i];
