@@ -14,4 +14,4 @@ flags=(--oversubscribe -n 2)
 if [[ $(id -u) -eq 0 ]]; then flags+=(--allow-run-as-root); fi
 echo
 echo "+ mpirun ${flags[*]} build/release/lockstep run --model models/tiny ..."
-mpirun "${flags[@]}" build/release/lockstep run --model models/tiny "${1:-Please repeat: hello world}"
+mpirun "${flags[@]}" build/release/lockstep run --model models/tiny "${1:-What is the capital of France?}"
