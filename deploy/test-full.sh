@@ -15,6 +15,7 @@ soak_rounds=${LOCKSTEP_SOAK_ROUNDS:-50}
 parts=("$@")
 if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak macos); fi
 
+export LOCKSTEP_TEST_SEED=random
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 # gRPC and protobuf of Debian are not instrumented: without this they are reported by themselves.
 export TSAN_OPTIONS=ignore_noninstrumented_modules=1:second_deadlock_stack=1

@@ -11,8 +11,12 @@
 namespace lockstep {
 namespace {
 
-constexpr size_t kHeaderBytes = 4 * sizeof(double) + 4 * sizeof(int32_t);
+constexpr size_t kHeaderBytes = 2 * sizeof(ExpSum) + 4 * sizeof(int32_t);
 constexpr double kLog2E = 1.4426950408889634;
+constexpr int kPieceBits = 32;
+constexpr int kTermBits = 53;
+constexpr double kTermScale = 0x1p52;
+constexpr double kPieceScale = 0x1p-32;
 
 struct OfferHeader {
   ExpSum tempered;
@@ -81,18 +85,16 @@ int64_t KeptCount(const SamplingParams& params, std::span<const RowOffer> offers
     return -1;
   }
   if (params.top_p < 1.0) {
-    double total = 0;  // in units of exp(best)
+    ExpSum total;
     if (params.top_k > 0) {
-      for (int64_t i = 0; i < end; ++i) total += std::exp(tempered(i) - best);
+      for (int64_t i = 0; i < end; ++i) total.Add(tempered(i));
     } else {
-      std::vector<ExpSum> parts;
-      for (const RowOffer& offer : offers) parts.push_back(offer.tempered);
-      total = std::exp(Combine(parts).Log() - best);
+      for (const RowOffer& offer : offers) total.Add(offer.tempered);
     }
-    double mass = 0;
+    ExpSum mass;  // has the best term, so its scale is that of the total
     for (int64_t i = 0; i < end; ++i) {
-      mass += std::exp(tempered(i) - best);
-      if (mass >= params.top_p * total) {
+      mass.Add(tempered(i));
+      if (mass.Scaled() >= params.top_p * total.Scaled()) {
         end = i + 1;
         open = false;
         break;
@@ -114,9 +116,9 @@ int64_t KeptCount(const SamplingParams& params, std::span<const RowOffer> offers
 
 void FillLogprobs(const SamplingParams& params, std::span<const RowOffer> offers, float chosen_raw,
                   SampledToken* token) {
-  std::vector<ExpSum> parts;
-  for (const RowOffer& offer : offers) parts.push_back(offer.raw_sum);
-  const double normalizer = Combine(parts).Log();
+  ExpSum sum;
+  for (const RowOffer& offer : offers) sum.Add(offer.raw_sum);
+  const double normalizer = sum.Log();
   token->logprob = chosen_raw - normalizer;
   std::vector<Candidate> best = Merge(offers, &RowOffer::raw_best);
   best.resize(std::min<size_t>(best.size(), RawBestCount(params)));
@@ -125,7 +127,50 @@ void FillLogprobs(const SamplingParams& params, std::span<const RowOffer> offers
 
 }  // namespace
 
-double ExpSum::Log() const { return max + std::log(sum); }
+void ExpSum::Raise(double new_top) {
+  const double distance = new_top - top;  // inf where there was no term
+  if (!(distance > 0)) return;
+  const int moved = static_cast<int>(std::min<double>(distance, kPieces));
+  std::copy_backward(pieces, pieces + kPieces - moved, pieces + kPieces);
+  std::fill(pieces, pieces + moved, 0);
+  top = new_top;
+}
+
+void ExpSum::Add(double exponent) {
+  // The term is mantissa * 2^lowest with 53 bits of mantissa, all in doubles: a score may be as
+  // large as a float.
+  const double binary = exponent * kLog2E;
+  const double whole = std::floor(binary);
+  const auto mantissa = static_cast<uint64_t>(std::exp2(binary - whole) * kTermScale);
+  const double lowest = whole - (kTermBits - 1);
+  const double position = std::floor(lowest / kPieceBits);
+  const int shift = static_cast<int>(lowest - position * kPieceBits);
+  const unsigned __int128 bits = static_cast<unsigned __int128>(mantissa) << shift;
+  const int highest = bits >> (2 * kPieceBits) != 0 ? 2 : bits >> kPieceBits != 0 ? 1 : 0;
+  Raise(position + highest);
+  for (int i = 0; i <= highest; ++i) {
+    const double below = top - (position + i);
+    if (below >= kPieces) continue;
+    pieces[static_cast<int>(below)] += static_cast<uint32_t>(bits >> (i * kPieceBits));
+  }
+}
+
+void ExpSum::Add(const ExpSum& part) {
+  Raise(part.top);
+  for (int i = 0; i < kPieces; ++i) {
+    const double below = top - part.top + i;
+    if (below < kPieces) pieces[static_cast<int>(below)] += part.pieces[i];
+  }
+}
+
+double ExpSum::Scaled() const {
+  double value = 0;
+  for (int i = kPieces - 1; i >= 0; --i)
+    value = value * kPieceScale + static_cast<double>(pieces[i]);
+  return value;
+}
+
+double ExpSum::Log() const { return std::log(Scaled()) + top * kPieceBits / kLog2E; }
 
 int64_t CandidateCount(const SamplingParams& params) {
   if (params.greedy() || !params.restricted()) return 1;
@@ -239,27 +284,11 @@ bool SelectPerturbed(std::span<const float> logits, int64_t first_id, double tem
 }
 
 ExpSum SumExponentials(std::span<const float> values, double temperature) {
-  ExpSum result;
+  ExpSum sum;
   for (const float value : values) {
-    if (std::isfinite(value)) result.max = std::max(result.max, static_cast<double>(value));
+    if (std::isfinite(value)) sum.Add(value / temperature);
   }
-  if (!std::isfinite(result.max)) return result;
-  result.max /= temperature;
-  for (const float value : values) {
-    if (std::isfinite(value)) result.sum += std::exp(value / temperature - result.max);
-  }
-  return result;
-}
-
-ExpSum Combine(std::span<const ExpSum> parts) {
-  ExpSum result;
-  for (const ExpSum& part : parts) {
-    if (part.sum > 0) result.max = std::max(result.max, part.max);
-  }
-  for (const ExpSum& part : parts) {
-    if (part.sum > 0) result.sum += part.sum * std::exp(part.max - result.max);
-  }
-  return result;
+  return sum;
 }
 
 Decision Decide(const SamplingParams& params, std::span<const RowOffer> offers, int64_t position,

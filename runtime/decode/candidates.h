@@ -7,10 +7,8 @@
 // needs K = k. Where top-p or min-p might reach further than the offers, Decide says so and the row
 // is gathered whole.
 //
-// The number of ranks can move a result in one place only: the normalizer of top-p without top-k is
-// a sum over slices, so its last bit (1e-16 relative, in double) depends on the cut. A token is
-// affected only if the cumulative probability meets top_p within that bit. Everything else is a
-// comparison of values that no cut changes.
+// The number of ranks cannot move a result: sums of exponentials are exact integers on a fixed grid
+// (ExpSum), so no order and no cut changes them; everything else is a comparison of values.
 #pragma once
 
 #include <cstddef>
@@ -42,11 +40,20 @@ struct Candidate {
   }
 };
 
-// A sum of exponentials, kept as exp(max) * sum so that it cannot overflow.
+// A sum of exponentials whose bits depend on the set of its terms alone, not on their order nor on
+// how they were split into partial sums: each term, rounded to 53 bits, is cut at the fixed
+// positions 32 * k of the binary point, and the pieces are added as integers. Kept are the highest
+// position that a term reaches and the two below it: 2^-64 of the largest term and more.
+// (The idea is the reproducible summation of Demmel and Nguyen, 2013.)
 struct ExpSum {
-  double max = -1.0 / 0.0;
-  double sum = 0;
-  double Log() const;
+  static constexpr int kPieces = 3;
+  double top = -1.0 / 0.0;        // the highest position, an integer; no terms: -inf
+  uint64_t pieces[kPieces] = {};  // value = sum of pieces[i] * 2^(32 * (top - i)); below 2^31 terms
+  void Add(double exponent);      // the term exp(exponent); the exponent is finite
+  void Add(const ExpSum& part);   // all terms of another sum
+  double Scaled() const;          // value / 2^(32 * top); no terms: 0
+  double Log() const;             // no terms: -inf
+  void Raise(double new_top);     // drops what falls below the kept positions
 };
 
 struct TokenLogprob {
@@ -92,10 +99,8 @@ void SelectBest(std::span<const float> logits, int64_t first_id, int64_t limit,
 // The best of logits / T + noise.
 bool SelectPerturbed(std::span<const float> logits, int64_t first_id, double temperature,
                      uint64_t noise_key, Candidate* best);
-// The sum of exp(value / T) over finite values, in index order.
+// The sum of exp(value / T) over finite values.
 ExpSum SumExponentials(std::span<const float> values, double temperature);
-// The sum of the parts, in order.
-ExpSum Combine(std::span<const ExpSum> parts);
 
 enum class Decision { kChosen, kNeedsAllLogits, kNoToken };
 

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "collectives/control.h"
+#include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
@@ -154,9 +155,7 @@ TEST(ControlFrames, MalformedOnesAreRefused) {
 }
 
 TEST(Handshake, RandomBytesNeverCrashTheParsers) {
-  const uint32_t seed = std::random_device()();
-  SCOPED_TRACE(seed);
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   for (int i = 0; i < 20'000; ++i) {
     std::vector<std::byte> bytes = i % 2 ? EncodeHello(SomeHello()) : EncodeVerdict(SomeVerdict());
     for (uint32_t flips = random() % 4 + 1; flips > 0; --flips) {

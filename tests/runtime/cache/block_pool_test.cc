@@ -7,6 +7,8 @@
 #include <set>
 #include <vector>
 
+#include "tests/support/seed.h"
+
 namespace lockstep {
 namespace {
 
@@ -41,9 +43,7 @@ TEST(BlockPoolDeathTest, ReleasingTwiceIsABug) {
 }
 
 TEST(BlockPool, NeverHandsOutABlockTwiceAndKeepsEveryPromise) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE("seed " + std::to_string(seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   BlockPool pool(50);
   struct Owner {
     std::vector<int32_t> blocks;

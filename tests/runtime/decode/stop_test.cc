@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/seed.h"
+
 namespace lockstep {
 namespace {
 
@@ -39,9 +41,7 @@ TEST(StopMatcher, TheStringThatIsCompleteFirstWins) {
 }
 
 TEST(StopMatcher, HowTheTextIsCutMakesNoDifference) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE("seed " + std::to_string(seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   const auto word = [&](size_t most) {
     std::string text;
     for (size_t i = 1 + random() % most; i > 0; --i) text += static_cast<char>('a' + random() % 3);

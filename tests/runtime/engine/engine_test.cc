@@ -15,6 +15,7 @@
 #include "runtime/engine/tensor_parallel.h"
 #include "tests/runtime/engine/fake_model.h"
 #include "tests/runtime/engine/thread_group.h"
+#include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
@@ -145,9 +146,7 @@ TEST(Engine, AnswersGreedilyLikeTheReferenceOnOneToFourRanks) {
 // Sampled requests of all kinds, alone on one rank and all together on three with other chunk
 // sizes: the same tokens.
 TEST(Engine, ARequestsTokensDependOnNothingButTheRequest) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE("seed " + std::to_string(seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   std::vector<Request> requests;
   for (int i = 0; i < 24; ++i) {
     std::vector<int32_t> prompt(1 + random() % 90);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/engine/sequence_table.h"
+#include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
@@ -80,9 +81,7 @@ TEST(Plan, EveryPrefixAndEveryExtensionIsRefused) {
 }
 
 TEST(Plan, FlippedBytesNeverCrashTheReceiver) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE("seed " + std::to_string(seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   const std::vector<std::byte> good = Encoded(FullPlan());
   for (int turn = 0; turn < 20'000; ++turn) {
     std::vector<std::byte> bytes = good;

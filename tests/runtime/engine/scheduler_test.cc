@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/engine/sequence_table.h"
+#include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
@@ -185,9 +186,7 @@ TEST(Scheduler, WithFewerRowsThanPromptsTheFirstAdmittedComeFirst) {
 // Random arrivals, ends and cancellations; every plan is applied to a table that checks it as a
 // worker does.
 TEST(Scheduler, PlansAlwaysFitTheWorkersStateAndEverythingEnds) {
-  const uint32_t seed = std::random_device{}();
-  SCOPED_TRACE("seed " + std::to_string(seed));
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   const auto below = [&](int64_t n) {
     return static_cast<int64_t>(random() % static_cast<uint64_t>(n));
   };

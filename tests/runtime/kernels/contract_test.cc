@@ -10,22 +10,10 @@
 #include "gtest/gtest.h"
 #include "runtime/kernels/backend.h"
 #include "tests/support/golden.h"
+#include "tests/support/seed.h"
 
 namespace lockstep::kernels {
 namespace {
-
-// Fresh numbers on every run unless LOCKSTEP_TEST_SEED says which; printed, so that a failure can
-// be replayed.
-uint64_t Seed() {
-  static const uint64_t seed = [] {
-    const char* fixed = std::getenv("LOCKSTEP_TEST_SEED");
-    const uint64_t value =
-        fixed != nullptr ? std::strtoull(fixed, nullptr, 10) : std::random_device{}();
-    std::printf("seed: LOCKSTEP_TEST_SEED=%llu\n", static_cast<unsigned long long>(value));
-    return value;
-  }();
-  return seed;
-}
 
 std::vector<float> Random(std::mt19937_64& random, int64_t count, float scale = 1) {
   std::normal_distribution<float> normal(0, scale);
@@ -84,7 +72,7 @@ class Kernels : public ::testing::TestWithParam<const char*> {
   ThreadPool three_{3};
   Queue queue_{&three_};
   Queue single_{&one_};
-  std::mt19937_64 random_{Seed()};
+  std::mt19937_64 random_{lockstep::testing::TestSeed()};
 };
 
 TEST_P(Kernels, MatMulAgreesWithRefForEveryTypeAndShape) {

@@ -5,14 +5,13 @@
 
 #include "tests/runtime/text/fuzz_bodies.h"
 #include "tests/runtime/text/text_test_support.h"
+#include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
 
 void ReplayDamaged(const std::string& seed_text, int rounds, void (*body)(std::string_view)) {
-  const unsigned seed = std::random_device()();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   body(seed_text);
   for (int i = 0; i < rounds; ++i) {
     std::string damaged = seed_text;

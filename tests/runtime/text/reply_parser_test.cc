@@ -5,6 +5,7 @@
 #include <random>
 
 #include "tests/runtime/text/text_test_support.h"
+#include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
@@ -39,7 +40,7 @@ std::string ParsePieces(const std::vector<std::string_view>& pieces, ReplyStart 
   return Joined(all);
 }
 
-class GoldenReplyTest : public testing::Test {
+class GoldenReplyTest : public ::testing::Test {
  protected:
   void SetUp() override {
     golden_ = ReadJson("tests/goldens/goldens/tool_parse.json");
@@ -71,9 +72,7 @@ TEST_F(GoldenReplyTest, EveryCaseGivesTheExpectedMessage) {
 }
 
 TEST_F(GoldenReplyTest, AnyCutOfTheTextGivesTheSameEvents) {
-  const unsigned seed = std::random_device()();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   for (const TestJson& item : golden_["cases"]) {
     SCOPED_TRACE(item["name"].get<std::string>());
     const std::string text = item["text"];
@@ -99,9 +98,7 @@ TEST_F(GoldenReplyTest, AnyCutOfTheTextGivesTheSameEvents) {
 }
 
 TEST(ReplyParserTest, RandomTagSoupIsSplitTheSameHoweverItIsCut) {
-  const unsigned seed = std::random_device()();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   const char* words[] = {
       "<think>",     "</think>",     "<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>",
       "<arg_value>", "</arg_value>", "<",           "</",           "<tool",     "f",

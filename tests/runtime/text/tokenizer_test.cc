@@ -11,13 +11,14 @@
 #include "runtime/text/streaming_decoder.h"
 #include "runtime/text/unicode.h"
 #include "tests/runtime/text/text_test_support.h"
+#include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
 
 std::vector<int32_t> Ids(const TestJson& json) { return json.get<std::vector<int32_t>>(); }
 
-class GoldenTokenizerTest : public testing::TestWithParam<const char*> {
+class GoldenTokenizerTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
     tokenizer_ = GoldenTokenizer(GetParam());
@@ -89,7 +90,7 @@ TEST_P(GoldenTokenizerTest, EncodesOneTextFromManyThreads) {
   EXPECT_EQ(wrong, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Goldens, GoldenTokenizerTest, testing::Values("small", "large"));
+INSTANTIATE_TEST_SUITE_P(Goldens, GoldenTokenizerTest, ::testing::Values("small", "large"));
 
 // Made with Hugging Face tokenizers 0.23.3 from random texts of all planes, Unicode 16 letters
 // among them.
@@ -146,9 +147,7 @@ std::vector<int32_t> MergeByDefinition(const TestJson& json, const std::string& 
 }
 
 TEST(TokenizerMergeTest, EqualsTheDefinitionOnRandomMergeTables) {
-  const unsigned seed = std::random_device()();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   for (int round = 0; round < 30; ++round) {
     std::vector<std::string> tokens = {"a", "b", "c"};
     std::vector<std::pair<std::string, std::string>> merges;
@@ -213,9 +212,7 @@ TEST(TokenizerTextTest, InvalidUtf8BecomesReplacementCharactersFirst) {
   const std::string text = "a\xFF<|user|>\xE6\x97 b\xED\xA0\x80";
   EXPECT_EQ(tokenizer->Encode(text),
             tokenizer->Encode("a\uFFFD<|user|>\uFFFD b\uFFFD\uFFFD\uFFFD"));
-  const unsigned seed = std::random_device()();
-  SCOPED_TRACE(testing::Message() << "seed " << seed);
-  std::mt19937 random(seed);
+  std::mt19937 random(lockstep::testing::TestSeed());
   for (int i = 0; i < 300; ++i) {
     std::string bytes;
     for (size_t n = random() % 40; n > 0; --n)

@@ -5,14 +5,13 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
 
 TEST(CutByShares, CoversEverythingOnceInOrder) {
-  const uint64_t seed = std::random_device{}();
-  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
-  std::mt19937_64 random(seed);
+  std::mt19937_64 random(lockstep::testing::TestSeed());
   for (int round = 0; round < 500; ++round) {
     std::vector<double> shares(1 + random() % 12);
     for (double& share : shares)
