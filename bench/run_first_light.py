@@ -13,15 +13,13 @@ exchange. The share counts weights only (bytes that one token makes all ranks re
 import argparse
 import datetime
 import json
-import os
 import pathlib
 import platform
-import re
 import statistics
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from measuring import ROOT, commit, machine
 
 
 def run(command, commands):
@@ -42,18 +40,6 @@ def weights_per_token(config):
     moe = 3 * hidden * config["moe_intermediate_size"] * experts + hidden * config["n_routed_experts"]
     layers, first = config["num_hidden_layers"], config["first_k_dense_replace"]
     return layers * attention + first * dense + (layers - first) * moe + hidden * config["vocab_size"]
-
-
-def machine():
-    cpu = re.search(r"model name\s*:\s*(.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    memory = re.search(r"MemTotal:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())
-    return {
-        "cpu": cpu.group(1) if cpu else platform.processor(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(int(memory.group(1)) * 1024 / 1e9, 1),
-        "system": platform.platform(),
-        "load_before": os.getloadavg()[0],
-    }
 
 
 def generate(arguments, ranks, prompt, tokens, commands):
@@ -111,11 +97,10 @@ def main():
     arguments = parser.parse_args()
     config = json.loads((arguments.model / "config.json").read_text())
     commands = []
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     result = {
         "bench": "first_light",
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": commit(),
         "version": json.loads(run([arguments.binary, "version", "--json"], commands)),
         "machine": machine(),
         "model": {key: config[key] for key in ("num_hidden_layers", "first_k_dense_replace", "n_routed_experts",
