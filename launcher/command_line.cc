@@ -22,6 +22,8 @@ enum Group : unsigned {
   kSampling = 32,
   kLogits = 64,
   kOutput = 128,
+  kFiles = 256,
+  kShard = 512,
 };
 
 struct GroupSpec {
@@ -32,7 +34,7 @@ struct GroupSpec {
 
 const std::vector<GroupSpec>& Groups() {
   static const std::vector<GroupSpec> groups = {
-      {kModel, "Model", {"model", "kernels", "threads", "chat-template"}},
+      {kModel, "Model", {"model", "kernels", "exact", "threads", "chat-template"}},
       {kRanks,
        "Ranks",
        {"ranks", "collective", "shares", "config", "rank", "interface", "secret-file", "rendezvous",
@@ -46,7 +48,9 @@ const std::vector<GroupSpec>& Groups() {
        "Sampling",
        {"temperature", "top-k", "top-p", "min-p", "repetition-penalty", "presence-penalty",
         "frequency-penalty", "seed"}},
-      {kLogits, "Logits", {"tokens", "out", "step", "together", "dump-hidden"}},
+      {kLogits, "Logits", {"tokens", "step", "together", "dump-hidden", "draft"}},
+      {kShard, "Files of ranks", {"quantize"}},
+      {kFiles, "Files", {"out"}},
       {kOutput, "Output", {"json", "log-level"}},
   };
   return groups;
@@ -68,10 +72,13 @@ constexpr CommandSpec kCommands[] = {
     {"serve", "serve the model over gRPC", "model", kTensorParallel | kServing},
     {"worker", "join a cluster as one of its ranks", "model", kTensorParallel | kServing},
     {"logits", "write the logits of token lists to a safetensors file", "model",
-     kTensorParallel | kLogits},
+     kTensorParallel | kLogits | kFiles},
     {"tokenize", "JSON lines on stdin: text to token ids", "model", kModel | kOutput},
     {"detokenize", "JSON lines on stdin: token ids to text", "model", kModel | kOutput},
     {"render", "JSON lines on stdin: chat messages to prompt text", "model", kModel | kOutput},
+    {"inspect", "print what a checkpoint holds and what a token reads", "model", kModel | kOutput},
+    {"shard", "write what each rank holds of a checkpoint to a file of its own", "model",
+     kModel | kRanks | kFiles | kShard | kOutput},
     {"version", "print the version and how it was built", "", kOutput},
 };
 

@@ -15,6 +15,8 @@ Status LogitsCommand(const Options& options);      // raw head rows for token li
 Status TokenizeCommand(const Options& options);    // JSON lines: text to ids
 Status DetokenizeCommand(const Options& options);  // JSON lines: ids to text
 Status RenderCommand(const Options& options);      // JSON lines: messages to prompt text
+Status InspectCommand(const Options& options);     // what a checkpoint holds
+Status ShardCommand(const Options& options);       // a checkpoint to one file per rank
 Status VersionCommand(const Options& options);
 
 }  // namespace lockstep

@@ -59,6 +59,7 @@ StatusOr<ModelLimits> PlanLimits(const Options& options, const ModelConfig& conf
 
 struct SequenceRows {
   std::vector<float> logits;               // [n, vocab]
+  std::vector<float> drafts;               // [n - 1, vocab] with --draft
   std::vector<std::vector<float>> hidden;  // per rank [n, hidden]
 };
 
@@ -116,11 +117,15 @@ class BatchRun {
   bool started_ = false;
 };
 
-void Collect(const StepPlan& plan, size_t first, const StepOutcome& outcome, int64_t vocab,
-             int64_t dim, std::vector<SequenceRows>* rows) {
+void Collect(const Job& job, const StepPlan& plan, size_t first, const StepOutcome& outcome,
+             const ModelConfig& config, std::vector<SequenceRows>* rows) {
+  const int64_t vocab = config.vocab_size;
+  const int64_t dim = config.hidden_size;
   int64_t row = 0;
+  auto draft = outcome.draft_logits.begin();
   for (const RowSpan& span : plan.spans) {
-    SequenceRows& to = (*rows)[first + static_cast<size_t>(span.slot)];
+    const size_t index = first + static_cast<size_t>(span.slot);
+    SequenceRows& to = (*rows)[index];
     const auto logits = outcome.raw_logits.begin() + row * vocab;
     to.logits.insert(to.logits.end(), logits, logits + span.count * vocab);
     to.hidden.resize(outcome.raw_hidden.size());
@@ -129,6 +134,12 @@ void Collect(const StepPlan& plan, size_t first, const StepOutcome& outcome, int
       to.hidden[r].insert(to.hidden[r].end(), hidden, hidden + span.count * dim);
     }
     row += span.count;
+    if (span.output != SpanOutput::kRawDraft) continue;
+    // Without the last token's: it has no next one.
+    const auto last = static_cast<int64_t>(job.sequences[index].size()) - 1;
+    const int64_t drafted = std::min<int64_t>(span.count, last - span.begin);
+    to.drafts.insert(to.drafts.end(), draft, draft + drafted * vocab);
+    draft += drafted * vocab;
   }
 }
 
@@ -171,7 +182,10 @@ Status WriteOutput(const Options& options, const Job& job, const ModelConfig& co
   for (size_t i = 0; i < rows.size(); ++i) {
     const int64_t n = static_cast<int64_t>(job.sequences[i].size());
     file.Add(absl::StrFormat("logits.%d", i), n, config.vocab_size, rows[i].logits);
-    for (size_t r = 0; r < rows[i].hidden.size(); ++r) {
+    if (options.draft) {
+      file.Add(absl::StrFormat("draft.%d", i), n - 1, config.vocab_size, rows[i].drafts);
+    }
+    for (size_t r = 0; options.dump_hidden && r < rows[i].hidden.size(); ++r) {
       const std::string name = absl::StrFormat("hidden.%d", i);
       file.Add(r == 0 ? name : absl::StrFormat("%s.rank%d", name, r), n, config.hidden_size,
                rows[i].hidden[r]);
@@ -183,7 +197,9 @@ Status WriteOutput(const Options& options, const Job& job, const ModelConfig& co
 Status ComputeAll(const Options& options, const Job& job, Session& session, Executor* executor,
                   std::vector<SequenceRows>* rows) {
   const ModelConfig& config = session.model().config();
-  const SpanOutput output = options.dump_hidden ? SpanOutput::kRawHidden : SpanOutput::kRaw;
+  const SpanOutput output = options.draft         ? SpanOutput::kRawDraft
+                            : options.dump_hidden ? SpanOutput::kRawHidden
+                                                  : SpanOutput::kRaw;
   const size_t batch = options.together ? job.sequences.size() : 1;
   rows->resize(job.sequences.size());
   StepPlan plan;
@@ -195,7 +211,7 @@ Status ComputeAll(const Options& options, const Job& job, Session& session, Exec
     while (status.ok() && run.Next(taken, &plan)) {
       if (Interrupted()) status = InterruptedError();
       if (status.ok()) LOCKSTEP_RETURN_IF_ERROR(executor->Execute(plan, &outcome));
-      if (status.ok()) Collect(plan, first, outcome, config.vocab_size, config.hidden_size, rows);
+      if (status.ok()) Collect(job, plan, first, outcome, config, rows);
     }
     taken.assign(batch, 0);
     for (size_t i = 0; i < batch; ++i) taken[i] = static_cast<int32_t>(i);

@@ -7,6 +7,7 @@
 
 #include "launcher/commands.h"
 #include "runtime/base/file.h"
+#include "runtime/base/gguf.h"
 #include "runtime/base/log.h"
 #include "runtime/text/json_value.h"
 #include "runtime/text/model_text.h"
@@ -147,10 +148,11 @@ StatusOr<JsonValue> RenderLine(ChatFamily family, const JsonValue& line) {
   return OneMember("text", JsonValue::String(std::move(text)));
 }
 
-StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const Options& options) {
-  if (options.model.empty())
-    return UsageError("--model DIR is needed: the directory with tokenizer.json");
-  return Tokenizer::Load(options.model + "/tokenizer.json");
+StatusOr<std::unique_ptr<Tokenizer>> TokenizerOf(const Options& options) {
+  if (options.model.empty()) {
+    return UsageError("--model PATH is needed: the directory with tokenizer.json, or a .gguf file");
+  }
+  return LoadTokenizer(options.model);
 }
 
 }  // namespace
@@ -168,24 +170,26 @@ Status RenderLines(ChatFamily family, std::istream& in, std::ostream& out) {
 }
 
 Status TokenizeCommand(const Options& options) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, TokenizerOf(options));
   return TokenizeLines(*tokenizer, std::cin, std::cout);
 }
 
 Status DetokenizeCommand(const Options& options) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, LoadTokenizer(options));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, TokenizerOf(options));
   return DetokenizeLines(*tokenizer, std::cin, std::cout);
 }
 
 Status RenderCommand(const Options& options) {
   if (options.model.empty() && options.chat_template == "auto") {
     return UsageError(
-        "--model DIR is needed to know the chat template; or give --chat-template glm-4.6 or "
+        "--model PATH is needed to know the chat template; or give --chat-template glm-4.6 or "
         "glm-4.7");
   }
-  if (options.chat_template == "auto" && !IsDirectory(options.model)) {
-    return ModelError("--model %s is not a directory; give the checkpoint's directory",
-                      options.model);
+  if (options.chat_template == "auto" && !IsDirectory(options.model) &&
+      !IsGgufModel(options.model)) {
+    return ModelError(
+        "--model %s is not a directory; give the checkpoint's directory or its .gguf file",
+        options.model);
   }
   LOCKSTEP_ASSIGN_OR_RETURN(const ChatFamilyChoice choice,
                             ChooseChatFamily(options.model, options.chat_template));

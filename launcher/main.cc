@@ -30,6 +30,8 @@ constexpr Command kCommands[] = {
     {"tokenize", TokenizeCommand},
     {"detokenize", DetokenizeCommand},
     {"render", RenderCommand},
+    {"inspect", InspectCommand},
+    {"shard", ShardCommand},
     {"version", VersionCommand},
 };
 

@@ -1,8 +1,6 @@
 #include "launcher/memory.h"
 
 #include <algorithm>
-#include <filesystem>
-#include <system_error>
 
 #include "launcher/progress.h"
 #include "runtime/base/os.h"
@@ -20,8 +18,7 @@ MemoryPlan PlanWith(const MemoryQuestion& question, int64_t kv_blocks, int64_t m
   ModelLimits limits = question.limits;
   limits.kv_blocks = kv_blocks;
   limits.max_model_len = max_model_len;
-  return PlanMemory(question.config, limits, question.shares, question.rank, question.element_bytes,
-                    question.threads);
+  return PlanMemory(question.config, question.slice, limits, question.rank, question.threads);
 }
 
 // The largest value in [lowest, highest] for which `fits` holds; lowest - 1 if none. `fits` is
@@ -83,18 +80,6 @@ uint64_t MemoryForRank(int ranks_on_this_host) {
   if (available == 0) return 0;
   const uint64_t usable = available > reserved ? available - reserved : available / 2;
   return std::max<uint64_t>(1, usable / static_cast<uint64_t>(std::max(1, ranks_on_this_host)));
-}
-
-uint64_t StoredElementBytes(const std::string& directory, const ModelConfig& config) {
-  uint64_t stored = 0;
-  std::error_code error;
-  for (std::filesystem::directory_iterator entry(directory, error), end; !error && entry != end;
-       entry.increment(error)) {
-    if (entry->path().extension() == ".safetensors") stored += entry->file_size(error);
-  }
-  const ModelLimits none = {.max_rows = 1, .max_outputs = 1, .max_model_len = 1, .kv_blocks = 1};
-  const uint64_t as_two_bytes = PlanMemory(config, none, {1.0}, 0, 2, 1).weight_bytes;
-  return stored > as_two_bytes + as_two_bytes / 2 ? 4 : 2;
 }
 
 }  // namespace lockstep

@@ -4,7 +4,6 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "runtime/base/status.h"
 #include "runtime/model/model.h"
@@ -14,9 +13,8 @@ namespace lockstep {
 struct MemoryQuestion {
   ModelConfig config;
   ModelLimits limits;  // kv_blocks: as many as wanted
-  std::vector<double> shares;
+  SlicePlan slice;     // of this rank
   int rank = 0;
-  uint64_t element_bytes = 2;    // of a stored weight
   int threads = 1;               // of this rank
   uint64_t available_bytes = 0;  // what this rank may use; 0: not known, everything fits
 };
@@ -31,9 +29,5 @@ std::string DescribePlan(const MemoryPlan& plan, const ModelLimits& limits);
 
 // This rank's part of the memory that the node has left, some of it kept back for everything else.
 uint64_t MemoryForRank(int ranks_on_this_host);
-
-// Bytes of a stored weight of a checkpoint (2 for BF16 and F16, 4 for F32), judged by the size of
-// its files.
-uint64_t StoredElementBytes(const std::string& directory, const ModelConfig& config);
 
 }  // namespace lockstep

@@ -42,6 +42,13 @@ std::string FormatShares(const std::vector<double>& shares) {
 
 std::string OrDefault(int64_t value) { return value == 0 ? "default" : std::to_string(value); }
 
+// `logits` exists to be compared with a reference; everything else is meant to be fast.
+kernels::Precision PrecisionOf(const Options& options) {
+  const std::vector<std::string>& arguments = ProcessArguments();
+  const bool logits = arguments.size() > 1 && arguments[1] == "logits";
+  return options.exact || logits ? kernels::Precision::kExact : kernels::Precision::kFast;
+}
+
 // What must be equal before ranks compute together. The model is compared after joining, so that a
 // rank that cannot read it can say why.
 std::vector<Setting> SettingsOf(const Options& options, const World& world,
@@ -51,11 +58,25 @@ std::vector<Setting> SettingsOf(const Options& options, const World& world,
       {"source version", SourceVersion(), "install the same build of lockstep on every node"},
       {"shares", FormatShares(world.shares), same + "--shares or YAML"},
       {"kernels", backend.name(),
-       "instruction sets differ in their last bits; give every rank --kernels ref"},
+       "instruction sets differ in their last bits; give every rank the same --exact, and "
+       "--kernels "
+       "ref if the processors differ"},
       {"max-model-len", OrDefault(options.max_model_len), same + "--max-model-len"},
       {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},
       {"prefill-chunk", std::to_string(options.prefill_chunk), same + "--prefill-chunk"},
+      {"draft", options.draft ? "yes" : "no", same + "--draft"},
   };
+}
+
+// Ranks that read files of their own exchange nothing while they load, and one may be far behind
+// the others: they wait as long as it is alive.
+Status WaitForSlowDisks(Group& group) {
+  const std::byte word{1};
+  std::vector<std::byte> words(static_cast<size_t>(group.size()));
+  std::vector<std::span<const std::byte>> sends(words.size(), std::span(&word, 1));
+  std::vector<std::span<std::byte>> receives;
+  for (std::byte& from : words) receives.emplace_back(&from, 1);
+  return AllToAll(group, sends, receives, Patience::kIdle);
 }
 
 class OpenedSession final : public Session {
@@ -96,8 +117,9 @@ class OpenedSession final : public Session {
  private:
   Status StartWorld(bool worker);
   Status JoinRanks();
-  Status CheckModel(ModelConfig* config);
-  StatusOr<ModelLimits> DecideLimits(const SessionNeeds& needs, const ModelConfig& config);
+  Status CheckModel(ModelConfig* config, SlicePlan* slice);
+  StatusOr<ModelLimits> DecideLimits(const SessionNeeds& needs, const ModelConfig& config,
+                                     const SlicePlan& slice);
   Status LoadWeights(const ModelLimits& limits);
   // A line about this rank: where the user looks at its own output, for the curious elsewhere.
   void Report(const std::string& text) const;
@@ -162,7 +184,8 @@ Status OpenedSession::JoinRanks() {
 
 Status OpenedSession::Join(bool worker) {
   // Before anything is started: a wrong --kernels should not cost a spawn.
-  LOCKSTEP_ASSIGN_OR_RETURN(backend_, kernels::MakeBackend(options_.kernels));
+  LOCKSTEP_ASSIGN_OR_RETURN(backend_,
+                            kernels::MakeBackend(options_.kernels, PrecisionOf(options_)));
   LOCKSTEP_RETURN_IF_ERROR(StartWorld(worker));
   LOCKSTEP_RETURN_IF_ERROR(JoinRanks());
   const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
@@ -178,14 +201,16 @@ Status OpenedSession::Join(bool worker) {
   return OkStatus();
 }
 
-Status OpenedSession::CheckModel(ModelConfig* config) {
+Status OpenedSession::CheckModel(ModelConfig* config, SlicePlan* slice) {
   const auto read = [&]() -> StatusOr<uint64_t> {
-    if (options_.model.empty()) return UsageError("no model given; give --model DIR");
-    if (!IsDirectory(options_.model)) {
-      return ModelError("--model %s: there is no such directory", options_.model);
-    }
-    LOCKSTEP_ASSIGN_OR_RETURN(*config, ReadModelConfig(options_.model));
-    return CheckpointDigest(options_.model);
+    if (options_.model.empty())
+      return UsageError("no model given; give --model with a directory or a .gguf file");
+    LOCKSTEP_ASSIGN_OR_RETURN(const auto checkpoint,
+                              Checkpoint::Open(options_.model, RankPlace{rank(), world_.shares}));
+    LOCKSTEP_ASSIGN_OR_RETURN(*config, ConfigOf(*checkpoint));
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        *slice, PlanSlice(*config, *checkpoint, world_.shares, rank(), options_.draft));
+    return checkpoint->Digest();
   };
   const StatusOr<uint64_t> digest = read();
   LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, digest.status()));
@@ -195,23 +220,22 @@ Status OpenedSession::CheckModel(ModelConfig* config) {
 }
 
 StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
-                                                  const ModelConfig& config) {
+                                                  const ModelConfig& config,
+                                                  const SlicePlan& slice) {
   StatusOr<ModelLimits> limits =
       needs.limits ? needs.limits(config) : LimitsFromOptions(options_, config);
   LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, limits.status()));
   MemoryQuestion question;
   question.config = config;
   question.limits = *limits;
-  question.shares = world_.shares;
+  question.slice = slice;
   question.rank = rank();
   question.threads = pool_->count();
-  question.element_bytes = StoredElementBytes(options_.model, config);
   question.available_bytes = MemoryForRank(membership_->local_size());
   const StatusOr<int64_t> blocks = FitKvBlocks(question);
   LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, blocks.status()));
   LOCKSTEP_ASSIGN_OR_RETURN(limits->kv_blocks, AgreeOnSmallest(*group_, *blocks));
-  const MemoryPlan plan =
-      PlanMemory(config, *limits, world_.shares, rank(), question.element_bytes, question.threads);
+  const MemoryPlan plan = PlanMemory(config, slice, *limits, rank(), question.threads);
   Report("memory: " + DescribePlan(plan, *limits) + " of " + FormatBytes(question.available_bytes));
   return limits;
 }
@@ -227,6 +251,7 @@ Status OpenedSession::LoadWeights(const ModelLimits& limits) {
   load.directory = options_.model;
   load.shares = world_.shares;
   load.limits = limits;
+  load.draft_layer = options_.draft;
   if (options_.log_level == "info" || options_.log_level == "debug") {
     load.progress = [&](const LoadProgress& done) {
       progress.Update(done.bytes_done, done.bytes_total, NowNs());
@@ -239,14 +264,15 @@ Status OpenedSession::LoadWeights(const ModelLimits& limits) {
   model_ = std::move(model).value();
   const double seconds = static_cast<double>(NowNs() - start_ns) * 1e-9;
   Report(absl::StrFormat("loaded %s in %.1f s", FormatBytes(model_->bytes_read()), seconds));
-  return Barrier(*group_);
+  return WaitForSlowDisks(*group_);
 }
 
 Status OpenedSession::Load(const SessionNeeds& needs) {
   const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
   ModelConfig config;
-  if (const Status checked = CheckModel(&config); !checked.ok()) return TellAll(checked);
-  const StatusOr<ModelLimits> limits = DecideLimits(needs, config);
+  SlicePlan slice;
+  if (const Status checked = CheckModel(&config, &slice); !checked.ok()) return TellAll(checked);
+  const StatusOr<ModelLimits> limits = DecideLimits(needs, config, slice);
   if (!limits.ok()) return TellAll(limits.status());
   // A fault here strikes one rank alone, while the others wait for its part.
   const Status loaded = LoadWeights(*limits);

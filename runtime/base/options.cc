@@ -12,6 +12,8 @@ using O = Options;
 std::vector<OptionSpec> ModelOptions() {
   return {{"model", &O::model, "checkpoint directory in Hugging Face layout", {}, 0, 0, "-m"},
           {"kernels", &O::kernels, "kernel set", {"auto", "ref", "cpu"}},
+          {"exact", &O::exact,
+           "multiply quantized weights with float32 activations, not with 8-bit ones"},
           {"chat-template",
            &O::chat_template,
            "template family; auto: recognised in the checkpoint",
@@ -135,7 +137,9 @@ std::vector<OptionSpec> PromptOptions() {
 
 std::vector<OptionSpec> OutputOptions() {
   return {{"tokens", &O::tokens, "JSON file with token id lists"},
-          {"out", &O::out, "output file"},
+          {"out", &O::out, "output file; of shard: directory"},
+          {"quantize", &O::quantize,
+           "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0, fp8, or by group, experts=q4_k,head=q6_k"},
           {"step",
            &O::step,
            "tokens per step through the cache; default: --prefill-chunk",
@@ -145,6 +149,8 @@ std::vector<OptionSpec> OutputOptions() {
           {"together", &O::together, "run all sequences as one batch"},
           {"dump-hidden", &O::dump_hidden,
            "also write the final hidden states, and every rank's copy of them"},
+          {"draft", &O::draft,
+           "also write what the draft layer (MTP) says: row t is for position t + 2"},
           {"json", &O::json, "print one JSON object instead of text"},
           {"log-level",
            &O::log_level,

@@ -18,6 +18,7 @@ struct Options {
   // Model and numerics.
   std::string model;
   std::string kernels = "auto";
+  bool exact = false;
   std::string chat_template = "auto";
   // Group of ranks.
   int64_t ranks = 0;  // 0: as the launcher, the YAML or a single process says
@@ -64,6 +65,9 @@ struct Options {
   int64_t step = 0;
   bool together = false;
   bool dump_hidden = false;
+  bool draft = false;
+  // `shard`.
+  std::string quantize;
   // Output.
   bool json = false;
   std::string log_level = "info";

@@ -15,10 +15,11 @@ struct StepOutcome {
   // The sampled rows, in the plan's span order.
   std::vector<int32_t> slots;
   std::vector<SampledToken> tokens;  // beside slots
-  // The raw rows (SpanOutput::kRaw, kRawHidden), in the plan's order.
+  // The raw rows (SpanOutput::kRaw and above), in the plan's order.
   int64_t raw_rows = 0;
   std::vector<float> raw_logits;               // [raw_rows, vocab_size]
-  std::vector<std::vector<float>> raw_hidden;  // per rank [raw_rows, hidden_size]; kRawHidden only
+  std::vector<std::vector<float>> raw_hidden;  // per rank [raw_rows, hidden_size]; from kRawHidden
+  std::vector<float> draft_logits;             // [drafted rows, vocab_size]; kRawDraft only
 };
 
 class Executor {

@@ -81,7 +81,7 @@ Status GetSpans(ByteReader* reader, StepPlan* plan) {
     span.begin = reader->Get<int32_t>();
     span.count = reader->Get<int32_t>();
     const uint8_t output = reader->Get<uint8_t>();
-    if (span.begin < 0 || span.count < 1 || output > static_cast<uint8_t>(SpanOutput::kRawHidden)) {
+    if (span.begin < 0 || span.count < 1 || output > static_cast<uint8_t>(SpanOutput::kRawDraft)) {
       return InternalError("step plan: malformed rows (begin %d, count %d, output %d)", span.begin,
                            span.count, static_cast<int>(output));
     }

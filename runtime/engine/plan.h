@@ -26,6 +26,7 @@ enum class SpanOutput : uint8_t {
   kSample = 1,     // the last row's logits choose the next token
   kRaw = 2,        // the logits of every row go to rank 0 as they are
   kRawHidden = 3,  // the same, and every rank's copy of the final hidden state
+  kRawDraft = 4,   // the same, and the draft layer's logits of the rows whose next token is known
 };
 
 // A sequence enters at `slot`, which is free.

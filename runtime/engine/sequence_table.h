@@ -34,6 +34,11 @@ class SequenceTable {
   const std::vector<OutputRow>& outputs() const { return outputs_; }
   // The sampling state of a running sequence.
   SequenceSampler& sampler(int32_t slot) { return sequences_[slot]->sampler; }
+  // A token of a running sequence; -1 behind its end.
+  int32_t TokenAt(int32_t slot, int64_t position) const {
+    const std::vector<int32_t>& tokens = sequences_[slot]->tokens;
+    return position < static_cast<int64_t>(tokens.size()) ? tokens[position] : -1;
+  }
   // The token sampled for `slot`, at the end of its sequence.
   void Append(int32_t slot, int32_t token) { sequences_[slot]->tokens.push_back(token); }
 

@@ -135,7 +135,8 @@ Status TensorParallelExecutor::RunStep(const StepPlan& plan, uint64_t plan_diges
   // too.
   const uint64_t digest = Chain(Chain(model_digest_, token_digest_), plan_digest);
   LOCKSTEP_RETURN_IF_ERROR(Sample(plan, output, digest, outcome));
-  return GatherRaw(output, outcome);
+  LOCKSTEP_RETURN_IF_ERROR(GatherRaw(output, outcome));
+  return DraftRaw(output, outcome);
 }
 
 Status TensorParallelExecutor::Sample(const StepPlan& plan, const StepOutput& output,
@@ -162,40 +163,76 @@ Status TensorParallelExecutor::Sample(const StepPlan& plan, const StepOutput& ou
   return OkStatus();
 }
 
-// Only `lockstep logits` wants raw rows. Every other rank sends its slices (and hidden rows) to
-// rank 0, one after the other.
+// Only `lockstep logits` wants raw rows.
 Status TensorParallelExecutor::GatherRaw(const StepOutput& output, StepOutcome* outcome) {
   std::vector<size_t> raw;
   bool hidden = false;
   for (size_t i = 0; i < table_.outputs().size(); ++i) {
     const SpanOutput kind = table_.outputs()[i].kind;
-    if (kind == SpanOutput::kRaw || kind == SpanOutput::kRawHidden) raw.push_back(i);
-    hidden = hidden || kind == SpanOutput::kRawHidden;
+    if (kind != SpanOutput::kNone && kind != SpanOutput::kSample) raw.push_back(i);
+    hidden = hidden || kind == SpanOutput::kRawHidden || kind == SpanOutput::kRawDraft;
   }
   if (outcome != nullptr) outcome->raw_rows = static_cast<int64_t>(raw.size());
-  if (raw.empty()) return OkStatus();
-  const size_t vocab = static_cast<size_t>(model_.config().vocab_size);
   const size_t dim = hidden ? static_cast<size_t>(model_.config().hidden_size) : 0;
+  return GatherRows(output, raw, dim, outcome == nullptr ? nullptr : &outcome->raw_logits,
+                    outcome == nullptr ? nullptr : &outcome->raw_hidden);
+}
+
+// A row drafts from the token behind it: the last one of a sequence cannot.
+Status TensorParallelExecutor::DraftRaw(const StepOutput& output, StepOutcome* outcome) {
+  const Batch& step = table_.batch();
+  const int64_t dim = model_.config().hidden_size;
+  Batch batch;
+  std::vector<float> hidden;
+  std::vector<size_t> rows;
+  for (size_t i = 0; i < table_.outputs().size(); ++i) {
+    const OutputRow& row = table_.outputs()[i];
+    if (row.kind != SpanOutput::kRawDraft) continue;
+    const int32_t next = table_.TokenAt(row.slot, row.position + 1);
+    if (next < 0) continue;
+    rows.push_back(rows.size());
+    batch.output_rows.push_back(static_cast<int32_t>(batch.rows()));
+    batch.tokens.push_back(next);
+    batch.positions.push_back(static_cast<int32_t>(row.position));
+    batch.sequences.push_back(step.sequences[step.output_rows[i]]);
+    const auto state = output.hidden.begin() + static_cast<int64_t>(i) * dim;
+    hidden.insert(hidden.end(), state, state + dim);
+  }
+  if (outcome != nullptr) outcome->draft_logits.clear();
+  if (rows.empty()) return OkStatus();
+  batch.block_tables = step.block_tables;
+  LOCKSTEP_ASSIGN_OR_RETURN(const StepOutput draft, model_.Draft(batch, hidden));
+  model_digest_ = Chain(model_digest_, draft.digest);
+  return GatherRows(draft, rows, 0, outcome == nullptr ? nullptr : &outcome->draft_logits, nullptr);
+}
+
+// Every other rank sends its slices (and hidden rows) to rank 0, one after the other.
+Status TensorParallelExecutor::GatherRows(const StepOutput& output, const std::vector<size_t>& rows,
+                                          size_t dim, std::vector<float>* logits,
+                                          std::vector<std::vector<float>>* hidden) {
+  if (rows.empty()) return OkStatus();
+  const size_t vocab = static_cast<size_t>(model_.config().vocab_size);
   const size_t mine = static_cast<size_t>(slices_[group_.rank()].size());
-  packed_.resize(raw.size() * (mine + dim));
-  for (size_t k = 0; k < raw.size(); ++k) {
+  packed_.resize(rows.size() * (mine + dim));
+  for (size_t k = 0; k < rows.size(); ++k) {
     float* to = packed_.data() + k * (mine + dim);
-    std::copy_n(output.logits.data() + raw[k] * mine, mine, to);
-    if (hidden) std::copy_n(output.hidden.data() + raw[k] * dim, dim, to + mine);
+    std::copy_n(output.logits.data() + rows[k] * mine, mine, to);
+    if (dim > 0) std::copy_n(output.hidden.data() + rows[k] * dim, dim, to + mine);
   }
   if (group_.rank() != 0) return group_.Send(0, std::as_bytes(std::span<const float>(packed_)));
-  outcome->raw_logits.resize(raw.size() * vocab);
-  outcome->raw_hidden.assign(hidden ? group_.size() : 0, std::vector<float>(raw.size() * dim));
+  logits->resize(rows.size() * vocab);
+  if (hidden != nullptr)
+    hidden->assign(dim > 0 ? group_.size() : 0, std::vector<float>(rows.size() * dim));
   for (int r = 0; r < group_.size(); ++r) {
     const size_t width = static_cast<size_t>(slices_[r].size());
     if (r > 0) {
-      packed_.resize(raw.size() * (width + dim));
+      packed_.resize(rows.size() * (width + dim));
       LOCKSTEP_RETURN_IF_ERROR(group_.Receive(r, std::as_writable_bytes(std::span(packed_))));
     }
-    for (size_t k = 0; k < raw.size(); ++k) {
+    for (size_t k = 0; k < rows.size(); ++k) {
       const float* from = packed_.data() + k * (width + dim);
-      std::copy_n(from, width, outcome->raw_logits.data() + k * vocab + slices_[r].begin);
-      if (hidden) std::copy_n(from + width, dim, outcome->raw_hidden[r].data() + k * dim);
+      std::copy_n(from, width, logits->data() + k * vocab + slices_[r].begin);
+      if (dim > 0) std::copy_n(from + width, dim, (*hidden)[r].data() + k * dim);
     }
   }
   return OkStatus();

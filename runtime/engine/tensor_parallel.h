@@ -42,6 +42,10 @@ class TensorParallelExecutor final : public Executor {
   Status Sample(const StepPlan& plan, const StepOutput& output, uint64_t digest,
                 StepOutcome* outcome);
   Status GatherRaw(const StepOutput& output, StepOutcome* outcome);
+  Status DraftRaw(const StepOutput& output, StepOutcome* outcome);
+  // Sends rows of every rank's output, with `dim` values of the hidden states, to rank 0.
+  Status GatherRows(const StepOutput& output, const std::vector<size_t>& rows, size_t dim,
+                    std::vector<float>* logits, std::vector<std::vector<float>>* hidden);
   StatusOr<std::vector<uint64_t>> GatherDigests();
   Status Fail(const Status& status);
 

@@ -2,10 +2,10 @@
 
 namespace lockstep::kernels {
 
-StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name) {
+StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name, Precision precision) {
   if (name == "ref") return MakeRefBackend();
-  if (name == "auto" || name == "cpu") return MakeCpuBackend("");
-  if (name.substr(0, 4) == "cpu/") return MakeCpuBackend(name.substr(4));
+  if (name == "auto" || name == "cpu") return MakeCpuBackend("", precision);
+  if (name.substr(0, 4) == "cpu/") return MakeCpuBackend(name.substr(4), precision);
   return UsageError("--kernels: '%s' is not one of auto, ref, cpu", std::string(name));
 }
 

@@ -90,6 +90,37 @@ struct AttentionArgs {
   float* out = nullptr;          // [rows, query_heads * head_dim]
 };
 
+// Heads of latent attention that one thread computes together.
+inline constexpr int64_t kLatentHeads = 4;
+
+// Latent attention (MLA) with absorbed weights: all heads read one latent and one rotated key a
+// token, and a page holds one position after the other, [block_tokens][latent_dim + rope_dim].
+// What a head owns is head-major, [heads, rows, n]: one group of rows for each matrix of a stack.
+struct LatentAttentionArgs {
+  int64_t rows = 0;
+  int64_t heads = 0;       // local ones
+  int64_t nope_dim = 0;    // plain dimensions of a query
+  int64_t rope_dim = 0;    // rotated dimensions behind them
+  int64_t latent_dim = 0;  // of the latent
+  int64_t block_tokens = 0;
+  double eps = 0;                                // of the latent's norm
+  const int32_t* positions = nullptr;            // [rows]
+  const int32_t* sequences = nullptr;            // [rows] index into block_tables
+  const int32_t* const* block_tables = nullptr;  // per sequence: its blocks
+  const float* cosines = nullptr;                // [rows, rope_dim / 2]
+  const float* sines = nullptr;                  // [rows, rope_dim / 2]
+  const float* latent_norm = nullptr;            // [latent_dim]
+  const float* latents = nullptr;                // [rows, latent_dim + rope_dim] as projected
+  const float* queries = nullptr;                // [rows, heads, nope_dim + rope_dim] as projected
+  float* plain_queries = nullptr;                // [heads, rows, nope_dim]
+  float* rotated_queries = nullptr;              // [heads, rows, rope_dim]
+  const float* absorbed_queries = nullptr;       // [heads, rows, latent_dim]
+  float* pages = nullptr;                        // [blocks, block_tokens, latent_dim + rope_dim]
+  float* scores = nullptr;                       // scratch [threads, kLatentHeads, score_stride]
+  int64_t score_stride = 0;                      // at least the longest sequence rounded up to 16
+  float* out = nullptr;                          // [heads, rows, latent_dim]
+};
+
 struct RouterArgs {
   int64_t rows = 0;
   int64_t experts = 0;
@@ -104,26 +135,37 @@ struct RouterArgs {
   float* weights = nullptr;           // [rows, top_k]
 };
 
+// How products with quantized weights see the activations.
+enum class Precision {
+  kExact,  // as float32
+  // As blocks of 32 8-bit integers with a float32 scale (docs/numerics.md), where the backend has a
+  // kernel for the weights' format; float32 otherwise. `ref` is always exact.
+  kFast,
+};
+
+// Serves one rank: its ops share memory of the backend, so only one runs at a time.
 class Backend {
  public:
   virtual ~Backend() = default;
-  // "ref" or "cpu/avx512": part of the handshake, since other instruction sets may give other bits.
+  // "ref", "cpu/avx512" or, in Precision::kFast, "cpu/avx512+q8": part of the handshake, since
+  // other instruction sets and precisions may give other bits.
   virtual std::string name() const = 0;
 
-  // Takes the matrix over in the layout that MatMul wants.
+  // Takes the matrix over in the layout that MatMul wants, in its own memory (a copy of at most
+  // sixteen rows is made on the way). Not while an op runs.
   virtual StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const = 0;
 
-  // y[r, n] = bias[n] + sum over k of x[r, k] * w[n, k]. bias may be nullptr. x [rows, inputs], y
-  // [rows, outputs].
+  // y[r * y_stride + n] = bias[n] + sum over k of x[r, k] * w[n, k]. bias may be nullptr. x [rows,
+  // inputs]; y_stride >= outputs.
   virtual void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
-                      int64_t rows, float* y) const = 0;
+                      int64_t rows, float* y, int64_t y_stride) const = 0;
   // Orders the assignments by expert, rows ascending within one. chosen [rows, top_k] from Route.
   virtual void GroupRows(Queue& queue, const RouterArgs& args,
                          const ExpertGroups& groups) const = 0;
-  // For every assignment a of every group: y[a] = w[group.matrix] x[row], where row is row_of[a] if
-  // `by_row` and a itself if not.
+  // For every assignment a of every group: y[a * y_stride ...] = w[group.matrix] x[row], where row
+  // is row_of[a] if `by_row` and a itself if not.
   virtual void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups,
-                             const float* x, bool by_row, float* y) const = 0;
+                             const float* x, bool by_row, float* y, int64_t y_stride) const = 0;
   // y[r] = the row of the table whose global index is tokens[r], zeros if this rank does not hold
   // it. The table's first row has global index first_row.
   virtual void Embed(Queue& queue, const PackedMatrix& table, int64_t first_row,
@@ -139,6 +181,15 @@ class Backend {
   virtual void PrepareAttention(Queue& queue, const AttentionArgs& args) const = 0;
   // Causal softmax(q k / sqrt(head_dim)) v over positions 0 .. positions[r] of the row's sequence.
   virtual void Attention(Queue& queue, const AttentionArgs& args) const = 0;
+  // Norms latents, turns the rotated key and the rotated part of queries (pairs 2i, 2i + 1), writes
+  // latents and keys into the pages, and parts the queries into plain_queries and rotated_queries.
+  virtual void PrepareLatentAttention(Queue& queue, const LatentAttentionArgs& args) const = 0;
+  // Causal softmax((absorbed . latent + rotated . key) / sqrt(nope_dim + rope_dim)) latent over
+  // positions 0 .. positions[r] of the row's sequence.
+  virtual void LatentAttention(Queue& queue, const LatentAttentionArgs& args) const = 0;
+  // y[r, h] = x[h, r]: what heads computed, side by side in each row. x [heads, rows, dim].
+  virtual void JoinHeads(Queue& queue, const float* x, int64_t heads, int64_t rows, int64_t dim,
+                         float* y) const = 0;
   // out[r, i] = silu(gate_up[r, i]) * gate_up[r, columns + i].
   virtual void SiluMul(Queue& queue, const float* gate_up, int64_t rows, int64_t columns,
                        float* out) const = 0;
@@ -153,13 +204,15 @@ class Backend {
 };
 
 // "ref", "cpu" (the best instruction set of this machine), "cpu/<set>", or "auto" (cpu).
-StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name);
+StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
+                                               Precision precision = Precision::kExact);
 
 // What GroupRows does where the choices are in host memory.
 void GroupRowsOnHost(const RouterArgs& args, const ExpertGroups& groups);
 
 // The constructors of the backends' folders.
 std::unique_ptr<Backend> MakeRefBackend();
-StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(std::string_view instruction_set);
+StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(std::string_view instruction_set,
+                                                  Precision precision);
 
 }  // namespace lockstep::kernels

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "runtime/model/model.h"
-#include "runtime/weights/safetensors.h"
+#include "runtime/weights/checkpoint.h"
 
 namespace lockstep {
 
@@ -17,6 +17,12 @@ struct ModelPlace {
 
 // glm4_moe.cc: GLM-4.5, 4.5-Air, 4.6, 4.7. Collective.
 StatusOr<std::unique_ptr<Model>> LoadGlm4Moe(ModelConfig config, const Checkpoint& checkpoint,
-                                             const LoadOptions& options, const ModelPlace& place);
+                                             const SlicePlan& slice, const LoadOptions& options,
+                                             const ModelPlace& place);
+
+// glm4_moe_lite.cc: GLM-4.7-Flash. Collective.
+StatusOr<std::unique_ptr<Model>> LoadGlm4MoeLite(ModelConfig config, const Checkpoint& checkpoint,
+                                                 const SlicePlan& slice, const LoadOptions& options,
+                                                 const ModelPlace& place);
 
 }  // namespace lockstep

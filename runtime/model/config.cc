@@ -1,9 +1,9 @@
 #include "runtime/model/config.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "nlohmann/json.hpp"
-#include "runtime/base/file.h"
 #include "runtime/kernels/backend.h"
 
 namespace lockstep {
@@ -81,14 +81,7 @@ const json* RopeValue(const Reader& reader, const char* key) {
   return found == nested->end() || found->is_null() ? nullptr : &*found;
 }
 
-void ReadRope(Reader& reader, ModelConfig* config) {
-  config->rope_theta = reader.Number(RopeValue(reader, "rope_theta"), "rope_theta", 1, 1e12);
-  const json* partial = RopeValue(reader, "partial_rotary_factor");
-  const double factor =
-      partial == nullptr ? 1.0 : reader.Number(partial, "partial_rotary_factor", 0, 1);
-  config->rotary_dim = static_cast<int64_t>(static_cast<double>(config->head_dim) * factor);
-  if (config->rotary_dim % 2 != 0)
-    reader.Fail("partial_rotary_factor", "gives an odd number of rotated dimensions");
+void CheckRopeScaling(Reader& reader) {
   if (const json* scaling = reader.Find("rope_scaling"); scaling != nullptr && !scaling->empty()) {
     reader.Fail("rope_scaling", "is set; no GLM-4.x checkpoint has it and it is not computed here");
   }
@@ -98,6 +91,69 @@ void ReadRope(Reader& reader, ModelConfig* config) {
     if (type != nested->end() && *type != "default")
       reader.Fail("rope_parameters.rope_type", "is not 'default'");
   }
+}
+
+// `dimensions` are those of which partial_rotary_factor names a part; without the key transformers
+// takes `whole` of them.
+void ReadRope(Reader& reader, int64_t dimensions, double whole, ModelConfig* config) {
+  config->rope_theta = reader.Number(RopeValue(reader, "rope_theta"), "rope_theta", 1, 1e12);
+  const json* partial = RopeValue(reader, "partial_rotary_factor");
+  const double factor =
+      partial == nullptr ? whole : reader.Number(partial, "partial_rotary_factor", 0, 1);
+  config->rotary_dim = static_cast<int64_t>(static_cast<double>(dimensions) * factor);
+  if (config->rotary_dim % 2 != 0)
+    reader.Fail("partial_rotary_factor", "gives an odd number of rotated dimensions");
+  CheckRopeScaling(reader);
+}
+
+// glm4_moe: every group of query heads reads one head of keys and values.
+void ReadGroupedAttention(Reader& reader, ModelConfig* config) {
+  config->num_key_value_heads =
+      reader.CountOr("num_key_value_heads", 1, 65'536, config->num_attention_heads);
+  const int64_t even_heads =
+      config->num_attention_heads > 0 ? config->hidden_size / config->num_attention_heads : 0;
+  config->head_dim = reader.CountOr("head_dim", 1, 8'192, even_heads);
+  config->attention_bias = reader.Flag("attention_bias", false);
+  config->use_qk_norm = reader.Flag("use_qk_norm", false);
+  ReadRope(reader, config->head_dim, 0.5, config);
+  if (!reader.status().ok()) return;
+  if (config->num_attention_heads % config->num_key_value_heads != 0)
+    reader.Fail("num_key_value_heads", "does not divide num_attention_heads");
+  if (config->head_dim < 1) reader.Fail("head_dim", "is below 1");
+}
+
+// glm4_moe_lite: all heads read one latent a token. head_dim and num_key_value_heads are not read:
+// config.json, its GGUF twin and transformers give them different meanings, none of which the
+// arithmetic needs.
+void ReadLatentAttention(Reader& reader, ModelConfig* config) {
+  if (reader.Find("q_lora_rank") == nullptr) {
+    reader.Fail("q_lora_rank",
+                "is missing or null; only queries through a latent (q_a_proj, q_b_proj) are "
+                "computed here");
+    return;
+  }
+  config->q_lora_rank = reader.Count("q_lora_rank", 1, 65'536);
+  config->kv_lora_rank = reader.Count("kv_lora_rank", 1, 65'536);
+  config->qk_nope_head_dim = reader.Count("qk_nope_head_dim", 1, 8'192);
+  config->qk_rope_head_dim = reader.Count("qk_rope_head_dim", 2, 8'192);
+  config->v_head_dim = reader.Count("v_head_dim", 1, 8'192);
+  config->num_key_value_heads = config->num_attention_heads;
+  config->head_dim = config->qk_nope_head_dim + config->qk_rope_head_dim;
+  ReadRope(reader, config->qk_rope_head_dim, 1.0, config);
+  if (!reader.status().ok()) return;
+  // The heads are matrices of one stack, chosen like experts.
+  if (config->num_attention_heads > kMaxExperts)
+    reader.Fail("num_attention_heads", absl::StrFormat("is above %d", kMaxExperts));
+  if (config->rotary_dim != config->qk_rope_head_dim) {
+    reader.Fail("partial_rotary_factor", "and qk_rope_head_dim leave rotated dimensions unrotated");
+  }
+  if (const json* whole = reader.Find("qk_head_dim");
+      whole != nullptr && *whole != config->head_dim)
+    reader.Fail("qk_head_dim", "is not qk_nope_head_dim + qk_rope_head_dim");
+  if (reader.Flag("attention_bias", false))
+    reader.Fail("attention_bias", "is set; glm4_moe_lite's projections have no bias here");
+  if (!reader.Flag("rope_interleave", true))
+    reader.Fail("rope_interleave", "is false; glm4_moe_lite rotates neighbouring dimensions");
 }
 
 void ReadEos(Reader& reader, ModelConfig* config) {
@@ -114,9 +170,34 @@ void ReadEos(Reader& reader, ModelConfig* config) {
   }
 }
 
-void ReadMixture(Reader& reader, ModelConfig* config) {
+// Which layers are dense is said by first_k_dense_replace, or by a list that names every layer.
+void ReadDenseLayers(Reader& reader, ModelConfig* config) {
+  const int64_t layers = config->num_hidden_layers;
+  const json* types = reader.Find("mlp_layer_types");
+  const json* first = reader.Find("first_k_dense_replace");
   config->first_k_dense_replace =
-      reader.CountOr("first_k_dense_replace", 0, config->num_hidden_layers, 1);
+      reader.CountOr("first_k_dense_replace", 0, layers, std::min<int64_t>(1, layers));
+  if (types == nullptr || !reader.status().ok()) return;
+  if (!types->is_array() || static_cast<int64_t>(types->size()) < layers) {
+    reader.Fail("mlp_layer_types", absl::StrFormat("is not a list of %d layers", layers));
+    return;
+  }
+  int64_t dense = 0;
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const json& type = (*types)[static_cast<size_t>(layer)];
+    if (type != "dense" && type != "sparse") {
+      reader.Fail("mlp_layer_types", "holds something else than 'dense' and 'sparse'");
+    } else if (type == "dense" && dense++ != layer) {
+      reader.Fail("mlp_layer_types", "has a dense layer behind a sparse one");
+    }
+  }
+  if (first != nullptr && dense != config->first_k_dense_replace)
+    reader.Fail("mlp_layer_types", "and first_k_dense_replace name other layers dense");
+  config->first_k_dense_replace = dense;
+}
+
+void ReadMixture(Reader& reader, ModelConfig* config) {
+  ReadDenseLayers(reader, config);
   config->moe_intermediate_size = reader.Count("moe_intermediate_size", 1, kMaxDimension);
   config->n_routed_experts = reader.Count("n_routed_experts", 1, kMaxExperts);
   config->n_shared_experts = reader.CountOr("n_shared_experts", 0, 64, 1);
@@ -125,8 +206,16 @@ void ReadMixture(Reader& reader, ModelConfig* config) {
   config->topk_group = reader.CountOr("topk_group", 1, kMaxExperts, 1);
   config->norm_topk_prob = reader.Flag("norm_topk_prob", true);
   const json* scale = reader.Find("routed_scaling_factor");
+  // Transformers' defaults.
+  const double missing = config->has_latent_attention() ? 1.8 : 1.0;
   config->routed_scaling_factor =
-      scale == nullptr ? 1.0 : reader.Number(scale, "routed_scaling_factor", 1e-6, 1e6);
+      scale == nullptr ? missing : reader.Number(scale, "routed_scaling_factor", 1e-6, 1e6);
+  // Implied where they are missing; both architectures know no other router.
+  if (const json* function = reader.Find("scoring_func");
+      function != nullptr && *function != "sigmoid")
+    reader.Fail("scoring_func", "is not 'sigmoid'");
+  if (const json* method = reader.Find("topk_method"); method != nullptr && *method != "noaux_tc")
+    reader.Fail("topk_method", "is not 'noaux_tc'");
   if (!reader.status().ok()) return;
   if (config->n_routed_experts % config->n_group != 0)
     reader.Fail("n_group", "does not divide n_routed_experts");
@@ -144,20 +233,15 @@ Status CheckArchitecture(const json& root, const std::string& name) {
     return ModelError(
         "%s: model_type is missing; use the config.json that belongs to the checkpoint", name);
   }
-  if (*type != "glm4_moe") {
+  if (*type != "glm4_moe" && *type != "glm4_moe_lite") {
     return ModelError(
         "%s: model_type '%s' is not supported; this build computes glm4_moe (GLM-4.5, 4.5-Air, "
-        "4.6, "
-        "4.7)",
+        "4.6, 4.7) and glm4_moe_lite (GLM-4.7-Flash)",
         name, type->get<std::string>());
   }
   const auto activation = root.find("hidden_act");
   if (activation != root.end() && *activation != "silu")
     return ModelError("%s: hidden_act is not 'silu'", name);
-  if (root.contains("quantization_config") && !root["quantization_config"].is_null()) {
-    return ModelError(
-        "%s: quantization_config is set; this build reads BF16, F16 and F32 checkpoints", name);
-  }
   return OkStatus();
 }
 
@@ -174,51 +258,32 @@ StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std::strin
   config.num_hidden_layers = reader.Count("num_hidden_layers", 1, 10'000);
   config.num_nextn_predict_layers = reader.CountOr("num_nextn_predict_layers", 0, 16, 0);
   config.num_attention_heads = reader.Count("num_attention_heads", 1, 65'536);
-  config.num_key_value_heads =
-      reader.CountOr("num_key_value_heads", 1, 65'536, config.num_attention_heads);
-  const int64_t even_heads =
-      config.num_attention_heads > 0 ? config.hidden_size / config.num_attention_heads : 0;
-  config.head_dim = reader.CountOr("head_dim", 1, 8'192, even_heads);
-  config.attention_bias = reader.Flag("attention_bias", false);
-  config.use_qk_norm = reader.Flag("use_qk_norm", false);
   config.intermediate_size = reader.Count("intermediate_size", 1, kMaxDimension);
   config.rms_norm_eps = reader.Number(reader.Find("rms_norm_eps"), "rms_norm_eps", 0, 1);
   config.vocab_size = reader.Count("vocab_size", 1, kMaxDimension);
   config.max_position_embeddings = reader.Count("max_position_embeddings", 1, kMaxDimension);
   config.tie_word_embeddings = reader.Flag("tie_word_embeddings", false);
-  ReadRope(reader, &config);
+  if (config.model_type == "glm4_moe_lite") {
+    ReadLatentAttention(reader, &config);
+  } else {
+    ReadGroupedAttention(reader, &config);
+  }
   ReadMixture(reader, &config);
   ReadEos(reader, &config);
   LOCKSTEP_RETURN_IF_ERROR(reader.status());
-  if (config.num_attention_heads % config.num_key_value_heads != 0) {
-    reader.Fail("num_key_value_heads", "does not divide num_attention_heads");
-  }
-  if (config.head_dim < 1) reader.Fail("head_dim", "is below 1");
   // A thousand times the largest model there is; below it no size in bytes overflows.
   const double layer_parameters =
       static_cast<double>(config.hidden_size) *
       (3.0 * static_cast<double>(config.n_routed_experts + config.n_shared_experts) *
            static_cast<double>(config.moe_intermediate_size) +
        3.0 * static_cast<double>(config.intermediate_size) +
-       4.0 * static_cast<double>(config.num_attention_heads * config.head_dim));
+       4.0 * static_cast<double>(config.num_attention_heads *
+                                 (config.head_dim + config.v_head_dim + config.latent_width())));
   if (layer_parameters * static_cast<double>(config.num_hidden_layers) > 1e15) {
     reader.Fail("num_hidden_layers", "and the other sizes mean more than 10^15 parameters");
   }
   LOCKSTEP_RETURN_IF_ERROR(reader.status());
   return config;
-}
-
-StatusOr<ModelConfig> ReadModelConfig(const std::string& directory) {
-  const std::string path = directory + "/config.json";
-  if (!IsDirectory(directory)) {
-    return ModelError(
-        "--model %s: no such directory; give a checkpoint directory in Hugging Face layout",
-        directory);
-  }
-  if (!FileExists(path)) return ModelError("%s: missing; it belongs to every checkpoint", path);
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text,
-                            ReadTextFile(path, uint64_t{16} << 20, ErrorKind::kModel));
-  return ParseModelConfig(text, path);
 }
 
 }  // namespace lockstep

@@ -13,6 +13,8 @@
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/backend.h"
 #include "runtime/model/config.h"
+#include "runtime/model/shape.h"
+#include "runtime/weights/checkpoint.h"
 #include "runtime/weights/partition.h"
 
 namespace lockstep {
@@ -33,13 +35,15 @@ struct Batch {
   void Clear();
 };
 
-// Valid until the next Step. All pointers are into the model's scratch.
+// Valid until the next Step or Draft. All pointers are into the model's scratch.
 struct StepOutput {
   int64_t outputs = 0;
   Range vocab;              // the vocabulary rows that this rank holds
   std::span<float> logits;  // [outputs, vocab.size()] raw; the caller may change them in place
   std::span<const float>
       hidden;  // [outputs, hidden_size] after the final norm, identical on all ranks
+  // The same of all rows of the batch, [rows, hidden_size], for a draft.
+  std::span<const float> all_hidden;
   uint64_t digest =
       0;  // over router choices and final hidden bits of this step, identical on all ranks
 };
@@ -59,11 +63,19 @@ struct LoadProgress {
 };
 
 struct LoadOptions {
-  std::string directory;
+  std::string directory;       // or a .gguf file
   std::vector<double> shares;  // one per rank, validated
   ModelLimits limits;
+  bool draft_layer = false;  // load the layer behind the last one (MTP) too; must be there
   std::function<void(const LoadProgress&)>
       progress;  // called now and then from the loading thread; may be empty
+};
+
+// What a rank holds of a checkpoint, known from the headers of its files.
+struct SlicePlan {
+  Cuts cuts;
+  uint64_t weight_bytes = 0;            // of all matrices, in the portable layout
+  uint64_t weight_bytes_per_token = 0;  // of those, what one token reads
 };
 
 // Bytes that a rank will need, known before anything is read.
@@ -85,7 +97,26 @@ class Model {
   // Weight bytes that one decoded token makes this rank read (top-k experts, not all).
   virtual uint64_t bytes_per_token() const = 0;
   // Computes one step together with all other ranks (collective). Allocates nothing.
+  //
+  // A row reads the cache up to its own position alone, and what its step writes there before. So
+  // rows that were rejected need no undoing: a sequence goes on from the accepted length, with the
+  // right tokens at the positions of the wrong ones, and no bit tells that those were ever there.
   virtual StatusOr<StepOutput> Step(const Batch& batch) = 0;
+
+  // Whether it was loaded with LoadOptions::draft_layer.
+  virtual bool has_draft_layer() const { return false; }
+  // Guesses the tokens after the next ones with the draft layer (MTP); needs has_draft_layer().
+  // Collective, allocates nothing, has the limits and ends the outputs of Step.
+  //
+  // A row of position t holds the token at position t + 1 (batch.tokens) and the final hidden state
+  // of position t (hidden [rows, hidden_size], the same bits on all ranks): of a StepOutput, where
+  // it may still stand, or kept from earlier. Its logits are for position t + 2. The layer keeps
+  // its own cache under the same block tables, and a row reads all positions up to its own: they
+  // come in order and without gaps, a prompt's too, and are taken back and written again as in
+  // Step.
+  // To guess further: a row of position t + 1 with the guessed token and the hidden state that came
+  // with the guess (StepOutput::hidden).
+  virtual StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden);
 };
 
 // Reads this rank's slices and makes the model ready. Collective: every rank of `group` calls it
@@ -93,14 +124,17 @@ class Model {
 StatusOr<std::unique_ptr<Model>> LoadModel(const LoadOptions& options, Group& group,
                                            const kernels::Backend& backend, ThreadPool& pool);
 
-// The bytes one rank needs under `limits`, with `threads` compute threads and weights of
-// `element_bytes`.
-MemoryPlan PlanMemory(const ModelConfig& config, const ModelLimits& limits,
-                      const std::vector<double>& shares, int rank, uint64_t element_bytes,
-                      int threads);
+// The configuration of a checkpoint, whatever its files.
+StatusOr<ModelConfig> ConfigOf(const Checkpoint& checkpoint);
 
-// A digest of config, tensor names, shapes and types, and file sizes: equal on all ranks or they do
-// not serve the same model. Reads headers only.
-StatusOr<uint64_t> CheckpointDigest(const std::string& directory);
+// The slice of `rank`, with the draft layer if that is wanted. Tensors that are missing or
+// contradict the configuration are errors. Reads a few rows where a checkpoint has copies.
+StatusOr<SlicePlan> PlanSlice(const ModelConfig& config, const Checkpoint& checkpoint,
+                              const std::vector<double>& shares, int rank,
+                              bool draft_layer = false);
+
+// The bytes one rank needs for its slice under `limits`, with `threads` compute threads.
+MemoryPlan PlanMemory(const ModelConfig& config, const SlicePlan& slice, const ModelLimits& limits,
+                      int rank, int threads);
 
 }  // namespace lockstep

@@ -2,9 +2,27 @@
 
 #include <algorithm>
 
-#include "runtime/model/weights.h"
-
 namespace lockstep {
+
+namespace {
+
+LatentScratch TakeLatent(const ModelConfig& config, const LocalShape& shape, int64_t rows,
+                         Arena* arena) {
+  const int64_t heads = shape.query_heads.size();
+  LatentScratch scratch;
+  scratch.query_latents = arena->Take<float>(rows * config.q_lora_rank);
+  scratch.latents = arena->Take<float>(rows * config.latent_width());
+  scratch.plain_queries = arena->Take<float>(heads * rows * config.qk_nope_head_dim);
+  scratch.rotated_queries = arena->Take<float>(heads * rows * config.qk_rope_head_dim);
+  scratch.absorbed_queries = arena->Take<float>(heads * rows * config.kv_lora_rank);
+  scratch.attended_latents = arena->Take<float>(heads * rows * config.kv_lora_rank);
+  scratch.head_values = arena->Take<float>(heads * rows * config.v_head_dim);
+  scratch.heads.groups = arena->Take<kernels::RowGroup>(heads);
+  scratch.heads.group_count = arena->Take<int32_t>(1);
+  return scratch;
+}
+
+}  // namespace
 
 Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const ModelLimits& limits,
                     int threads, Arena* arena) {
@@ -22,8 +40,14 @@ Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const Mo
   scratch.sines = arena->Take<float>(rows * config.rotary_dim / 2);
   scratch.tables = arena->Take<const int32_t*>(rows);
   scratch.score_stride = (limits.max_model_len + 15) / 16 * 16;
-  scratch.scores =
-      arena->Take<float>(threads * config.query_heads_per_kv_head() * scratch.score_stride);
+  const bool latent = config.has_latent_attention();
+  const int64_t together = latent ? kernels::kLatentHeads : config.query_heads_per_kv_head();
+  scratch.scores = arena->Take<float>(threads * together * scratch.score_stride);
+  if (latent) scratch.latent = TakeLatent(config, shape, rows, arena);
+  if (shape.has_draft_layer) {
+    scratch.draft.hidden = arena->Take<float>(rows * hidden);
+    scratch.draft.joined = arena->Take<float>(rows * 2 * hidden);
+  }
   scratch.gate_up = arena->Take<float>(rows * 2 * columns);
   scratch.activated = arena->Take<float>(rows * columns);
   scratch.shared_out = arena->Take<float>(rows * hidden);
@@ -42,17 +66,17 @@ Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const Mo
   return scratch;
 }
 
-MemoryPlan PlanMemory(const ModelConfig& config, const ModelLimits& limits,
-                      const std::vector<double>& shares, int rank, uint64_t element_bytes,
-                      int threads) {
-  const LocalShape shape = ShapeOf(config, CutModel(config, shares), rank);
+MemoryPlan PlanMemory(const ModelConfig& config, const SlicePlan& slice, const ModelLimits& limits,
+                      int rank, int threads) {
+  const LocalShape shape = ShapeOf(config, slice.cuts, rank);
   Arena arena = Arena::Measuring();
   TakeScratch(config, shape, limits, threads, &arena);
   MemoryPlan plan;
-  plan.weight_bytes = WeightBytes(config, shape, element_bytes);
-  plan.kv_bytes = static_cast<uint64_t>(config.num_hidden_layers * 2 * limits.kv_blocks *
-                                        shape.kv_heads.size() * kBlockTokens * config.head_dim) *
-                  sizeof(float);
+  plan.weight_bytes = slice.weight_bytes;
+  const int64_t layers = config.num_hidden_layers + (shape.has_draft_layer ? 1 : 0);
+  plan.kv_bytes =
+      static_cast<uint64_t>(layers * limits.kv_blocks * kBlockTokens * shape.cache_width) *
+      sizeof(float);
   plan.scratch_bytes = arena.used_bytes();
   return plan;
 }

@@ -9,6 +9,24 @@
 
 namespace lockstep {
 
+// What latent attention needs besides. Letters as in glm4_moe_lite.cc.
+struct LatentScratch {
+  float* query_latents = nullptr;     // [R, Q]
+  float* latents = nullptr;           // [R, L + r]
+  float* plain_queries = nullptr;     // [H, R, n]
+  float* rotated_queries = nullptr;   // [H, R, r]
+  float* absorbed_queries = nullptr;  // [H, R, L]
+  float* attended_latents = nullptr;  // [H, R, L]
+  float* head_values = nullptr;       // [H, R, v]
+  kernels::ExpertGroups heads;        // every head with all rows
+};
+
+// What the draft layer needs besides. Letters as in mtp.cc.
+struct DraftScratch {
+  float* hidden = nullptr;  // [R, D] normed hidden states
+  float* joined = nullptr;  // [R, 2 D]
+};
+
 // Letters as in glm4_moe.cc; S is the longest sequence rounded up to 16.
 struct Scratch {
   float* residual = nullptr;  // [R, D]
@@ -19,8 +37,10 @@ struct Scratch {
   float* cosines = nullptr;   // [R, rotary_dim / 2]
   float* sines = nullptr;
   const int32_t** tables = nullptr;  // [sequences]
-  float* scores = nullptr;           // [threads, heads per KV head, S]
+  float* scores = nullptr;           // [threads, heads together, S]
   int64_t score_stride = 0;          // S
+  LatentScratch latent;              // glm4_moe_lite alone
+  DraftScratch draft;                // with a draft layer alone
   float* gate_up = nullptr;          // [R, 2 F], dense or shared
   float* activated = nullptr;        // [R, F]
   float* shared_out = nullptr;       // [R, D]

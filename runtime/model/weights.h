@@ -1,24 +1,22 @@
-// The packed weights of one rank's slice of a glm4_moe model.
+// The packed weights of one rank's slice.
 #pragma once
 
 #include <memory>
 #include <optional>
 #include <vector>
 
-#include "runtime/kernels/backend.h"
 #include "runtime/model/config.h"
+#include "runtime/model/fused_matrix.h"
 #include "runtime/model/shape.h"
-#include "runtime/weights/slice_loader.h"
+#include "runtime/model/weight_reader.h"
 
 namespace lockstep {
 
-using PackedPtr = std::unique_ptr<kernels::PackedMatrix>;
-
 // down(silu(gate x) * up x), sliced by columns of the inner dimension.
 struct FeedForward {
-  PackedPtr gate_up;  // [2 * columns, hidden]: gate rows, then up rows; for experts a stack of
-                      // n_routed_experts
-  PackedPtr down;     // [hidden, columns]
+  FusedMatrix gate_up;  // [2 * columns, hidden]: gate rows, then up rows; for experts a stack of
+                        // n_routed_experts
+  PackedPtr down;       // [hidden, columns]
 };
 
 struct Mixture {
@@ -28,32 +26,78 @@ struct Mixture {
   std::optional<FeedForward> shared;
 };
 
+// glm4_moe_lite's attention but for o_proj. What all heads share is whole on every rank. Letters as
+// in glm4_moe_lite.cc.
+struct LatentAttention {
+  PackedPtr query_down;            // [Q, hidden], q_a_proj
+  std::vector<float> query_norm;   // [Q]
+  PackedPtr query_up;              // [heads * (n + r), Q], q_b_proj
+  PackedPtr latent_down;           // [L + r, hidden], kv_a_proj_with_mqa
+  std::vector<float> latent_norm;  // [L]
+  PackedPtr key_absorb;            // heads x [L, n], the transposed key rows of kv_b_proj
+  PackedPtr value_up;              // heads x [v, L], its value rows
+};
+
 struct Layer {
   std::vector<float> input_norm;           // [hidden]
   std::vector<float> post_attention_norm;  // [hidden]
-  PackedPtr qkv;                           // [qkv_width, hidden]: query, key, value rows
+  FusedMatrix qkv;                         // [qkv_width, hidden]: query, key, value rows
   std::vector<float> qkv_bias;             // [qkv_width], empty without attention_bias
   std::vector<float> query_norm;           // [head_dim], empty without use_qk_norm
   std::vector<float> key_norm;
-  PackedPtr output;                  // [hidden, attention_width]
-  std::optional<FeedForward> dense;  // exactly one of the two
+  std::optional<LatentAttention> latent;  // in place of the four above
+  PackedPtr output;                       // [hidden, attention_width]
+  std::optional<FeedForward> dense;       // exactly one of the two
   std::optional<Mixture> mixture;
+};
+
+// The multi-token-prediction layer that stands behind the last one. Names in checkpoints: enorm,
+// hnorm, eh_proj, shared_head.norm, embed_tokens, shared_head.head.
+struct DraftLayer {
+  std::vector<float> embedding_norm;  // [hidden]
+  std::vector<float> hidden_norm;     // [hidden]
+  PackedPtr join;                     // [draft rows, 2 * hidden]
+  Layer layer;
+  std::vector<float> final_norm;  // [hidden]
+  PackedPtr embedding;            // nullptr: the main one, as in head
+  PackedPtr head;
 };
 
 struct Weights {
   PackedPtr embedding;  // [vocab slice, hidden]
   std::vector<Layer> layers;
   std::vector<float> final_norm;
-  PackedPtr head;                // [vocab slice, hidden]
+  PackedPtr head;  // [vocab slice, hidden]
+  std::optional<DraftLayer> draft;
   uint64_t bytes = 0;            // in memory
-  uint64_t bytes_per_token = 0;  // read for one decoded token
+  uint64_t bytes_per_token = 0;  // read for one decoded token, without the draft layer
 };
 
-// Reads and packs the slice. Collective over the loader's group.
-StatusOr<Weights> LoadWeights(const ModelConfig& config, const Cuts& cuts, SliceLoader& loader,
-                              const kernels::Backend& backend);
+// Reads and packs the slice (collective over the reader's group), or counts it. With the draft
+// layer, if `cuts` cut it.
+StatusOr<Weights> LoadWeights(const ModelConfig& config, const Cuts& cuts, WeightReader& reader);
 
-// Bytes of tensors that `rank` reads and keeps when weights have `element_bytes`.
-uint64_t WeightBytes(const ModelConfig& config, const LocalShape& shape, uint64_t element_bytes);
+// The pieces, for every architecture that has them. `prefix` ends with a dot
+// ("model.layers.3.mlp.")
+StatusOr<Layer> LoadLayer(WeightReader& reader, const ModelConfig& config, const Cuts& cuts,
+                          int64_t index);
+StatusOr<FeedForward> LoadFeedForward(WeightReader& reader, const std::string& prefix,
+                                      int64_t hidden, int64_t inner,
+                                      const std::vector<Range>& columns);
+StatusOr<Mixture> LoadMixture(WeightReader& reader, const ModelConfig& config, const Cuts& cuts,
+                              const std::string& prefix);
+
+// load_lite.cc: fills latent and output.
+Status LoadLatentAttention(WeightReader& reader, const ModelConfig& config, const Cuts& cuts,
+                           const std::string& prefix, Layer* layer);
+
+// load_mtp.cc. A checkpoint without the layer, or with a part of it, is an error.
+StatusOr<DraftLayer> LoadDraftLayer(WeightReader& reader, const ModelConfig& config,
+                                    const Cuts& cuts);
+
+// Every tensor has its place in the forward pass, but for those of MTP layers and for the
+// frequencies that old checkpoints carry: a bias that config.json does not announce would silently
+// change the text.
+Status CheckUnused(const ModelConfig& config, const std::vector<std::string>& unused);
 
 }  // namespace lockstep

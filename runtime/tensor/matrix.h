@@ -1,24 +1,26 @@
-// A weight matrix, or a stack of equal ones, in host memory as checkpoints have it: row-major
-// [outputs, inputs].
+// A weight matrix, or a stack of equal ones, in host memory in the portable layout
+// (weight_format.h): row-major [outputs, inputs].
 #pragma once
 
 #include <cstdint>
 
-#include "runtime/base/dtype.h"
 #include "runtime/tensor/buffer.h"
+#include "runtime/tensor/weight_format.h"
 
 namespace lockstep {
 
 struct HostMatrix {
-  DType type = DType::kF32;
+  WeightFormat format;
   int64_t count = 1;    // matrices in the stack (experts)
   int64_t outputs = 0;  // rows
   int64_t inputs = 0;   // columns
-  Buffer data;          // [count][outputs][inputs], with 64 spare bytes behind
+  int64_t phase = 0;    // of every row's first block
+  Buffer data;          // [count][outputs] rows of row_bytes(), with 64 spare bytes behind
 
-  static StatusOr<HostMatrix> Allocate(DType type, int64_t count, int64_t outputs, int64_t inputs,
-                                       const char* what);
-  uint64_t row_bytes() const { return static_cast<uint64_t>(inputs) * SizeOf(type); }
+  // Sizes are checked: a matrix that cannot be is an error that says `what`.
+  static StatusOr<HostMatrix> Allocate(const WeightFormat& format, int64_t count, int64_t outputs,
+                                       int64_t inputs, const char* what, int64_t phase = 0);
+  uint64_t row_bytes() const { return LayoutOf(format, inputs, phase).row_bytes; }
   std::byte* row(int64_t index, int64_t output) {
     return data.data() + static_cast<uint64_t>(index * outputs + output) * row_bytes();
   }

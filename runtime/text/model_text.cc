@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <utility>
 
 #include "runtime/base/file.h"
+#include "runtime/base/gguf.h"
 #include "runtime/text/json_value.h"
 
 namespace lockstep {
@@ -50,6 +52,11 @@ Status ReadTokenId(const JsonValue& value, const std::string& path, const char* 
   return OkStatus();
 }
 
+void SortUnique(std::vector<int32_t>* ids) {
+  std::sort(ids->begin(), ids->end());
+  ids->erase(std::unique(ids->begin(), ids->end()), ids->end());
+}
+
 // One id or a list of them.
 Status ReadTokenIds(const JsonValue& config, const std::string& path, const char* key,
                     std::vector<int32_t>* ids) {
@@ -61,8 +68,7 @@ Status ReadTokenIds(const JsonValue& config, const std::string& path, const char
     LOCKSTEP_RETURN_IF_ERROR(ReadTokenId(item, path, key, &id));
     ids->push_back(id);
   }
-  std::sort(ids->begin(), ids->end());
-  ids->erase(std::unique(ids->begin(), ids->end()), ids->end());
+  SortUnique(ids);
   return OkStatus();
 }
 
@@ -96,12 +102,132 @@ Status CheckStopTokens(const Tokenizer& tokenizer, const std::vector<int32_t>& i
   for (int32_t id : ids) {
     if (!tokenizer.HasToken(id)) {
       return ModelError(
-          "%s: eos_token_id %d has no token in tokenizer.json (ids end at %d); these files do not "
+          "%s: eos_token_id %d has no token in the tokenizer (ids end at %d); these files do not "
           "belong together",
           path, id, tokenizer.vocab_size() - 1);
     }
   }
   return OkStatus();
+}
+
+// `text`: the template, or nullptr. `where`: what would hold it.
+ChatFamilyChoice ChooseByTemplate(const std::string* text, const std::string& model,
+                                  const char* where) {
+  ChatFamilyChoice choice;
+  if (text == nullptr) {
+    choice.warning = absl::StrFormat(
+        "%s has no chat template (%s), so only raw completion works: %s", model, where, kRawRemedy);
+    return choice;
+  }
+  const ChatTemplateMatch match = RecognizeChatTemplate(*text);
+  choice.family = match.family;
+  if (!match.family) {
+    choice.warning = absl::StrFormat(
+        "the chat template of %s (XXH3 %s) is not one of GLM-4.6 or GLM-4.7, so only raw "
+        "completion works: %s",
+        model, match.digest, kRawRemedy);
+  } else if (!match.exact) {
+    choice.warning = absl::StrFormat(
+        "the chat template of %s (XXH3 %s) is not a text that lockstep was tested with; it is "
+        "taken for %s by its markers and may differ in detail: compare `lockstep render`, or "
+        "choose with --chat-template",
+        model, match.digest, ChatFamilyName(*match.family));
+  }
+  return choice;
+}
+
+ChatFamilyChoice ChooseFromGguf(const Gguf& gguf) {
+  return ChooseByTemplate(gguf.Text("tokenizer.chat_template"), gguf.files[0]->path(),
+                          "tokenizer.chat_template");
+}
+
+// The tokenizer of a GGUF model: its own, or else tokenizer.json beside it.
+StatusOr<std::unique_ptr<Tokenizer>> TokenizerOfGguf(const Gguf& gguf) {
+  const std::string& path = gguf.files[0]->path();
+  const Status known = Tokenizer::CheckGguf(gguf, path);
+  if (known.ok()) return Tokenizer::FromGguf(gguf, path);
+  const std::filesystem::path beside = std::filesystem::path(path).parent_path() / "tokenizer.json";
+  if (FileExists(beside.string())) return Tokenizer::Load(beside.string());
+  return known;
+}
+
+Status ReadSampling(const Gguf& gguf, const char* name, double lowest, double highest,
+                    std::optional<double>* out) {
+  const std::string key = std::string("general.sampling.") + name;
+  const double* value = gguf.Number(key);
+  if (value == nullptr) return OkStatus();
+  // Float32 in the file: 0.95 and not 0.949999988.
+  const double rounded = std::round(*value * 1e6) / 1e6;
+  if (!std::isfinite(rounded) || rounded < lowest || rounded > highest) {
+    return ModelError("%s: %s is %g, outside %g to %g; convert the checkpoint again",
+                      gguf.files[0]->path(), key, *value, lowest, highest);
+  }
+  *out = rounded;
+  return OkStatus();
+}
+
+StatusOr<GenerationDefaults> GenerationOfGguf(const Gguf& gguf) {
+  const std::string& path = gguf.files[0]->path();
+  GenerationDefaults defaults;
+  LOCKSTEP_RETURN_IF_ERROR(ReadSampling(gguf, "temp", 0, 100, &defaults.temperature));
+  LOCKSTEP_RETURN_IF_ERROR(ReadSampling(gguf, "top_p", 1e-6, 1, &defaults.top_p));
+  LOCKSTEP_RETURN_IF_ERROR(ReadSampling(gguf, "min_p", 0, 1, &defaults.min_p));
+  LOCKSTEP_RETURN_IF_ERROR(
+      ReadSampling(gguf, "penalty_repeat", 0.01, 100, &defaults.repetition_penalty));
+  if (const int64_t* top_k = gguf.Integer("general.sampling.top_k"); top_k != nullptr) {
+    if (*top_k < -1 || *top_k > 1'000'000) {
+      return ModelError("%s: general.sampling.top_k is %d, outside 0 to 1000000", path, *top_k);
+    }
+    defaults.top_k = std::max<int64_t>(*top_k, 0);
+  }
+  const auto read_id = [&](const char* name, std::optional<int32_t>* out) {
+    const std::string key = absl::StrFormat("tokenizer.ggml.%s_token_id", name);
+    const int64_t* id = gguf.Integer(key);
+    if (id == nullptr) return OkStatus();
+    if (*id < 0 || *id > INT32_MAX) return ModelError("%s: %s is %d, no token id", path, key, *id);
+    *out = static_cast<int32_t>(*id);
+    return OkStatus();
+  };
+  for (const char* name : {"eos", "eot", "eom"}) {
+    std::optional<int32_t> id;
+    LOCKSTEP_RETURN_IF_ERROR(read_id(name, &id));
+    if (id) defaults.eos_token_ids.push_back(*id);
+  }
+  SortUnique(&defaults.eos_token_ids);
+  LOCKSTEP_RETURN_IF_ERROR(read_id("padding", &defaults.pad_token_id));
+  return defaults;
+}
+
+// With the stop tokens that `source` names, and those of the chat family.
+Status AddStopTokens(const std::string& source, ModelText* text) {
+  LOCKSTEP_RETURN_IF_ERROR(CheckStopTokens(*text->tokenizer, text->stop_token_ids, source));
+  if (text->chat_family) {
+    for (const char* token : {"<|endoftext|>", "<|user|>", "<|observation|>"}) {
+      const std::optional<int32_t> id = text->tokenizer->IdOf(token);
+      if (id && text->tokenizer->IsAdded(*id)) text->stop_token_ids.push_back(*id);
+    }
+  }
+  SortUnique(&text->stop_token_ids);
+  return OkStatus();
+}
+
+StatusOr<ModelText> TextOfGguf(const std::string& model, const std::string& chat_template) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const Gguf gguf, OpenGgufFiles(model));
+  ModelText text;
+  text.directory = gguf.files[0]->path();
+  LOCKSTEP_ASSIGN_OR_RETURN(text.tokenizer, TokenizerOfGguf(gguf));
+  ChatFamilyChoice choice;
+  if (chat_template == "auto") {
+    choice = ChooseFromGguf(gguf);
+  } else {
+    LOCKSTEP_ASSIGN_OR_RETURN(choice.family, ParseChatFamily(chat_template));
+  }
+  text.chat_family = choice.family;
+  text.chat_warning = std::move(choice.warning);
+  LOCKSTEP_ASSIGN_OR_RETURN(text.generation, GenerationOfGguf(gguf));
+  text.stop_token_ids = text.generation.eos_token_ids;
+  LOCKSTEP_RETURN_IF_ERROR(AddStopTokens(text.directory, &text));
+  return text;
 }
 
 }  // namespace
@@ -111,38 +237,20 @@ StatusOr<ChatFamily> ModelText::RequireChatFamily() const {
   return UsageError("%s", chat_warning);
 }
 
-StatusOr<ChatFamilyChoice> ChooseChatFamily(const std::string& directory,
+StatusOr<ChatFamilyChoice> ChooseChatFamily(const std::string& model,
                                             const std::string& chat_template) {
-  ChatFamilyChoice choice;
   if (chat_template != "auto") {
+    ChatFamilyChoice choice;
     LOCKSTEP_ASSIGN_OR_RETURN(choice.family, ParseChatFamily(chat_template));
     return choice;
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::optional<std::string> text, ReadTemplate(directory));
-  if (!text) {
-    choice.warning = absl::StrFormat(
-        "%s has no chat template (chat_template.jinja, or the key in tokenizer_config.json), so "
-        "only raw completion "
-        "works: %s",
-        directory, kRawRemedy);
-    return choice;
+  if (IsGgufModel(model)) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const Gguf gguf, OpenGgufFiles(model));
+    return ChooseFromGguf(gguf);
   }
-  const ChatTemplateMatch match = RecognizeChatTemplate(*text);
-  choice.family = match.family;
-  if (!match.family) {
-    choice.warning = absl::StrFormat(
-        "the chat template of %s (XXH3 %s) is not one of GLM-4.6 or GLM-4.7, so only raw "
-        "completion works: %s",
-        directory, match.digest, kRawRemedy);
-  } else if (!match.exact) {
-    choice.warning = absl::StrFormat(
-        "the chat template of %s (XXH3 %s) is not a text that lockstep was tested with; it is "
-        "taken for %s by its "
-        "markers and may differ in detail: compare `lockstep render`, or choose with "
-        "--chat-template",
-        directory, match.digest, ChatFamilyName(*match.family));
-  }
-  return choice;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::optional<std::string> text, ReadTemplate(model));
+  return ChooseByTemplate(text ? &*text : nullptr, model,
+                          "chat_template.jinja, or the key in tokenizer_config.json");
 }
 
 StatusOr<GenerationDefaults> LoadGenerationDefaults(const std::string& directory) {
@@ -179,31 +287,29 @@ StatusOr<GenerationDefaults> LoadGenerationDefaults(const std::string& directory
   return defaults;
 }
 
-StatusOr<ModelText> LoadModelText(const std::string& directory, const std::string& chat_template) {
+StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model) {
+  if (!IsGgufModel(model)) return Tokenizer::Load(model + "/tokenizer.json");
+  LOCKSTEP_ASSIGN_OR_RETURN(const Gguf gguf, OpenGgufFiles(model));
+  return TokenizerOfGguf(gguf);
+}
+
+StatusOr<ModelText> LoadModelText(const std::string& model, const std::string& chat_template) {
+  if (IsGgufModel(model)) return TextOfGguf(model, chat_template);
   ModelText text;
-  text.directory = directory;
-  LOCKSTEP_ASSIGN_OR_RETURN(text.tokenizer, Tokenizer::Load(directory + "/tokenizer.json"));
-  LOCKSTEP_ASSIGN_OR_RETURN(ChatFamilyChoice choice, ChooseChatFamily(directory, chat_template));
+  text.directory = model;
+  LOCKSTEP_ASSIGN_OR_RETURN(text.tokenizer, Tokenizer::Load(model + "/tokenizer.json"));
+  LOCKSTEP_ASSIGN_OR_RETURN(ChatFamilyChoice choice, ChooseChatFamily(model, chat_template));
   text.chat_family = choice.family;
   text.chat_warning = std::move(choice.warning);
-  LOCKSTEP_ASSIGN_OR_RETURN(text.generation, LoadGenerationDefaults(directory));
-  std::string source = directory + "/generation_config.json";
+  LOCKSTEP_ASSIGN_OR_RETURN(text.generation, LoadGenerationDefaults(model));
+  std::string source = model + "/generation_config.json";
   text.stop_token_ids = text.generation.eos_token_ids;
   if (text.stop_token_ids.empty()) {
-    source = directory + "/config.json";
+    source = model + "/config.json";
     LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue config, ReadObject(source));
     LOCKSTEP_RETURN_IF_ERROR(ReadTokenIds(config, source, "eos_token_id", &text.stop_token_ids));
   }
-  LOCKSTEP_RETURN_IF_ERROR(CheckStopTokens(*text.tokenizer, text.stop_token_ids, source));
-  if (text.chat_family) {
-    for (const char* token : {"<|endoftext|>", "<|user|>", "<|observation|>"}) {
-      const std::optional<int32_t> id = text.tokenizer->IdOf(token);
-      if (id && text.tokenizer->IsAdded(*id)) text.stop_token_ids.push_back(*id);
-    }
-  }
-  std::sort(text.stop_token_ids.begin(), text.stop_token_ids.end());
-  text.stop_token_ids.erase(std::unique(text.stop_token_ids.begin(), text.stop_token_ids.end()),
-                            text.stop_token_ids.end());
+  LOCKSTEP_RETURN_IF_ERROR(AddStopTokens(source, &text));
   return text;
 }
 

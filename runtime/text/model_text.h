@@ -1,4 +1,7 @@
-// What a model directory says about text: tokenizer, chat template, and defaults for generation.
+// What a model says about text: tokenizer, chat template, and defaults for generation. A model is a
+// directory in Hugging Face layout, or a GGUF model (base/gguf.h: a file, one of its parts, or a
+// directory that holds one), which is self-contained: files beside it are not looked at, except
+// tokenizer.json where the GGUF file holds no tokenizer that is known here.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +16,8 @@
 
 namespace lockstep {
 
-// generation_config.json. Absent keys stay unset; values out of range are ModelErrors.
+// generation_config.json, or general.sampling.* and the end tokens (eos, eot, eom) of a GGUF file.
+// Absent keys stay unset; values out of range are ModelErrors.
 struct GenerationDefaults {
   std::optional<bool> do_sample;  // false: greedy unless the request says otherwise
   std::optional<double> temperature;
@@ -26,7 +30,7 @@ struct GenerationDefaults {
 };
 
 struct ModelText {
-  std::string directory;
+  std::string directory;  // as it was given; of a GGUF model the file
   std::unique_ptr<Tokenizer> tokenizer;
   // Nothing: the checkpoint has no template that is known; only raw completion works (see
   // RequireChatFamily).
@@ -35,9 +39,9 @@ struct ModelText {
   // logged once as a warning. Empty: nothing to say.
   std::string chat_warning;
   GenerationDefaults generation;
-  // Tokens that end a reply: eos_token_id of generation_config.json, else of config.json, and in
-  // any case
-  // <|endoftext|>, <|user|> and <|observation|> where a chat family is known. Sorted, unique.
+  // Tokens that end a reply: eos_token_id of generation_config.json, else of config.json (of a GGUF
+  // file: eos, eot and eom), and in any case <|endoftext|>, <|user|> and <|observation|> where a
+  // chat family is known. Sorted, unique.
   std::vector<int32_t> stop_token_ids;
 
   // The family, or a UsageError saying why there is none and what to do (--raw, --chat-template).
@@ -45,15 +49,19 @@ struct ModelText {
 };
 
 // `chat_template`: "auto", "glm-4.6" or "glm-4.7" (the flag --chat-template).
-StatusOr<ModelText> LoadModelText(const std::string& directory, const std::string& chat_template);
+StatusOr<ModelText> LoadModelText(const std::string& model, const std::string& chat_template);
 
-// Only the family, from chat_template.jinja or the chat_template key of tokenizer_config.json; no
-// tokenizer is read. A ModelError if a file is there but cannot be read.
+// Only the tokenizer.
+StatusOr<std::unique_ptr<Tokenizer>> LoadTokenizer(const std::string& model);
+
+// Only the family, from chat_template.jinja, the chat_template key of tokenizer_config.json, or
+// tokenizer.chat_template of a GGUF file; no tokenizer is read. A ModelError if a file is there but
+// cannot be read.
 struct ChatFamilyChoice {
   std::optional<ChatFamily> family;
   std::string warning;
 };
-StatusOr<ChatFamilyChoice> ChooseChatFamily(const std::string& directory,
+StatusOr<ChatFamilyChoice> ChooseChatFamily(const std::string& model,
                                             const std::string& chat_template);
 // Only generation_config.json (an absent file gives the defaults).
 StatusOr<GenerationDefaults> LoadGenerationDefaults(const std::string& directory);

@@ -1,5 +1,5 @@
-// Byte-level BPE from a Hugging Face tokenizer.json, token for token as Hugging Face tokenizers
-// gives it.
+// Byte-level BPE from a Hugging Face tokenizer.json or from a GGUF file, token for token as Hugging
+// Face tokenizers gives it.
 #pragma once
 
 #include <cstddef>
@@ -15,6 +15,7 @@
 
 namespace lockstep {
 
+struct Gguf;
 struct TokenizerData;
 
 // Immutable after loading; every method may be called from any thread.
@@ -31,6 +32,12 @@ class Tokenizer {
   // The same from text; `name` stands for the file in errors.
   static StatusOr<std::unique_ptr<Tokenizer>> FromJson(std::string_view json,
                                                        std::string_view name);
+  // From the metadata of a GGUF file (tokenizer.ggml.*), for GLM's tokenizer only; `name` stands
+  // for the file in errors. Gives what the checkpoint's tokenizer.json gives. Not followed:
+  // add_bos_token and add_eos_token (the chat template has what GLM's prompts begin with).
+  static StatusOr<std::unique_ptr<Tokenizer>> FromGguf(const Gguf& gguf, std::string_view name);
+  // Whether FromGguf reads tokenizers of that kind: an error says what is there and what to do.
+  static Status CheckGguf(const Gguf& gguf, std::string_view name);
 
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;

@@ -1,38 +1,17 @@
 // Reading tokenizer.json: everything is checked, and what would not be followed exactly is refused.
-#include <array>
 #include <utility>
 
 #include "runtime/base/file.h"
 #include "runtime/text/json_value.h"
 #include "runtime/text/tokenizer_data.h"
-#include "runtime/text/unicode.h"
 
 namespace lockstep {
 namespace {
 
-// Far above any vocabulary that exists; keeps a wrong id from asking for memory.
-constexpr int64_t kMaxTokens = 2'000'000;
-constexpr size_t kMaxMerges = 16'000'000;
-constexpr size_t kMaxAddedTokenBytes = 1024;
 constexpr const char* kGpt2Split =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 constexpr const char* kRemedy =
     "use the tokenizer.json that belongs to the checkpoint, or download it again";
-
-// GPT-2's table: printable Latin-1 bytes spell themselves, the others the characters from U+0100
-// on.
-struct ByteAlphabet {
-  std::array<int, 512> byte_of;
-  ByteAlphabet() {
-    byte_of.fill(-1);
-    int next = 256;
-    for (int byte = 0; byte < 256; ++byte) {
-      const bool itself =
-          (byte >= 0x21 && byte <= 0x7E) || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
-      byte_of[itself ? byte : next++] = byte;
-    }
-  }
-};
 
 class Loader {
  public:
@@ -78,7 +57,6 @@ class Loader {
   Status LoadAddedToken(const JsonValue& added, const std::string& key);
   Status LoadPreTokenizer(const JsonValue* value, const std::string& key, bool* byte_level);
   Status LoadSplit(const JsonValue& split, const std::string& key);
-  Status CheckBytes() const;
 
   std::string name_;
   std::unique_ptr<TokenizerData> data_ = std::make_unique<TokenizerData>();
@@ -126,28 +104,8 @@ Status Loader::CheckModel(const JsonValue& model) const {
 }
 
 Status Loader::AddToken(int64_t id, const std::string& text, const std::string& key) {
-  if (id < 0) return Bad(key, "the id %d is negative", id);
-  if (id >= kMaxTokens) return Bad(key, "the id %d is absurd (the limit is %d)", id, kMaxTokens);
-  if (static_cast<size_t>(id) >= data_->tokens.size())
-    data_->tokens.resize(static_cast<size_t>(id) + 1);
-  TokenizerData::Token& token = data_->tokens[static_cast<size_t>(id)];
-  if (token.present) return Bad(key, "the id %d is also that of \"%s\"", id, token.text);
-  if (!data_->ids.emplace(text, static_cast<int32_t>(id)).second)
-    return Bad(key, "the token stands twice");
-  token.present = true;
-  token.text = text;
-  for (size_t at = 0; at < text.size();) {
-    const Utf8Char next = DecodeUtf8(text, at);
-    const int byte = ByteOfSpelling(next.code);
-    if (byte < 0) {
-      token.bytes = text;  // a spelling outside the alphabet stands for itself
-      return OkStatus();
-    }
-    token.bytes.push_back(static_cast<char>(byte));
-    at += next.length;
-  }
-  data_->encoder.AddToken(token.bytes, static_cast<int32_t>(id));
-  return OkStatus();
+  const std::string wrong = data_->AddToken(id, text);
+  return wrong.empty() ? OkStatus() : Bad(key, "%s", wrong);
 }
 
 Status Loader::LoadVocabulary(const JsonValue& model) {
@@ -198,14 +156,9 @@ Status Loader::LoadMerges(const JsonValue& model) {
   for (size_t rank = 0; rank < list.size(); ++rank) {
     const std::string key = absl::StrFormat("model.merges[%d]", rank);
     LOCKSTEP_ASSIGN_OR_RETURN(const auto pair, ReadMerge(list[rank], key));
-    std::array<int32_t, 3> ids{};
-    const std::array<std::string, 3> names = {pair.first, pair.second, pair.first + pair.second};
-    for (size_t i = 0; i < 3; ++i) {
-      const auto found = data_->ids.find(names[i]);
-      if (found == data_->ids.end()) return Bad(key, "\"%s\" is not in model.vocab", names[i]);
-      ids[i] = found->second;
-    }
-    data_->encoder.AddMerge(ids[0], ids[1], {static_cast<int32_t>(rank), ids[2]});
+    const std::string wrong =
+        data_->AddMerge(static_cast<int64_t>(rank), {pair.first, pair.second});
+    if (!wrong.empty()) return Bad(key, "%s", wrong);
   }
   return OkStatus();
 }
@@ -245,13 +198,8 @@ Status Loader::LoadAddedToken(const JsonValue& added, const std::string& key) {
   } else if (known->second != id) {
     return Bad(key, "\"%s\" has the id %d here and %d elsewhere", text, id, known->second);
   }
-  TokenizerData::Token& token = data_->tokens[static_cast<size_t>(id)];
-  if (token.added) return Bad(key, "\"%s\" is added twice", text);
-  token.added = true;
-  token.special = special;
-  (normalized ? data_->normalized_added : data_->verbatim_added)
-      .Add(text, static_cast<int32_t>(id));
-  return OkStatus();
+  const std::string wrong = data_->MarkAdded(id, special, normalized);
+  return wrong.empty() ? OkStatus() : Bad(key, "%s", wrong);
 }
 
 Status Loader::LoadPreTokenizer(const JsonValue* value, const std::string& key, bool* byte_level) {
@@ -301,18 +249,6 @@ Status Loader::LoadSplit(const JsonValue& split, const std::string& key) {
   return Bad(key + ".pattern", "must be {\"Regex\": ...} or {\"String\": ...}");
 }
 
-// Every byte that valid UTF-8 can hold needs a token, or text would be lost.
-Status Loader::CheckBytes() const {
-  for (int byte = 0; byte < 256; ++byte) {
-    const bool in_utf8 = byte < 0xF5 && byte != 0xC0 && byte != 0xC1;
-    if (in_utf8 && data_->encoder.byte_id(static_cast<unsigned char>(byte)) < 0) {
-      return Bad("model.vocab", "the byte 0x%02x has no token, so text with it would be lost",
-                 byte);
-    }
-  }
-  return OkStatus();
-}
-
 StatusOr<std::unique_ptr<TokenizerData>> Loader::Load(const JsonValue& root) {
   if (!root.is_object()) return Bad("the top level", "must be an object, not %s", root.KindName());
   const JsonValue* model = root.Find("model");
@@ -330,17 +266,13 @@ StatusOr<std::unique_ptr<TokenizerData>> Loader::Load(const JsonValue& root) {
   LOCKSTEP_RETURN_IF_ERROR(LoadMerges(*model));
   LOCKSTEP_ASSIGN_OR_RETURN(const bool ignore_merges, Flag(*model, "ignore_merges", "model"));
   data_->encoder.set_ignore_merges(ignore_merges);
-  LOCKSTEP_RETURN_IF_ERROR(CheckBytes());
+  if (const std::string wrong = data_->CheckBytes(); !wrong.empty())
+    return Bad("model.vocab", "%s", wrong);
   LOCKSTEP_RETURN_IF_ERROR(LoadAddedTokens(root.Find("added_tokens")));
   return std::move(data_);
 }
 
 }  // namespace
-
-int ByteOfSpelling(char32_t code) {
-  static const ByteAlphabet alphabet;
-  return code < alphabet.byte_of.size() ? alphabet.byte_of[code] : -1;
-}
 
 StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view json,
                                                          std::string_view name) {

@@ -1,10 +1,11 @@
 #include "runtime/weights/partition.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace lockstep {
 
-std::vector<Range> CutByShares(int64_t total, const std::vector<double>& shares) {
+std::vector<Range> CutByShares(int64_t total, const std::vector<double>& shares, int64_t unit) {
   double sum = 0;
   for (const double share : shares) sum += share;
   std::vector<Range> ranges(shares.size());
@@ -13,7 +14,9 @@ std::vector<Range> CutByShares(int64_t total, const std::vector<double>& shares)
   for (size_t rank = 0; rank < shares.size(); ++rank) {
     before += shares[rank];
     const bool last = rank + 1 == shares.size();
-    const int64_t end = last ? total : std::llround(static_cast<double>(total) * (before / sum));
+    const double units = static_cast<double>(total) / static_cast<double>(unit);
+    const int64_t end =
+        last ? total : std::min<int64_t>(total, unit * std::llround(units * (before / sum)));
     ranges[rank] = Range{begin, end};
     begin = end;
   }

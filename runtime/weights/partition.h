@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "runtime/base/status.h"
@@ -18,10 +19,28 @@ struct Range {
   bool operator==(const Range&) const = default;
 };
 
+// What a rank holds of a tensor: rows of a matrix, columns of all its rows, or elements of a
+// vector.
+enum class SliceKind : uint8_t { kRows, kColumns, kElements };
+
+struct TensorSlice {
+  SliceKind kind = SliceKind::kRows;
+  Range range;
+  // Nothing is nothing, wherever it begins.
+  bool operator==(const TensorSlice& other) const {
+    return kind == other.kind && (range == other.range || (range.empty() && other.range.empty()));
+  }
+};
+
+struct SliceRequest {
+  std::string name;  // of the tensor
+  TensorSlice slice;
+};
+
 // Cuts [0, total) into one contiguous range per share, proportional to the shares, each boundary
-// rounded to the nearest whole item. Ranges may be empty. Shares are >= 0 and not all zero (checked
-// by ValidateShares).
-std::vector<Range> CutByShares(int64_t total, const std::vector<double>& shares);
+// rounded to the nearest multiple of `unit` (the last is the total). Ranges may be empty. Shares
+// are >= 0 and not all zero (checked by ValidateShares).
+std::vector<Range> CutByShares(int64_t total, const std::vector<double>& shares, int64_t unit = 1);
 
 // `ranks` equal shares if `shares` is empty; otherwise exactly one finite, non-negative share per
 // rank.

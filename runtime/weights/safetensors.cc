@@ -5,7 +5,7 @@
 #include <filesystem>
 
 #include "nlohmann/json.hpp"
-#include "runtime/base/digest.h"
+#include "runtime/base/file.h"
 
 namespace lockstep {
 namespace {
@@ -13,16 +13,14 @@ namespace {
 using nlohmann::json;
 
 constexpr uint64_t kMaxHeaderBytes = uint64_t{100} << 20;  // the format's own limit
-// Read from the middle of every tensor for the digest: less than one page each.
-constexpr uint64_t kSampleBytes = 1024;
 constexpr char kRefetch[] = "the file is damaged, fetch it again";
 
 // Bytes of one element, 0 for a type that we do not know.
 uint64_t ElementBytes(const std::string& type) {
   static const std::map<std::string, uint64_t> sizes = {
-      {"F64", 8}, {"I64", 8}, {"U64", 8},  {"F32", 4},     {"I32", 4},
-      {"U32", 4}, {"F16", 2}, {"BF16", 2}, {"I16", 2},     {"U16", 2},
-      {"I8", 1},  {"U8", 1},  {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}};
+      {"F64", 8},  {"I64", 8},     {"U64", 8},     {"F32", 4},    {"I32", 4}, {"U32", 4},
+      {"F16", 2},  {"BF16", 2},    {"I16", 2},     {"U16", 2},    {"I8", 1},  {"U8", 1},
+      {"BOOL", 1}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1}};
   const auto found = sizes.find(type);
   return found == sizes.end() ? 0 : found->second;
 }
@@ -33,14 +31,14 @@ StatusOr<uint64_t> AsOffset(const json& value, const std::string& where) {
   return value.get<uint64_t>();
 }
 
-StatusOr<TensorInfo> ParseTensor(const json& entry, uint64_t data_begin, uint64_t file_bytes,
-                                 const std::string& where) {
+StatusOr<StoredArray> ParseTensor(const json& entry, uint64_t data_begin, uint64_t file_bytes,
+                                  const std::string& where) {
   if (!entry.is_object() || !entry.contains("dtype") || !entry["dtype"].is_string() ||
       !entry.contains("shape") || !entry["shape"].is_array() || !entry.contains("data_offsets") ||
       !entry["data_offsets"].is_array() || entry["data_offsets"].size() != 2) {
     return ModelError("%s: needs dtype, shape and two data_offsets; %s", where, kRefetch);
   }
-  TensorInfo info;
+  StoredArray info;
   info.type = entry["dtype"].get<std::string>();
   uint64_t expected = ElementBytes(info.type);
   const bool known_type = expected != 0;
@@ -68,13 +66,13 @@ StatusOr<TensorInfo> ParseTensor(const json& entry, uint64_t data_begin, uint64_
   info.bytes = end - begin;
   if (known_type && info.bytes != expected) {
     return ModelError("%s: %s %s needs %d bytes but data_offsets give %d; %s", where, info.type,
-                      info.ShapeText(), expected, info.bytes, kRefetch);
+                      ShapeText(info.shape), expected, info.bytes, kRefetch);
   }
   return info;
 }
 
 Status CheckOverlaps(const SafetensorsHeader& header, const std::string& name) {
-  std::vector<std::pair<const TensorInfo*, const std::string*>> order;
+  std::vector<std::pair<const StoredArray*, const std::string*>> order;
   for (const auto& [tensor, info] : header.tensors) {
     if (info.bytes > 0) order.emplace_back(&info, &tensor);
   }
@@ -114,12 +112,6 @@ StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& direct
 
 }  // namespace
 
-std::string TensorInfo::ShapeText() const {
-  std::string text = "[";
-  for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + std::to_string(size);
-  return text + "]";
-}
-
 StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view text, uint64_t file_bytes,
                                                    const std::string& name) {
   SafetensorsHeader header;
@@ -150,48 +142,72 @@ StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view text, uint64
   return header;
 }
 
-StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& directory) {
-  if (!IsDirectory(directory)) {
-    return ModelError(
-        "--model %s: no such directory; give a checkpoint directory in Hugging Face layout",
-        directory);
-  }
-  auto checkpoint = std::make_unique<Checkpoint>();
-  checkpoint->directory_ = directory;
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto index, ReadIndex(directory));
+namespace {
+
+constexpr uint64_t kMaxConfigBytes = uint64_t{16} << 20;
+
+// All *.safetensors files of a directory: those that model.safetensors.index.json names (each must
+// be there) and any beside them (GLM-4.6 and 4.7 keep layer 92 in mtp.safetensors, in some copies
+// outside the index).
+class SafetensorsCheckpoint final : public Checkpoint {
+ public:
+  Status Open(const std::string& directory);
+
+ private:
+  Status AddFile(const std::string& path, const std::map<std::string, std::string>& index);
+  std::map<std::string, StoredArray> arrays_;
+};
+
+// The names of the files, each once.
+StatusOr<std::vector<std::string>> ListFiles(const std::string& directory,
+                                             const std::map<std::string, std::string>& index) {
   std::vector<std::string> files;
   for (const auto& [tensor, file] : index) files.push_back(file);
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
-    if (entry.path().extension() == ".safetensors")
-      files.push_back(entry.path().filename().string());
+  std::filesystem::directory_iterator entry(directory, error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    if (entry->path().extension() == ".safetensors")
+      files.push_back(entry->path().filename().string());
   }
   if (error)
     return ModelError("--model %s: cannot list the directory: %s", directory, error.message());
   std::sort(files.begin(), files.end());
   files.erase(std::unique(files.begin(), files.end()), files.end());
-  if (files.empty()) return ModelError("--model %s: holds no *.safetensors file", directory);
+  if (files.empty())
+    return ModelError("--model %s: holds no *.safetensors file and no .gguf file", directory);
+  return files;
+}
+
+Status SafetensorsCheckpoint::Open(const std::string& directory) {
+  path_ = directory;
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto index, ReadIndex(directory));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> files, ListFiles(directory, index));
   for (const std::string& file : files) {
     if (!FileExists(directory + "/" + file)) {
       return ModelError("%s/%s: missing, but model.safetensors.index.json names it; fetch it",
                         directory, file);
     }
-    LOCKSTEP_RETURN_IF_ERROR(checkpoint->AddFile(directory + "/" + file, index));
+    LOCKSTEP_RETURN_IF_ERROR(AddFile(directory + "/" + file, index));
   }
   for (const auto& [tensor, file] : index) {
-    if (checkpoint->Find(tensor) == nullptr) {
+    if (!arrays_.contains(tensor)) {
       return ModelError(
           "%s/%s: tensor %s is missing, but model.safetensors.index.json says it is there; fetch "
-          "the "
-          "file again",
+          "the file again",
           directory, file, tensor);
     }
   }
-  return checkpoint;
+  const std::string config = directory + "/config.json";
+  if (FileExists(config)) {
+    LOCKSTEP_ASSIGN_OR_RETURN(config_, ReadTextFile(config, kMaxConfigBytes, ErrorKind::kModel));
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(tensors_, TensorsOfArrays(arrays_, config_, directory));
+  arrays_.clear();
+  return OkStatus();
 }
 
-Status Checkpoint::AddFile(const std::string& path,
-                           const std::map<std::string, std::string>& index) {
+Status SafetensorsCheckpoint::AddFile(const std::string& path,
+                                      const std::map<std::string, std::string>& index) {
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<RandomAccessFile> opened,
                             RandomAccessFile::Open(path, ErrorKind::kModel));
   const RandomAccessFile& file = *opened;
@@ -209,39 +225,27 @@ Status Checkpoint::AddFile(const std::string& path,
   LOCKSTEP_ASSIGN_OR_RETURN(SafetensorsHeader header,
                             ParseSafetensorsHeader(text, file.size_bytes(), path));
   const std::string base = std::filesystem::path(path).filename().string();
-  for (auto& [tensor, info] : header.tensors) {
+  for (auto& [tensor, array] : header.tensors) {
     const auto listed = index.find(tensor);
     if (listed != index.end() && listed->second != base)
       continue;  // the index prefers another file
-    info.file = &file;
-    if (!tensors_.emplace(tensor, info).second) {
+    array.file = &file;
+    if (!arrays_.emplace(tensor, array).second) {
       return ModelError(
           "%s: tensor %s is also in %s; remove the file that does not belong to this checkpoint",
-          path, tensor, tensors_[tensor].file->path());
+          path, tensor, arrays_[tensor].file->path());
     }
   }
   files_.push_back(std::move(opened));
   return OkStatus();
 }
 
-const TensorInfo* Checkpoint::Find(const std::string& name) const {
-  const auto found = tensors_.find(name);
-  return found == tensors_.end() ? nullptr : &found->second;
-}
+}  // namespace
 
-StatusOr<uint64_t> Checkpoint::Digest() const {
-  uint64_t digest = 0;
-  std::vector<std::byte> sample;
-  for (const auto& [name, info] : tensors_) {
-    const std::string line =
-        name + info.type + info.ShapeText() + std::to_string(info.file->size_bytes());
-    digest = DigestOf(line.data(), line.size(), digest);
-    sample.resize(std::min(info.bytes, kSampleBytes));
-    const uint64_t middle = info.offset + (info.bytes - sample.size()) / 2;
-    LOCKSTEP_RETURN_IF_ERROR(info.file->Read(middle, sample));
-    digest = DigestOf(sample.data(), sample.size(), digest);
-  }
-  return digest;
+StatusOr<std::unique_ptr<Checkpoint>> OpenSafetensors(const std::string& directory) {
+  auto checkpoint = std::make_unique<SafetensorsCheckpoint>();
+  LOCKSTEP_RETURN_IF_ERROR(checkpoint->Open(directory));
+  return checkpoint;
 }
 
 }  // namespace lockstep

@@ -1,33 +1,22 @@
-// Checkpoints in safetensors files: where every tensor lies, checked before anything is believed.
+// Checkpoints in safetensors files: where every array lies, checked before anything is believed,
+// and which arrays together are one quantized tensor.
 // Format: https://github.com/huggingface/safetensors (8-byte header length, JSON header, data).
 #pragma once
 
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <string>
 #include <string_view>
-#include <vector>
 
-#include "runtime/base/file.h"
 #include "runtime/base/status.h"
+#include "runtime/weights/checkpoint.h"
 
 namespace lockstep {
 
-struct TensorInfo {
-  std::string type;  // "BF16", "F32", ... as the file says
-  std::vector<int64_t> shape;
-  const RandomAccessFile* file = nullptr;
-  uint64_t offset = 0;  // of the first byte, in the file
-  uint64_t bytes = 0;
-
-  std::string ShapeText() const;  // "[64, 128]"
-};
-
-// One parsed header: names to places relative to the start of the data.
+// One parsed header: names to places in the file.
 struct SafetensorsHeader {
   uint64_t data_begin = 0;
-  std::map<std::string, TensorInfo> tensors;  // offset is absolute in the file
+  std::map<std::string, StoredArray> tensors;  // offset is absolute in the file; file is nullptr
 };
 
 // Parses the header JSON of a file of `file_bytes`. Refuses overlapping tensors, offsets outside
@@ -36,26 +25,21 @@ struct SafetensorsHeader {
 StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json, uint64_t file_bytes,
                                                    const std::string& name);
 
-// All *.safetensors files of a directory: those that model.safetensors.index.json names (each must
-// be there) and any beside them (GLM-4.6 and 4.7 keep layer 92 in mtp.safetensors, in some copies
-// outside the index).
-class Checkpoint {
- public:
-  static StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& directory);
-
-  const std::string& directory() const { return directory_; }
-  const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
-  // nullptr if there is none.
-  const TensorInfo* Find(const std::string& name) const;
-  // Over names, shapes, types, file sizes and a sample of every tensor's values, so that a
-  // fine-tuned copy differs from its base. Reads one page a tensor.
-  StatusOr<uint64_t> Digest() const;
-
- private:
-  Status AddFile(const std::string& path, const std::map<std::string, std::string>& index);
-  std::string directory_;
-  std::vector<std::unique_ptr<RandomAccessFile>> files_;
-  std::map<std::string, TensorInfo> tensors_;
-};
+// The tensors that the arrays of all files make up, by their names in Hugging Face's checkpoints:
+// plain ones, and quantized ones with their scales, recognised by their arrays:
+//
+//     FP8     weight F8_E4M3, weight_scale per row (compressed-tensors) or for the whole, or
+//             weight_scale_inv per 128 x 128 tile
+//     NVFP4   weight U8, weight_scale, weight_scale_2 (ModelOpt); or weight_packed U8,
+//             weight_scale, weight_global_scale (compressed-tensors)
+//     MLX     weight U32, scales, biases; bits and group from `config`'s "quantization"; stacks
+//             of experts (switch_mlp) are taken apart
+//
+// Scales of activations and of the KV cache (input_scale, k_scale, ...) are left out: lockstep
+// rounds neither by the checkpoint's scales. `config` is config.json's text ("" if there is none),
+// `directory` its place, for errors.
+StatusOr<std::map<std::string, TensorInfo>> TensorsOfArrays(
+    const std::map<std::string, StoredArray>& arrays, const std::string& config,
+    const std::string& directory);
 
 }  // namespace lockstep

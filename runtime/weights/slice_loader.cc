@@ -1,81 +1,83 @@
 #include "runtime/weights/slice_loader.h"
 
-#include <cstring>
+#include <algorithm>
+#include <optional>
+
+#include "runtime/base/check.h"
 
 namespace lockstep {
 namespace {
 
-StatusOr<DType> TypeOf(const TensorInfo& info, const std::string& name) {
+// Rows whose format changes pass through memory of about this size.
+constexpr uint64_t kChunkBytes = uint64_t{4} << 20;
+
+Status CheckReadable(const TensorInfo& info, const std::string& name) {
+  if (info.storage != Storage::kPlain) return OkStatus();
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
-    if (info.type == NameOf(type)) return type;
+    if (info.data.type == NameOf(type)) return OkStatus();
   }
-  return ModelError("%s: tensor %s is %s; this build reads BF16, F16 and F32", info.file->path(),
-                    name, info.type);
-}
-
-// Any element whose exponent bits are all ones is infinite or not a number.
-template <typename Bits>
-bool AllFinite(const std::byte* data, int64_t count, Bits exponent) {
-  Bits bad = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    Bits bits;
-    std::memcpy(&bits, data + i * sizeof(Bits), sizeof(Bits));
-    bad |= (bits & exponent) == exponent;
-  }
-  return bad == 0;
-}
-
-bool AllFinite(DType type, const std::byte* data, int64_t count) {
-  switch (type) {
-    case DType::kF32:
-      return AllFinite<uint32_t>(data, count, 0x7f800000u);
-    case DType::kF16:
-      return AllFinite<uint16_t>(data, count, 0x7c00u);
-    case DType::kBF16:
-      return AllFinite<uint16_t>(data, count, 0x7f80u);
-  }
-  return false;
-}
-
-void WidenTo(float* to, DType type, const std::byte* from, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (type == DType::kF32) {
-      std::memcpy(&to[i], from + i * 4, 4);
-      continue;
-    }
-    uint16_t bits;
-    std::memcpy(&bits, from + i * 2, 2);
-    to[i] = type == DType::kBF16 ? Bf16ToFloat(bits) : HalfToFloat(bits);
-  }
+  return ModelError(
+      "%s: tensor %s is %s with no scales that go with it; this build reads BF16, F16 and F32, and "
+      "FP8, NVFP4, MLX and GGUF formats",
+      info.data.file->path(), name, info.data.type);
 }
 
 }  // namespace
+
+StatusOr<const TensorInfo*> FindShaped(const Checkpoint& checkpoint, const std::string& name,
+                                       const std::vector<int64_t>& shape) {
+  const TensorInfo* info = checkpoint.Find(name);
+  if (info == nullptr) {
+    return ModelError(
+        "%s: tensor %s is missing; the checkpoint is incomplete or not of this architecture",
+        checkpoint.path(), name);
+  }
+  if (info->shape != shape) {
+    return ModelError("%s: tensor %s has shape %s, but config.json means %s",
+                      info->data.file->path(), name, info->ShapeText(), ShapeText(shape));
+  }
+  LOCKSTEP_RETURN_IF_ERROR(CheckReadable(*info, name));
+  return info;
+}
+
+StatusOr<WeightFormat> CommonFormat(const Checkpoint& checkpoint,
+                                    const std::vector<std::string>& names) {
+  std::optional<WeightFormat> common;
+  for (const std::string& name : names) {
+    const TensorInfo* info = checkpoint.Find(name);
+    if (info == nullptr) {
+      return ModelError(
+          "%s: tensor %s is missing; the checkpoint is incomplete or not of this architecture",
+          checkpoint.path(), name);
+    }
+    LOCKSTEP_RETURN_IF_ERROR(CheckReadable(*info, name));
+    if (common.has_value() && *common != info->format) return WeightFormat(DType::kF32);
+    common = info->format;
+  }
+  return common.value_or(WeightFormat(DType::kF32));
+}
+
+bool CutsFit(const WeightFormat& format, int64_t width, const std::vector<Range>& columns) {
+  const int64_t unit = format.cut_weights();
+  return std::all_of(columns.begin(), columns.end(), [&](const Range& range) {
+    return range.empty() ||
+           (range.begin % unit == 0 && (range.end % unit == 0 || range.end == width));
+  });
+}
 
 SliceLoader::SliceLoader(const Checkpoint& checkpoint, Group& group, std::vector<double> shares,
                          std::function<void(uint64_t)> progress)
     : checkpoint_(checkpoint),
       group_(group),
       shares_(std::move(shares)),
-      progress_(std::move(progress)) {
+      reader_(std::move(progress)) {
   sends_.resize(static_cast<size_t>(group.size()));
 }
 
-StatusOr<const TensorInfo*> SliceLoader::FindShaped(const std::string& name,
-                                                    const std::vector<int64_t>& shape) const {
-  const TensorInfo* info = checkpoint_.Find(name);
-  if (info == nullptr) {
-    return ModelError(
-        "%s: tensor %s is missing; the checkpoint is incomplete or not of this architecture",
-        checkpoint_.directory(), name);
-  }
+StatusOr<const TensorInfo*> SliceLoader::FindAndMark(const std::string& name,
+                                                     const std::vector<int64_t>& shape) {
   used_.insert(name);
-  if (info->shape != shape) {
-    TensorInfo expected;
-    expected.shape = shape;
-    return ModelError("%s: tensor %s has shape %s, but config.json means %s", info->file->path(),
-                      name, info->ShapeText(), expected.ShapeText());
-  }
-  return info;
+  return FindShaped(checkpoint_, name, shape);
 }
 
 std::vector<std::string> SliceLoader::Unused() const {
@@ -86,82 +88,97 @@ std::vector<std::string> SliceLoader::Unused() const {
   return unused;
 }
 
-StatusOr<DType> SliceLoader::CommonType(const std::vector<std::string>& names) const {
-  std::optional<DType> common;
-  for (const std::string& name : names) {
-    const TensorInfo* info = checkpoint_.Find(name);
-    if (info == nullptr) {
-      return ModelError(
-          "%s: tensor %s is missing; the checkpoint is incomplete or not of this architecture",
-          checkpoint_.directory(), name);
+Status SliceLoader::ReadAs(const WeightFormat& format, const TensorInfo& info,
+                           const std::string& name, Range rows, std::byte* to) {
+  if (format == info.format) return reader_.Read(info, name, rows, to);
+  LOCKSTEP_CHECK(format == WeightFormat(DType::kF32));
+  const int64_t width = info.shape[1];
+  const uint64_t row_bytes = LayoutOf(info.format, width, 0).row_bytes;
+  const auto step = static_cast<int64_t>(std::max<uint64_t>(1, kChunkBytes / (row_bytes + 1)));
+  auto* values = reinterpret_cast<float*>(to);
+  for (int64_t begin = rows.begin; begin < rows.end; begin += step) {
+    const Range chunk{begin, std::min(rows.end, begin + step)};
+    own_format_.resize(static_cast<uint64_t>(chunk.size()) * row_bytes);
+    LOCKSTEP_RETURN_IF_ERROR(reader_.Read(info, name, chunk, own_format_.data()));
+    for (int64_t row = 0; row < chunk.size(); ++row, values += width) {
+      DecodeRow(info.format, own_format_.data() + static_cast<uint64_t>(row) * row_bytes, width, 0,
+                0, width, values);
     }
-    LOCKSTEP_ASSIGN_OR_RETURN(const DType type, TypeOf(*info, name));
-    if (common.has_value() && *common != type) return DType::kF32;
-    common = type;
   }
-  return common.value_or(DType::kF32);
+  return OkStatus();
 }
 
-Status SliceLoader::ReadElements(const TensorInfo& info, const std::string& name, int64_t begin,
-                                 int64_t count, DType type, std::byte* to) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const DType stored, TypeOf(info, name));
-  if (stored != type && type != DType::kF32) {
-    return InternalError("tensor %s: asked for %s as %s", name, info.type,
-                         std::string(NameOf(type)));
-  }
-  const auto bytes = static_cast<uint64_t>(count) * SizeOf(stored);
-  std::byte* target = to;
-  if (stored != type) {
-    raw_.resize(bytes);
-    target = raw_.data();
-  }
-  LOCKSTEP_RETURN_IF_ERROR(info.file->Read(
-      info.offset + static_cast<uint64_t>(begin) * SizeOf(stored), std::span(target, bytes)));
-  if (!AllFinite(stored, target, count)) {
+Status SliceLoader::ReadStoredSlice(const WeightFormat& format, const TensorInfo& info,
+                                    const std::string& name, const TensorSlice& needed,
+                                    std::byte* to) {
+  const TensorSlice& stored = info.slice->what;
+  if (!(stored == needed)) {
     return ModelError(
-        "%s: tensor %s holds values that are not finite (NaN or infinity); the checkpoint is "
-        "broken",
-        info.file->path(), name);
+        "%s: holds [%d, %d) of tensor %s, but this rank needs [%d, %d); run lockstep shard again "
+        "with this build",
+        info.data.file->path(), stored.range.begin, stored.range.end, name, needed.range.begin,
+        needed.range.end);
   }
-  if (stored != type) WidenTo(reinterpret_cast<float*>(to), stored, target, count);
-  bytes_read_ += bytes;
-  if (progress_) progress_(bytes_read_);
+  if (needed.range.empty()) return OkStatus();
+  if (format == info.format) return reader_.ReadSlice(info, name, to);
+  LOCKSTEP_CHECK(format == WeightFormat(DType::kF32));
+  own_format_.resize(info.data.bytes);
+  LOCKSTEP_RETURN_IF_ERROR(reader_.ReadSlice(info, name, own_format_.data()));
+  const bool columns = needed.kind == SliceKind::kColumns;
+  const int64_t rows =
+      columns ? info.shape[0] : (needed.kind == SliceKind::kRows ? needed.range.size() : 1);
+  const int64_t width = needed.kind == SliceKind::kRows ? info.shape[1] : needed.range.size();
+  const int64_t phase = columns ? PhaseAt(info.format, 0, needed.range.begin) : 0;
+  const uint64_t row_bytes = LayoutOf(info.format, width, phase).row_bytes;
+  auto* values = reinterpret_cast<float*>(to);
+  for (int64_t row = 0; row < rows; ++row, values += width) {
+    DecodeRow(info.format, own_format_.data() + static_cast<uint64_t>(row) * row_bytes, width,
+              phase, 0, width, values);
+  }
   return OkStatus();
 }
 
 Status SliceLoader::ReadRows(const std::string& name, int64_t height, Range rows, HostMatrix* to,
                              int64_t index, int64_t at) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindShaped(name, {height, to->inputs}));
-  if (rows.empty()) return OkStatus();
-  return ReadElements(*info, name, rows.begin * to->inputs, rows.size() * to->inputs, to->type,
-                      to->row(index, at));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindAndMark(name, {height, to->inputs}));
+  if (info->slice.has_value()) {
+    return ReadStoredSlice(to->format, *info, name, {SliceKind::kRows, rows}, to->row(index, at));
+  }
+  if (rows.empty() || to->inputs == 0) return OkStatus();
+  LOCKSTEP_CHECK(to->phase == 0);
+  return ReadAs(to->format, *info, name, rows, to->row(index, at));
 }
 
 Status SliceLoader::ReadColumns(const std::string& name, int64_t width,
                                 const std::vector<Range>& columns, HostMatrix* to, int64_t index) {
   const int64_t height = to->outputs;
-  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindShaped(name, {height, width}));
-  const size_t element = SizeOf(to->type);
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindAndMark(name, {height, width}));
+  LOCKSTEP_CHECK(CutsFit(to->format, width, columns));
+  if (info->slice.has_value()) {
+    const Range cut = columns[static_cast<size_t>(rank())];
+    return ReadStoredSlice(to->format, *info, name, {SliceKind::kColumns, cut}, to->row(index, 0));
+  }
   const std::vector<Range> rows = CutByShares(height, shares_);
   const Range mine = rows[static_cast<size_t>(rank())];
-  rows_.resize(static_cast<size_t>(mine.size() * width) * element);
-  if (!mine.empty()) {
-    LOCKSTEP_RETURN_IF_ERROR(
-        ReadElements(*info, name, mine.begin * width, mine.size() * width, to->type, rows_.data()));
-  }
+  const uint64_t row_bytes = LayoutOf(to->format, width, 0).row_bytes;
+  rows_.resize(static_cast<uint64_t>(mine.size()) * row_bytes);
+  if (!mine.empty()) LOCKSTEP_RETURN_IF_ERROR(ReadAs(to->format, *info, name, mine, rows_.data()));
   std::vector<std::span<const std::byte>> sends;
   std::vector<std::span<std::byte>> receives;
   for (size_t peer = 0; peer < columns.size(); ++peer) {
-    const size_t segment = static_cast<size_t>(columns[peer].size()) * element;
-    sends_[peer].resize(segment * static_cast<size_t>(mine.size()));
+    const Range cut = columns[peer];
+    const int64_t phase = cut.empty() ? 0 : PhaseAt(to->format, 0, cut.begin);
+    const uint64_t segment = cut.empty() ? 0 : LayoutOf(to->format, cut.size(), phase).row_bytes;
+    sends_[peer].resize(segment * static_cast<uint64_t>(mine.size()));
     for (int64_t row = 0; row < mine.size() && segment > 0; ++row) {
-      std::memcpy(sends_[peer].data() + static_cast<size_t>(row) * segment,
-                  rows_.data() + static_cast<size_t>(row * width + columns[peer].begin) * element,
-                  segment);
+      CutRow(to->format, rows_.data() + static_cast<uint64_t>(row) * row_bytes, width, 0, cut.begin,
+             cut.end, sends_[peer].data() + static_cast<uint64_t>(row) * segment);
     }
     sends.emplace_back(sends_[peer]);
-    receives.emplace_back(to->row(index, rows[peer].begin),
-                          static_cast<size_t>(rows[peer].size()) * to->row_bytes());
+    const uint64_t own = to->inputs == 0 ? 0 : to->row_bytes();
+    receives.emplace_back(
+        to->data.data() + static_cast<uint64_t>(index * height + rows[peer].begin) * own,
+        static_cast<uint64_t>(rows[peer].size()) * own);
   }
   // A disk may be slow on one rank only: the others wait as long as it is alive.
   return AllToAll(group_, sends, receives, Patience::kIdle);
@@ -169,11 +186,23 @@ Status SliceLoader::ReadColumns(const std::string& name, int64_t width,
 
 StatusOr<std::vector<float>> SliceLoader::ReadVector(const std::string& name, int64_t length,
                                                      Range elements) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindShaped(name, {length}));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindAndMark(name, {length}));
   std::vector<float> values(static_cast<size_t>(elements.empty() ? 0 : elements.size()));
+  if (info->slice.has_value()) {
+    const TensorSlice needed{SliceKind::kElements, elements};
+    LOCKSTEP_RETURN_IF_ERROR(ReadStoredSlice(DType::kF32, *info, name, needed,
+                                             reinterpret_cast<std::byte*>(values.data())));
+    return values;
+  }
+  if (info->storage != Storage::kPlain) {
+    return ModelError("%s: tensor %s is quantized (%s), but a vector is kept in BF16, F16 or F32",
+                      info->data.file->path(), name, info->format.Name());
+  }
   if (values.empty()) return values;
-  LOCKSTEP_RETURN_IF_ERROR(ReadElements(*info, name, elements.begin, elements.size(), DType::kF32,
-                                        reinterpret_cast<std::byte*>(values.data())));
+  own_format_.resize(values.size() * SizeOf(info->format.plain_type()));
+  LOCKSTEP_RETURN_IF_ERROR(reader_.ReadVector(*info, name, elements, own_format_.data()));
+  DecodeRow(info->format, own_format_.data(), elements.size(), 0, 0, elements.size(),
+            values.data());
   return values;
 }
 

@@ -1,15 +1,18 @@
-// Reads one rank's slices of a checkpoint into host matrices, exactly the bytes of its share.
+// Reads one rank's slices of a checkpoint into host matrices in the portable layout, exactly the
+// bytes of its share.
 //
 // Row slices (q, k, v, gate, up, embedding, head) are contiguous in the file and read in place.
 // Column slices (o_proj, down_proj) are not: the ranks split the *rows* by their shares, each reads
 // its rows whole, and they swap the column segments through the group, so that no byte is read
-// twice by anyone. All methods that take a group call are collective: every rank calls the same
-// ones in the same order, with empty slices too.
+// twice by anyone. All methods that take columns are collective: every rank calls the same ones in
+// the same order, with empty slices too.
+//
+// Where a tensor is stored as this rank's slice (lockstep shard), the slice is read as it is and
+// nobody exchanges anything.
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -17,10 +20,23 @@
 #include "collectives/group.h"
 #include "runtime/base/status.h"
 #include "runtime/tensor/matrix.h"
+#include "runtime/weights/checkpoint.h"
 #include "runtime/weights/partition.h"
-#include "runtime/weights/safetensors.h"
+#include "runtime/weights/stored_rows.h"
 
 namespace lockstep {
+
+// The tensor, which must be there with this shape and be of a type that this build reads.
+StatusOr<const TensorInfo*> FindShaped(const Checkpoint& checkpoint, const std::string& name,
+                                       const std::vector<int64_t>& shape);
+
+// The format of the named tensors if all have the same; F32, which holds all of them exactly, if
+// they differ.
+StatusOr<WeightFormat> CommonFormat(const Checkpoint& checkpoint,
+                                    const std::vector<std::string>& names);
+
+// Whether rows of `width` weights can be cut to these columns without taking blocks apart.
+bool CutsFit(const WeightFormat& format, int64_t width, const std::vector<Range>& columns);
 
 class SliceLoader {
  public:
@@ -28,40 +44,44 @@ class SliceLoader {
   SliceLoader(const Checkpoint& checkpoint, Group& group, std::vector<double> shares,
               std::function<void(uint64_t)> progress);
 
-  uint64_t bytes_read() const { return bytes_read_; }
+  const Checkpoint& checkpoint() const { return checkpoint_; }
+  // As the files store them, scales included.
+  uint64_t bytes_read() const { return reader_.bytes_read(); }
   int rank() const { return group_.rank(); }
   // The tensors of the checkpoint that nothing asked for so far.
   std::vector<std::string> Unused() const;
 
-  // The type of the named tensors if all have the same; F32 if they differ. They must be BF16, F16
-  // or F32.
-  StatusOr<DType> CommonType(const std::vector<std::string>& names) const;
+  // Counts the tensor as asked for: other ranks read it.
+  void Skip(const std::string& name) { used_.insert(name); }
 
   // Rows [rows.begin, rows.end) of a [height, width] tensor into matrix `index` of `to`, from its
-  // row `at` on.
+  // row `at` on. `to` has the tensor's format or F32.
   Status ReadRows(const std::string& name, int64_t height, Range rows, HostMatrix* to,
                   int64_t index, int64_t at);
-  // Columns columns[rank] of a [height, width] tensor into matrix `index` of `to`. Collective.
+  // Columns columns[rank] of a [height, width] tensor into matrix `index` of `to`. `to` has the
+  // tensor's format, if the cuts fit it, and the phase of its first column; or F32. Collective.
   Status ReadColumns(const std::string& name, int64_t width, const std::vector<Range>& columns,
                      HostMatrix* to, int64_t index);
-  // Elements of a vector of `length`, as float32.
+  // Elements of a vector of `length`, as float32. The tensor holds plain numbers.
   StatusOr<std::vector<float>> ReadVector(const std::string& name, int64_t length, Range elements);
 
  private:
-  StatusOr<const TensorInfo*> FindShaped(const std::string& name,
-                                         const std::vector<int64_t>& shape) const;
-  // Reads elements [begin, begin + count) of a tensor into `to` as `type`; refuses values that are
-  // not finite.
-  Status ReadElements(const TensorInfo& info, const std::string& name, int64_t begin, int64_t count,
-                      DType type, std::byte* to);
+  // The stored slice of a tensor as rows of `format`, its own or F32; an error if it is not the
+  // slice that this rank needs.
+  Status ReadStoredSlice(const WeightFormat& format, const TensorInfo& info,
+                         const std::string& name, const TensorSlice& needed, std::byte* to);
+  StatusOr<const TensorInfo*> FindAndMark(const std::string& name,
+                                          const std::vector<int64_t>& shape);
+  // Rows of a tensor as rows of `format`, its own or F32.
+  Status ReadAs(const WeightFormat& format, const TensorInfo& info, const std::string& name,
+                Range rows, std::byte* to);
 
   const Checkpoint& checkpoint_;
   Group& group_;
   std::vector<double> shares_;
-  mutable std::set<std::string> used_;
-  std::function<void(uint64_t)> progress_;
-  uint64_t bytes_read_ = 0;
-  std::vector<std::byte> raw_;                 // as read, when the type changes
+  std::set<std::string> used_;
+  StoredRowReader reader_;
+  std::vector<std::byte> own_format_;          // rows whose format changes
   std::vector<std::byte> rows_;                // whole rows of a column-sliced tensor
   std::vector<std::vector<std::byte>> sends_;  // column segments for each rank
 };

@@ -11,7 +11,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (config.ok()) {
     const lockstep::ModelLimits limits{
         .max_rows = 8, .max_outputs = 8, .max_model_len = 64, .kv_blocks = 8};
-    (void)lockstep::PlanMemory(*config, limits, {1, 2}, 0, 2, 1);
+    lockstep::SlicePlan slice;
+    slice.cuts = lockstep::CutModel(*config, {1, 2});
+    (void)lockstep::PlanMemory(*config, slice, limits, 0, 1);
   }
   return 0;
 }

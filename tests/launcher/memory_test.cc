@@ -12,21 +12,20 @@ using testing::AllOf;
 using testing::HasSubstr;
 
 MemoryQuestion TinyQuestion() {
-  const StatusOr<ModelConfig> config =
-      ReadModelConfig(std::string(std::getenv("LOCKSTEP_SOURCE_DIR")) + "/models/tiny");
-  EXPECT_TRUE(config.ok()) << config.status();
+  const auto checkpoint =
+      Checkpoint::Open(std::string(std::getenv("LOCKSTEP_SOURCE_DIR")) + "/models/tiny");
+  EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
   MemoryQuestion question;
-  question.config = *config;
+  question.config = ConfigOf(**checkpoint).value();
+  question.slice = PlanSlice(question.config, **checkpoint, {1}, 0).value();
   question.limits = {.max_rows = 64, .max_outputs = 4, .max_model_len = 4096, .kv_blocks = 4 * 256};
-  question.shares = {1};
   return question;
 }
 
 uint64_t Needed(const MemoryQuestion& question, int64_t blocks) {
   ModelLimits limits = question.limits;
   limits.kv_blocks = blocks;
-  return PlanMemory(question.config, limits, question.shares, question.rank, question.element_bytes,
-                    question.threads)
+  return PlanMemory(question.config, question.slice, limits, question.rank, question.threads)
       .total();
 }
 
@@ -78,11 +77,6 @@ TEST(Memory, RanksOfOneHostShareWhatIsAvailable) {
   ASSERT_GT(alone, 0u);
   EXPECT_NEAR(static_cast<double>(together), static_cast<double>(alone) / 4,
               static_cast<double>(alone) * 0.05);
-}
-
-TEST(Memory, TheStoredElementSizeIsSeenFromTheFiles) {
-  const std::string directory = std::string(std::getenv("LOCKSTEP_SOURCE_DIR")) + "/models/tiny";
-  EXPECT_EQ(StoredElementBytes(directory, TinyQuestion().config), 2u);
 }
 
 }  // namespace

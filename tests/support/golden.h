@@ -2,6 +2,7 @@
 // witness).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -51,6 +52,12 @@ class Golden {
     }
     return Values<int32_t>(name);
   }
+  std::vector<double> Doubles(const std::string& name) const {
+    EXPECT_EQ(entries_.at(name).at("dtype"), "F64") << name;
+    return Values<double>(name);
+  }
+  // Of any type, as they lie in the file.
+  std::vector<std::byte> Bytes(const std::string& name) const { return Values<std::byte>(name); }
 
  private:
   template <typename T>

@@ -24,6 +24,7 @@ struct TestModelOptions {
   std::vector<double> shares;
   int threads = 1;
   ModelLimits limits{.max_rows = 640, .max_outputs = 640, .max_model_len = 1024, .kv_blocks = 200};
+  bool draft_layer = false;
 };
 
 inline TestModel OpenModel(const TestModelOptions& options, Group& group) {
@@ -34,6 +35,7 @@ inline TestModel OpenModel(const TestModelOptions& options, Group& group) {
   load.directory = options.directory;
   load.shares = ValidateShares(options.shares, group.size()).value();
   load.limits = options.limits;
+  load.draft_layer = options.draft_layer;
   StatusOr<std::unique_ptr<Model>> model = LoadModel(load, group, *result.backend, *result.pool);
   EXPECT_TRUE(model.ok()) << model.status();
   if (model.ok()) result.model = std::move(*model);

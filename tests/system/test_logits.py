@@ -52,6 +52,31 @@ class Logits(TestCase):
                 with self.subTest(model=model, ranks=ranks):
                     self.check(model, "cpu", "--ranks", ranks)
 
+    def test_drafts_agree_with_transformers_however_they_are_computed(self):
+        golden = Tensors(os.path.join(GOLDENS, "tiny-b.safetensors"))
+        sequences = [list(golden.values("main.input_ids")) + [golden.values("mtp.next_ids")[-1]], [5], [7, 8]]
+        whole = self.logits("tiny-b", sequences, "--draft")
+        self.assertEqual(whole.shape("draft.0"), golden.shape("mtp.logits"))
+        self.assertLessEqual(relative_error(whole.values("draft.0"), golden.values("mtp.logits")), 2e-5)
+        self.assertEqual([list(whole.shape(f"draft.{i}"))[0] for i in (1, 2)], [0, 1])
+        plain = self.logits("tiny-b", sequences)
+        self.assertEqual(plain.raw("logits.0"), whole.raw("logits.0"))
+        self.assertNotIn("draft.0", plain.names())
+        for extra in (("--step", 1), ("--step", 7), ("--together",), ("--together", "--step", 3)):
+            again = self.logits("tiny-b", sequences, "--draft", *extra)
+            for index in range(len(sequences)):
+                self.assertEqual(again.raw(f"draft.{index}"), whole.raw(f"draft.{index}"), extra)
+        for shares in ("1,1", "5,1,2"):
+            sliced = self.logits("tiny-b", sequences, "--draft", "--ranks", shares.count(",") + 1, "--shares", shares)
+            self.assertLessEqual(relative_error(sliced.values("draft.0"), golden.values("mtp.logits")), 2e-5)
+
+    def test_drafts_of_a_model_without_a_draft_layer_are_refused(self):
+        tokens = self.write("tokens.json", "[[1, 2, 3]]")
+        result = run("logits", "--model", os.path.join(MODELS, "tiny-a"), "--tokens", tokens, "--out",
+                     self.path("out.safetensors"), "--draft", "--ranks", 2)
+        self.assertEqual(result.returncode, 3, result.stderr.decode())
+        self.assertIn("num_nextn_predict_layers", result.stderr.decode())
+
     def test_uneven_shares_over_shared_memory(self):
         for model, shares in (("tiny-a", "3,2"), ("tiny-b", "1,5,2"), ("tiny-k", "1,0,2,1")):
             with self.subTest(model=model, shares=shares):

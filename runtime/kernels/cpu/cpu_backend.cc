@@ -1,26 +1,16 @@
 // The SIMD backend: chooses an instruction set once, and splits every op over the rank's threads.
 #include <algorithm>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "runtime/kernels/backend.h"
+#include "runtime/kernels/cpu/cpu_matrix.h"
 #include "runtime/kernels/cpu/kernel_table.h"
+#include "runtime/kernels/cpu/quantized_product.h"
 
 namespace lockstep::kernels {
 namespace {
-
-class CpuMatrix final : public PackedMatrix {
- public:
-  explicit CpuMatrix(HostMatrix matrix)
-      : PackedMatrix(matrix.count, matrix.outputs, matrix.inputs, matrix.data.bytes()),
-        matrix_(std::move(matrix)) {}
-  DType type() const { return matrix_.type; }
-  const std::byte* matrix(int64_t index) const {
-    return matrix_.data.data() + static_cast<uint64_t>(index * outputs()) * matrix_.row_bytes();
-  }
-
- private:
-  HostMatrix matrix_;
-};
 
 const CpuMatrix& Cpu(const PackedMatrix& matrix) { return static_cast<const CpuMatrix&>(matrix); }
 
@@ -29,25 +19,34 @@ constexpr int64_t kOutputGrain = 8;
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(const KernelTable* table) : table_(table) {}
+  CpuBackend(const KernelTable* table, const QuantizedKernels* quantized, Precision precision)
+      : table_(table), precision_(precision), quantized_(quantized) {}
 
-  std::string name() const override { return std::string("cpu/") + table_->name; }
+  std::string name() const override {
+    return std::string("cpu/") + table_->name + (precision_ == Precision::kFast ? "+q8" : "");
+  }
 
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
-    return std::make_unique<CpuMatrix>(std::move(matrix));
+    if (precision_ == Precision::kExact || !HasPanels(matrix.format)) {
+      return CpuMatrix::Portable(std::move(matrix));
+    }
+    LOCKSTEP_RETURN_IF_ERROR(quantized_.Reserve(matrix.inputs));
+    return CpuMatrix::Panels(std::move(matrix));
   }
 
   void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
-              int64_t rows, float* y) const override {
-    MatMulPart all;
-    all.type = Cpu(weights).type();
+              int64_t rows, float* y, int64_t y_stride) const override {
+    if (Cpu(weights).in_panels()) {
+      quantized_.MatMul(queue, Cpu(weights), bias, {x, nullptr, y, y_stride}, rows);
+      return;
+    }
+    MatMulPart all = PartOf(Cpu(weights));
     all.weights = Cpu(weights).matrix(0);
     all.bias = bias;
-    all.inputs = weights.inputs();
     all.x = x;
     all.row_end = rows;
     all.y = y;
-    all.y_stride = weights.outputs();
+    all.y_stride = y_stride;
     queue.pool->ParallelFor(weights.outputs(), kOutputGrain, [&](int64_t begin, int64_t end, int) {
       MatMulPart part = all;
       part.output_begin = begin;
@@ -61,20 +60,23 @@ class CpuBackend final : public Backend {
   }
 
   void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups,
-                     const float* x, bool by_row, float* y) const override {
+                     const float* x, bool by_row, float* y, int64_t y_stride) const override {
+    const std::span used(groups.groups, static_cast<size_t>(*groups.group_count));
+    if (Cpu(weights).in_panels()) {
+      quantized_.Grouped(queue, Cpu(weights), used,
+                         {x, by_row ? groups.row_of : nullptr, y, y_stride});
+      return;
+    }
     // Every thread takes the same columns of every expert: balanced however the rows fell.
     queue.pool->ParallelFor(weights.outputs(), kOutputGrain, [&](int64_t begin, int64_t end, int) {
-      MatMulPart part;
-      part.type = Cpu(weights).type();
-      part.inputs = weights.inputs();
+      MatMulPart part = PartOf(Cpu(weights));
       part.output_begin = begin;
       part.output_end = end;
       part.x = x;
       part.row_of = by_row ? groups.row_of : nullptr;
       part.y = y;
-      part.y_stride = weights.outputs();
-      for (const RowGroup& group :
-           std::span(groups.groups, static_cast<size_t>(*groups.group_count))) {
+      part.y_stride = y_stride;
+      for (const RowGroup& group : used) {
         part.weights = Cpu(weights).matrix(group.matrix);
         part.row_begin = group.begin;
         part.row_end = group.end;
@@ -86,15 +88,13 @@ class CpuBackend final : public Backend {
   void Embed(Queue& queue, const PackedMatrix& table, int64_t first_row, const int32_t* tokens,
              int64_t rows, float* y) const override {
     const int64_t dim = table.inputs();
-    const auto row_bytes = static_cast<int64_t>(SizeOf(Cpu(table).type())) * dim;
     queue.pool->ParallelFor(rows, 1, [&](int64_t begin, int64_t end, int) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t index = tokens[row] - first_row;
         if (index < 0 || index >= table.outputs()) {
           std::fill_n(y + row * dim, dim, 0.0f);
         } else {
-          table_->widen(Cpu(table).type(), Cpu(table).matrix(0) + index * row_bytes, dim,
-                        y + row * dim);
+          Cpu(table).DecodeRowOf(0, index, y + row * dim);
         }
       }
     });
@@ -135,6 +135,36 @@ class CpuBackend final : public Backend {
         });
   }
 
+  void PrepareLatentAttention(Queue& queue, const LatentAttentionArgs& args) const override {
+    queue.pool->ParallelFor(args.rows, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) table_->prepare_latent_row(args, row);
+    });
+  }
+
+  void LatentAttention(Queue& queue, const LatentAttentionArgs& args) const override {
+    // A head's bits do not depend on the heads computed beside it: parts are cut anywhere.
+    queue.pool->ParallelFor(args.rows * args.heads, 1, [&](int64_t begin, int64_t end, int thread) {
+      float* scores = args.scores + thread * kLatentHeads * args.score_stride;
+      for (int64_t task = begin; task < end;) {
+        const int64_t head = task % args.heads;
+        const int64_t count = std::min({kLatentHeads, args.heads - head, end - task});
+        table_->attend_latent(args, task / args.heads, head, count, scores);
+        task += count;
+      }
+    });
+  }
+
+  void JoinHeads(Queue& queue, const float* x, int64_t heads, int64_t rows, int64_t dim,
+                 float* y) const override {
+    queue.pool->ParallelFor(rows, 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t row = begin; row < end; ++row) {
+        for (int64_t head = 0; head < heads; ++head) {
+          std::copy_n(x + (head * rows + row) * dim, dim, y + (row * heads + head) * dim);
+        }
+      }
+    });
+  }
+
   void SiluMul(Queue& queue, const float* gate_up, int64_t rows, int64_t columns,
                float* out) const override {
     queue.pool->ParallelFor(rows, 1, [&](int64_t begin, int64_t end, int) {
@@ -164,18 +194,53 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  static MatMulPart PartOf(const CpuMatrix& matrix) {
+    MatMulPart part;
+    part.format = matrix.format();
+    part.phase = matrix.phase();
+    part.row_bytes = matrix.row_bytes();
+    part.codes_at = LayoutOf(part.format, matrix.inputs(), part.phase).codes_at;
+    part.inputs = matrix.inputs();
+    return part;
+  }
+
   const KernelTable* table_;
+  Precision precision_;
+  mutable QuantizedProduct quantized_;
 };
+
+// An instruction set as --kernels names it. Sets with fused multiply-add give the same bits.
+struct InstructionSet {
+  std::string_view name;
+  const KernelTable* table;
+  const QuantizedKernels* quantized;
+};
+
+std::vector<InstructionSet> InstructionSets() {
+  std::vector<InstructionSet> sets;
+  const auto add = [&](const KernelTable* table, const QuantizedKernels* quantized) {
+    if (table != nullptr && quantized != nullptr)
+      sets.push_back({quantized->name, table, quantized});
+  };
+  add(Avx512Kernels(), Avx512VnniQuantized());
+  add(Avx512Kernels(), Avx512Quantized());
+  add(Avx2Kernels(), Avx2Quantized());
+#if defined(__aarch64__)
+  add(BaselineKernels(), NeonDotQuantized());
+#endif
+  add(BaselineKernels(), BaselineQuantized());
+  return sets;
+}
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(std::string_view instruction_set) {
+StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(std::string_view instruction_set,
+                                                  Precision precision) {
   std::string known;
-  for (const KernelTable* table : {Avx512Kernels(), Avx2Kernels(), BaselineKernels()}) {
-    if (table == nullptr) continue;
-    if (instruction_set.empty() || instruction_set == table->name)
-      return std::make_unique<CpuBackend>(table);
-    known += known.empty() ? table->name : std::string(", ") + table->name;
+  for (const InstructionSet& set : InstructionSets()) {
+    if (instruction_set.empty() || instruction_set == set.name)
+      return std::make_unique<CpuBackend>(set.table, set.quantized, precision);
+    known += (known.empty() ? "" : ", ") + std::string(set.name);
   }
   return UsageError("--kernels: this processor has no 'cpu/%s'; it has %s",
                     std::string(instruction_set), known);

@@ -5,11 +5,13 @@ namespace lockstep::kernels {
 namespace {
 constexpr int kTileRows = 4;
 constexpr int kTileOutputs = 4;
+constexpr int kQuantizedTileRows = 8;
 constexpr int kSingleRowOutputs = 8;
 }  // namespace
 }  // namespace lockstep::kernels
 
 #if defined(__AVX512F__)
+#include "runtime/kernels/cpu/quantized_inl.h"
 #include "runtime/kernels/cpu/table_inl.h"
 
 namespace lockstep::kernels {
@@ -21,11 +23,18 @@ const KernelTable* Avx512Kernels() {
   return here ? &table : nullptr;
 }
 
+const QuantizedKernels* Avx512Quantized() {
+  static constexpr QuantizedKernels kernels = MakeQuantized("avx512");
+  return Avx512Kernels() != nullptr ? &kernels : nullptr;
+}
+
 }  // namespace lockstep::kernels
 #else
 #include "runtime/kernels/cpu/kernel_table.h"
+#include "runtime/kernels/cpu/quantized.h"
 
 namespace lockstep::kernels {
 const KernelTable* Avx512Kernels() { return nullptr; }
+const QuantizedKernels* Avx512Quantized() { return nullptr; }
 }  // namespace lockstep::kernels
 #endif

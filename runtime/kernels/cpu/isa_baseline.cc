@@ -6,10 +6,12 @@ namespace lockstep::kernels {
 namespace {
 constexpr int kTileRows = 2;
 constexpr int kTileOutputs = 2;
+constexpr int kQuantizedTileRows = 4;
 constexpr int kSingleRowOutputs = 4;
 }  // namespace
 }  // namespace lockstep::kernels
 
+#include "runtime/kernels/cpu/quantized_inl.h"
 #include "runtime/kernels/cpu/table_inl.h"
 
 namespace lockstep::kernels {
@@ -21,6 +23,15 @@ const KernelTable* BaselineKernels() {
   static constexpr KernelTable table = MakeTable("baseline");
 #endif
   return &table;
+}
+
+const QuantizedKernels* BaselineQuantized() {
+#if defined(__aarch64__)
+  static constexpr QuantizedKernels kernels = MakeQuantized("neon");
+#else
+  static constexpr QuantizedKernels kernels = MakeQuantized("baseline");
+#endif
+  return &kernels;
 }
 
 }  // namespace lockstep::kernels

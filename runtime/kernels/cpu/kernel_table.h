@@ -5,15 +5,18 @@
 #include <cstdint>
 #include <span>
 
-#include "runtime/base/dtype.h"
 #include "runtime/kernels/backend.h"
+#include "runtime/tensor/weight_format.h"
 
 namespace lockstep::kernels {
 
 // y[a * y_stride + n] = bias[n] + x row . weight row n, for a in rows, n in outputs.
 struct MatMulPart {
-  DType type = DType::kF32;
-  const void* weights = nullptr;  // row 0 of the matrix, row-major
+  WeightFormat format;
+  int64_t phase = 0;
+  uint64_t row_bytes = 0;
+  uint64_t codes_at = 0;          // offset of a row's weights behind its scales
+  const void* weights = nullptr;  // row 0 of the matrix, in the portable layout
   const float* bias = nullptr;
   int64_t inputs = 0;
   int64_t output_begin = 0, output_end = 0;
@@ -27,11 +30,14 @@ struct MatMulPart {
 struct KernelTable {
   const char* name;  // "avx512"
   void (*matmul)(const MatMulPart& part);
-  void (*widen)(DType type, const void* from, int64_t count, float* to);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t dim, float* y);
   void (*add)(float* x, const float* delta, int64_t count);
   void (*prepare_row)(const AttentionArgs& args, int64_t row);
   void (*attend)(const AttentionArgs& args, int64_t row, int64_t kv_head, float* scores);
+  void (*prepare_latent_row)(const LatentAttentionArgs& args, int64_t row);
+  // Heads [head, head + count), at most kLatentHeads of them; scores [kLatentHeads, score_stride].
+  void (*attend_latent)(const LatentAttentionArgs& args, int64_t row, int64_t head, int64_t count,
+                        float* scores);
   void (*silu_mul)(const float* gate, const float* up, int64_t count, float* out);
   void (*route_row)(const RouterArgs& args, int64_t row);
   // y = sum over top_k slots of weights[s] * (expert_out + slot_of[s] * dim), + shared.

@@ -8,8 +8,13 @@
 // linker for an older one.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 namespace lockstep::kernels {
 namespace {
@@ -119,21 +124,58 @@ struct Bf16 {
 struct Half {
   uint16_t bits;
 };
+struct Fp8 {  // e4m3
+  uint8_t bits;
+};
 
-inline NativeU32 Widen(const uint16_t* from) {
+// Numbers of panels lie at any address, so they are reached as bytes.
+template <typename T>
+inline const std::byte* BytesAt(const T* from, int lane) {
+  return reinterpret_cast<const std::byte*>(from) + static_cast<size_t>(lane) * sizeof(T);
+}
+
+inline NativeU32 Widen(const std::byte* from) {
   return __builtin_convertvector(LoadNative<NativeU16>(from), NativeU32);
 }
 
 inline F32x16 LoadWide(const float* from) { return Load(from); }
 inline F32x16 LoadWide(const Bf16* from) {
-  return Make([&](int lane) { return (NativeF32)(Widen(&from[lane].bits) << 16); });
+  return Make([&](int lane) { return (NativeF32)(Widen(BytesAt(from, lane)) << 16); });
 }
 // Finite halves only (the loader refuses others): exact, subnormals included.
 inline F32x16 LoadWide(const Half* from) {
   return Make([&](int lane) {
-    const NativeU32 bits = Widen(&from[lane].bits);
+#if defined(__AVX512F__)
+    return (NativeF32)_mm512_cvtph_ps((__m256i)LoadNative<NativeU16>(BytesAt(from, lane)));
+#elif defined(__F16C__)
+    return (NativeF32)_mm256_cvtph_ps((__m128i)LoadNative<NativeU16>(BytesAt(from, lane)));
+#endif
+    const NativeU32 bits = Widen(BytesAt(from, lane));
     const NativeF32 magnitude = (NativeF32)((bits & 0x7fffu) << 13) * 0x1p112f;
     return (NativeF32)((NativeU32)magnitude | ((bits & 0x8000u) << 16));
+  });
+}
+
+// A 256th of the numbers, exactly: what a half with the same bits of exponent and mantissa is. The
+// byte is widened with its sign, so that one shift and one mask put sign and magnitude in place.
+// Finite numbers only (the loader refuses others).
+inline F32x16 LoadWide(const Fp8* from) {
+  return Make([&](int lane) {
+#if defined(__AVX512F__)
+    const __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(from + lane)));
+    const __m256i half =
+        _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(-0x4080));  // 0xbf80
+    return (NativeF32)_mm512_cvtph_ps(half);
+#elif defined(__F16C__)
+    const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)(from + lane)));
+    const __m128i half = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(-0x4080));
+    return (NativeF32)_mm256_cvtph_ps(half);
+#else
+    typedef uint8_t Bytes __attribute__((vector_size(kWidth)));
+    const NativeU32 bits = __builtin_convertvector(LoadNative<Bytes>(from + lane), NativeU32);
+    const NativeF32 magnitude = (NativeF32)((bits & 0x7fu) << 20) * 0x1p112f;
+    return (NativeF32)((NativeU32)magnitude | ((bits & 0x80u) << 24));
+#endif
   });
 }
 

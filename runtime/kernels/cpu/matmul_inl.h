@@ -3,6 +3,8 @@
 // tiles change the speed and never the bits.
 #pragma once
 
+#include <type_traits>
+
 #include "runtime/kernels/cpu/kernel_table.h"
 #include "runtime/kernels/cpu/lanes.h"
 
@@ -12,22 +14,14 @@ namespace {
 // Rows whose activations stay in the second-level cache while the weights pass by.
 constexpr int64_t kRowBlock = 32;
 
+// sums += x . w for the inputs [begin, end). Only a row's end may be no multiple of 16.
 template <typename Weight, int kRows, int kOutputs>
-void Tile(const MatMulPart& part, int64_t row, int64_t output) {
-  const Weight* w[kOutputs];
-  const float* x[kRows];
-  for (int n = 0; n < kOutputs; ++n) {
-    w[n] = static_cast<const Weight*>(part.weights) + (output + n) * part.inputs;
-  }
-  for (int r = 0; r < kRows; ++r) {
-    x[r] = part.x + (part.row_of != nullptr ? part.row_of[row + r] : row + r) * part.inputs;
-  }
-  F32x16 sums[kRows][kOutputs];
-  for (int r = 0; r < kRows; ++r) {
-    for (int n = 0; n < kOutputs; ++n) sums[r][n] = Splat(0);
-  }
-  int64_t k = 0;
-  for (; k + kLanes <= part.inputs; k += kLanes) {
+inline __attribute__((always_inline)) void AddInputs(const float* const (&x)[kRows],
+                                                     const Weight* const (&w)[kOutputs],
+                                                     int64_t begin, int64_t end,
+                                                     F32x16 (&sums)[kRows][kOutputs]) {
+  int64_t k = begin;
+  for (; k + kLanes <= end; k += kLanes) {
     F32x16 lanes[kRows];
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) lanes[r] = Load(x[r] + k);
@@ -38,12 +32,63 @@ void Tile(const MatMulPart& part, int64_t row, int64_t output) {
       for (int r = 0; r < kRows; ++r) sums[r][n] = MulAdd(lanes[r], weight, sums[r][n]);
     }
   }
-  if (k < part.inputs) {
+  if (k < end) {
     // Weights may be read past the row's end (the matrix has spare bytes): zeros in x cancel them.
     for (int r = 0; r < kRows; ++r) {
-      const F32x16 rest = LoadPart(x[r] + k, part.inputs - k);
+      const F32x16 rest = LoadPart(x[r] + k, end - k);
       for (int n = 0; n < kOutputs; ++n) sums[r][n] = MulAdd(rest, LoadWide(w[n] + k), sums[r][n]);
     }
+  }
+}
+
+// The same for weights with a scale per row or per group of columns: the lanes of a group are
+// added first, then scaled once.
+template <int kRows, int kOutputs>
+inline void AddGroups(const MatMulPart& part, const float* const (&x)[kRows],
+                      const std::byte* const (&rows)[kOutputs], F32x16 (&sums)[kRows][kOutputs]) {
+  const Fp8* w[kOutputs];
+  for (int n = 0; n < kOutputs; ++n) w[n] = reinterpret_cast<const Fp8*>(rows[n] + part.codes_at);
+  const int64_t group =
+      part.format.group_blocks < 0 ? part.inputs : part.format.group_blocks * kBlockWeights;
+  int64_t end = group - part.phase * kBlockWeights;
+  int64_t entry = 0;
+  for (int64_t begin = 0; begin < part.inputs; begin = end, end += group, ++entry) {
+    F32x16 lanes[kRows][kOutputs];
+    for (int r = 0; r < kRows; ++r) {
+      for (int n = 0; n < kOutputs; ++n) lanes[r][n] = Splat(0);
+    }
+    AddInputs<Fp8, kRows, kOutputs>(x, w, begin, end < part.inputs ? end : part.inputs, lanes);
+    for (int n = 0; n < kOutputs; ++n) {
+      float scale;
+      std::memcpy(&scale, rows[n] + entry * 4, 4);
+      // LoadWide gives a 256th.
+      for (int r = 0; r < kRows; ++r)
+        sums[r][n] = MulAdd(lanes[r][n], Splat(scale * 256), sums[r][n]);
+    }
+  }
+}
+
+template <typename Weight, int kRows, int kOutputs>
+void Tile(const MatMulPart& part, int64_t row, int64_t output) {
+  const std::byte* rows[kOutputs];
+  const float* x[kRows];
+  for (int n = 0; n < kOutputs; ++n) {
+    rows[n] = static_cast<const std::byte*>(part.weights) +
+              static_cast<uint64_t>(output + n) * part.row_bytes;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    x[r] = part.x + (part.row_of != nullptr ? part.row_of[row + r] : row + r) * part.inputs;
+  }
+  F32x16 sums[kRows][kOutputs];
+  for (int r = 0; r < kRows; ++r) {
+    for (int n = 0; n < kOutputs; ++n) sums[r][n] = Splat(0);
+  }
+  if constexpr (std::is_same_v<Weight, Fp8>) {
+    AddGroups<kRows, kOutputs>(part, x, rows, sums);
+  } else {
+    const Weight* w[kOutputs];
+    for (int n = 0; n < kOutputs; ++n) w[n] = reinterpret_cast<const Weight*>(rows[n]);
+    AddInputs<Weight, kRows, kOutputs>(x, w, 0, part.inputs, sums);
   }
   for (int r = 0; r < kRows; ++r) {
     for (int n = 0; n < kOutputs; ++n) {
@@ -89,32 +134,89 @@ void MatMulTyped(const MatMulPart& part) {
   }
 }
 
-void MatMulImpl(const MatMulPart& part) {
-  switch (part.type) {
-    case DType::kF32:
-      return MatMulTyped<float>(part);
-    case DType::kF16:
-      return MatMulTyped<Half>(part);
-    case DType::kBF16:
-      return MatMulTyped<Bf16>(part);
+// Formats that are decoded on the way: for each strip of outputs, pieces of the inputs of this many
+// weights are decoded once for all rows of a block. On the stack: 16 KiB of weights, 32 KiB of
+// sums.
+constexpr int64_t kPiece = 512;
+constexpr int kDecodedOutputs = 8;
+
+// sums[n] += row . piece of output n, for `count` inputs.
+template <int kOutputs>
+inline void AddPiece(const float* x, const float* weights, int64_t count, F32x16* sums) {
+  F32x16 lanes[kOutputs];
+  for (int n = 0; n < kOutputs; ++n) lanes[n] = sums[n];
+  int64_t k = 0;
+  for (; k + kLanes <= count; k += kLanes) {
+    const F32x16 value = Load(x + k);
+#pragma GCC unroll 8
+    for (int n = 0; n < kOutputs; ++n)
+      lanes[n] = MulAdd(value, Load(weights + n * kPiece + k), lanes[n]);
+  }
+  if (k < count) {
+    const F32x16 rest = LoadPart(x + k, count - k);
+    for (int n = 0; n < kOutputs; ++n)
+      lanes[n] = MulAdd(rest, LoadPart(weights + n * kPiece + k, count - k), lanes[n]);
+  }
+  for (int n = 0; n < kOutputs; ++n) sums[n] = lanes[n];
+}
+
+// Outputs [output, output + outputs) of at most kRowBlock rows; outputs <= kDecodedOutputs.
+inline void DecodedStrip(const MatMulPart& part, int64_t row, int64_t row_end, int64_t output,
+                         int64_t outputs) {
+  alignas(64) float weights[kDecodedOutputs * kPiece];
+  alignas(64) F32x16 sums[kRowBlock][kDecodedOutputs];
+  const int64_t rows = row_end - row;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int n = 0; n < kDecodedOutputs; ++n) sums[r][n] = Splat(0);
+  }
+  for (int64_t k = 0; k < part.inputs; k += kPiece) {
+    const int64_t count = part.inputs - k < kPiece ? part.inputs - k : kPiece;
+    for (int64_t n = 0; n < outputs; ++n) {
+      const std::byte* from = static_cast<const std::byte*>(part.weights) +
+                              static_cast<uint64_t>(output + n) * part.row_bytes;
+      DecodeRow(part.format, from, part.inputs, part.phase, k, count, weights + n * kPiece);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t from = part.row_of != nullptr ? part.row_of[row + r] : row + r;
+      const float* x = part.x + from * part.inputs + k;
+      if (outputs == kDecodedOutputs) {
+        AddPiece<kDecodedOutputs>(x, weights, count, sums[r]);
+      } else {
+        for (int64_t n = 0; n < outputs; ++n)
+          AddPiece<1>(x, weights + n * kPiece, count, sums[r] + n);
+      }
+    }
+  }
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t n = 0; n < outputs; ++n) {
+      part.y[(row + r) * part.y_stride + output + n] =
+          SumLanes(sums[r][n]) + (part.bias != nullptr ? part.bias[output + n] : 0.0f);
+    }
   }
 }
 
-template <typename Weight>
-void WidenTyped(const Weight* from, int64_t count, float* to) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) Store(LoadWide(from + i), to + i);
-  if (i < count) StorePart(LoadWide(from + i), to + i, count - i);
+inline void MatMulDecoded(const MatMulPart& part) {
+  for (int64_t row = part.row_begin; row < part.row_end; row += kRowBlock) {
+    const int64_t row_end = row + kRowBlock < part.row_end ? row + kRowBlock : part.row_end;
+    for (int64_t output = part.output_begin; output < part.output_end; output += kDecodedOutputs) {
+      const int64_t left = part.output_end - output;
+      DecodedStrip(part, row, row_end, output, left < kDecodedOutputs ? left : kDecodedOutputs);
+    }
+  }
 }
 
-void WidenImpl(DType type, const void* from, int64_t count, float* to) {
-  switch (type) {
-    case DType::kF32:
-      return WidenTyped(static_cast<const float*>(from), count, to);
-    case DType::kF16:
-      return WidenTyped(static_cast<const Half*>(from), count, to);
-    case DType::kBF16:
-      return WidenTyped(static_cast<const Bf16*>(from), count, to);
+void MatMulImpl(const MatMulPart& part) {
+  switch (part.format.encoding) {
+    case Encoding::kF32:
+      return MatMulTyped<float>(part);
+    case Encoding::kF16:
+      return MatMulTyped<Half>(part);
+    case Encoding::kBF16:
+      return MatMulTyped<Bf16>(part);
+    case Encoding::kFp8:
+      return MatMulTyped<Fp8>(part);
+    default:
+      return MatMulDecoded(part);
   }
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/kernels/backend.h"
+#include "runtime/kernels/ref/ref_mla.h"
 
 namespace lockstep::kernels {
 namespace {
@@ -18,17 +19,10 @@ class RefMatrix final : public PackedMatrix {
       : PackedMatrix(matrix.count, matrix.outputs, matrix.inputs, matrix.data.bytes()),
         matrix_(std::move(matrix)) {}
 
-  double At(int64_t index, int64_t output, int64_t input) const {
-    const auto element = static_cast<size_t>((index * outputs() + output) * inputs() + input);
-    switch (matrix_.type) {
-      case DType::kF32:
-        return matrix_.data.as<float>()[element];
-      case DType::kF16:
-        return HalfToFloat(matrix_.data.as<uint16_t>()[element]);
-      case DType::kBF16:
-        return Bf16ToFloat(matrix_.data.as<uint16_t>()[element]);
-    }
-    return 0;
+  // Weights [0, inputs) of an output, exactly.
+  void Decode(int64_t index, int64_t output, float* to) const {
+    const auto row = static_cast<uint64_t>(index * outputs() + output) * matrix_.row_bytes();
+    DecodeRow(matrix_.format, matrix_.data.data() + row, inputs(), matrix_.phase, 0, inputs(), to);
   }
 
  private:
@@ -74,12 +68,16 @@ class RefBackend final : public Backend {
   }
 
   void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
-              int64_t rows, float* y) const override {
+              int64_t rows, float* y, int64_t y_stride) const override {
     const int64_t n = weights.outputs();
-    queue.pool->ParallelFor(rows * n, 64, [&](int64_t begin, int64_t end, int) {
-      for (int64_t i = begin; i < end; ++i) {
-        y[i] = static_cast<float>(Dot(weights, 0, i % n, x + i / n * weights.inputs()) +
-                                  (bias != nullptr ? bias[i % n] : 0));
+    queue.pool->ParallelFor(n, 1, [&](int64_t begin, int64_t end, int) {
+      std::vector<float> decoded(static_cast<size_t>(weights.inputs()));
+      for (int64_t output = begin; output < end; ++output) {
+        Ref(weights).Decode(0, output, decoded.data());
+        for (int64_t row = 0; row < rows; ++row) {
+          y[row * y_stride + output] = static_cast<float>(Dot(decoded, x + row * weights.inputs()) +
+                                                          (bias != nullptr ? bias[output] : 0));
+        }
       }
     });
   }
@@ -89,19 +87,21 @@ class RefBackend final : public Backend {
   }
 
   void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups,
-                     const float* x, bool by_row, float* y) const override {
+                     const float* x, bool by_row, float* y, int64_t y_stride) const override {
     const int64_t n = weights.outputs();
     for (const RowGroup& group :
          std::span(groups.groups, static_cast<size_t>(*groups.group_count))) {
-      queue.pool->ParallelFor(
-          (group.end - group.begin) * n, 64, [&](int64_t begin, int64_t end, int) {
-            for (int64_t i = begin; i < end; ++i) {
-              const int64_t assignment = group.begin + i / n;
-              const int64_t row = by_row ? groups.row_of[assignment] : assignment;
-              y[assignment * n + i % n] =
-                  static_cast<float>(Dot(weights, group.matrix, i % n, x + row * weights.inputs()));
-            }
-          });
+      queue.pool->ParallelFor(n, 1, [&](int64_t begin, int64_t end, int) {
+        std::vector<float> decoded(static_cast<size_t>(weights.inputs()));
+        for (int64_t output = begin; output < end; ++output) {
+          Ref(weights).Decode(group.matrix, output, decoded.data());
+          for (int64_t assignment = group.begin; assignment < group.end; ++assignment) {
+            const int64_t row = by_row ? groups.row_of[assignment] : assignment;
+            y[assignment * y_stride + output] =
+                static_cast<float>(Dot(decoded, x + row * weights.inputs()));
+          }
+        }
+      });
     }
   }
 
@@ -109,9 +109,11 @@ class RefBackend final : public Backend {
              int64_t rows, float* y) const override {
     for (int64_t row = 0; row < rows; ++row) {
       const int64_t index = tokens[row] - first_row;
-      const bool here = index >= 0 && index < table.outputs();
-      for (int64_t i = 0; i < table.inputs(); ++i) {
-        y[row * table.inputs() + i] = here ? static_cast<float>(Ref(table).At(0, index, i)) : 0.0f;
+      float* to = y + row * table.inputs();
+      if (index >= 0 && index < table.outputs()) {
+        Ref(table).Decode(0, index, to);
+      } else {
+        std::fill_n(to, table.inputs(), 0.0f);
       }
     }
   }
@@ -157,6 +159,21 @@ class RefBackend final : public Backend {
                             });
   }
 
+  void PrepareLatentAttention(Queue&, const LatentAttentionArgs& args) const override {
+    RefPrepareLatentAttention(args);
+  }
+
+  void LatentAttention(Queue& queue, const LatentAttentionArgs& args) const override {
+    RefLatentAttention(queue, args);
+  }
+
+  void JoinHeads(Queue&, const float* x, int64_t heads, int64_t rows, int64_t dim,
+                 float* y) const override {
+    for (int64_t i = 0; i < heads * rows; ++i) {
+      std::copy_n(x + i * dim, dim, y + (i % rows * heads + i / rows) * dim);
+    }
+  }
+
   void SiluMul(Queue&, const float* gate_up, int64_t rows, int64_t columns,
                float* out) const override {
     for (int64_t row = 0; row < rows; ++row) {
@@ -187,9 +204,9 @@ class RefBackend final : public Backend {
   }
 
  private:
-  static double Dot(const PackedMatrix& weights, int64_t index, int64_t output, const float* x) {
+  static double Dot(const std::vector<float>& weights, const float* x) {
     double sum = 0;
-    for (int64_t k = 0; k < weights.inputs(); ++k) sum += x[k] * Ref(weights).At(index, output, k);
+    for (size_t k = 0; k < weights.size(); ++k) sum += x[k] * double{weights[k]};
     return sum;
   }
 

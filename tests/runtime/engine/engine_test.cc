@@ -442,7 +442,7 @@ TEST(TensorParallel, RanksWithOtherLimitsAreRefusedWithBothValues) {
   });
 }
 
-TEST(TensorParallel, GathersRawRowsAndEveryRanksHiddenStates) {
+TEST(TensorParallel, GathersRawRowsEveryRanksHiddenStatesAndDrafts) {
   testing::OnRanks(3, [](Group& group) {
     FakeModel model({16, 16, 64, 8}, FakeSlice(group.rank(), 3));
     auto executor =
@@ -458,7 +458,7 @@ TEST(TensorParallel, GathersRawRowsAndEveryRanksHiddenStates) {
     start.tokens = {5, 6, 7};
     plan.started = {start};
     plan.growth = {{0, {3}}};
-    plan.spans = {{0, 0, 3, SpanOutput::kRawHidden}};
+    plan.spans = {{0, 0, 3, SpanOutput::kRawDraft}};
     StepOutcome outcome;
     ASSERT_TRUE((*executor)->Execute(plan, &outcome).ok());
     ASSERT_EQ(outcome.raw_rows, 3);
@@ -473,6 +473,15 @@ TEST(TensorParallel, GathersRawRowsAndEveryRanksHiddenStates) {
       }
     }
     EXPECT_EQ(outcome.raw_hidden[1], outcome.raw_hidden[0]);
+    // Two drafts: the third token has no next one.
+    std::vector<float> drafts;
+    for (int row = 0; row < 2; ++row) {
+      const float state = outcome.raw_hidden[0][row * testing::kFakeHidden];
+      const uint64_t hash = MixBits(static_cast<uint64_t>(start.tokens[row + 1]) * 1'000 + row +
+                                    static_cast<uint64_t>(state * 0x1p20f));
+      for (int64_t id = 0; id < kFakeVocab; ++id) drafts.push_back(testing::FakeLogit(hash, id));
+    }
+    EXPECT_EQ(outcome.draft_logits, drafts);
     ASSERT_TRUE((*executor)->Stop(2, ErrorKind{0}).ok());
   });
 }

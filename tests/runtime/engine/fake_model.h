@@ -94,6 +94,25 @@ class FakeModel final : public Model {
     return output;
   }
 
+  // Logits that say what came in: of token, position and first hidden value.
+  StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden) override {
+    const int64_t rows = batch.rows();
+    logits_.resize(rows * slice_.size());
+    const std::vector<float> states(hidden.begin(), hidden.end());
+    for (int64_t row = 0; row < rows; ++row) {
+      const uint64_t hash =
+          MixBits(static_cast<uint64_t>(batch.tokens[row]) * 1'000 + batch.positions[row] +
+                  static_cast<uint64_t>(states[row * kFakeHidden] * 0x1p20f));
+      for (int64_t id = slice_.begin; id < slice_.end; ++id)
+        logits_[row * slice_.size() + id - slice_.begin] = FakeLogit(hash, id);
+    }
+    StepOutput output;
+    output.outputs = rows;
+    output.vocab = {slice_.begin, slice_.end};
+    output.logits = logits_;
+    return output;
+  }
+
   int64_t steps = 0;
   int64_t rows_seen = 0;
   int64_t step_ms = 0;

@@ -43,7 +43,7 @@ HostMatrix RandomMatrix(std::mt19937_64& random, DType type, int64_t count, int6
 
 HostMatrix Copy(const HostMatrix& from) {
   HostMatrix to =
-      HostMatrix::Allocate(from.type, from.count, from.outputs, from.inputs, "test").value();
+      HostMatrix::Allocate(from.format, from.count, from.outputs, from.inputs, "test").value();
   std::memcpy(to.data.data(), from.data.data(), from.data.bytes());
   return to;
 }
@@ -91,14 +91,15 @@ TEST_P(Kernels, MatMulAgreesWithRefForEveryTypeAndShape) {
       const auto x = Random(random_, rows * inputs);
       const auto bias = Random(random_, outputs);
       std::vector<float> got(static_cast<size_t>(rows * outputs), NAN), want(got.size());
-      backend_->MatMul(queue_, *mine, bias.data(), x.data(), rows, got.data());
-      ref_->MatMul(queue_, *theirs, bias.data(), x.data(), rows, want.data());
+      backend_->MatMul(queue_, *mine, bias.data(), x.data(), rows, got.data(), outputs);
+      ref_->MatMul(queue_, *theirs, bias.data(), x.data(), rows, want.data(), outputs);
       EXPECT_LE(Difference(got, want), 2e-6)
           << NameOf(type) << " " << rows << "x" << outputs << "x" << inputs;
       // One row alone, by one thread: the same bits.
       for (int row = 0; row < rows; ++row) {
         std::vector<float> alone(static_cast<size_t>(outputs));
-        backend_->MatMul(single_, *mine, bias.data(), x.data() + row * inputs, 1, alone.data());
+        backend_->MatMul(single_, *mine, bias.data(), x.data() + row * inputs, 1, alone.data(),
+                         outputs);
         EXPECT_TRUE(std::equal(alone.begin(), alone.end(), got.begin() + row * outputs))
             << "row " << row;
       }
@@ -270,7 +271,7 @@ TEST_P(Kernels, GroupedMatMulAndCombineAgreeWithALoopOverRows) {
   const auto x = Random(random_, rows * inputs);
   std::vector<float> expert_out(chosen.size() * outputs, NAN),
       got(static_cast<size_t>(rows * outputs)), want(got.size());
-  backend_->GroupedMatMul(queue_, *stack, grouping, x.data(), true, expert_out.data());
+  backend_->GroupedMatMul(queue_, *stack, grouping, x.data(), true, expert_out.data(), outputs);
   const auto shared = Random(random_, rows * outputs);
   backend_->CombineExperts(queue_, route, grouping, expert_out.data(), shared.data(), outputs,
                            got.data());

@@ -2,6 +2,8 @@
 #include <atomic>
 #include <cstdlib>
 #include <new>
+#include <string>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "tests/support/golden.h"
@@ -25,10 +27,13 @@ namespace lockstep {
 namespace {
 
 TEST(Step, AllocatesNothing) {
-  for (const int ranks : {1, 2}) {
+  for (const auto& model_and_ranks : {std::pair{"tiny-b", 1}, {"tiny-b", 2}, {"tiny-flash", 2}}) {
+    const std::string name = model_and_ranks.first;
+    const int ranks = model_and_ranks.second;
     testing::RunRanks(ranks, "tcp", [&](Membership&, Group& group) {
       testing::TestModelOptions options;
-      options.directory = testing::SourcePath("tests/goldens/models/tiny-b");
+      options.directory = testing::SourcePath("tests/goldens/models/" + name);
+      options.draft_layer = std::string(name) == "tiny-b";
       const auto model = testing::OpenModel(options, group);
       Batch batch{.tokens = {5, 6, 7},
                   .positions = {0, 1, 0},
@@ -39,12 +44,14 @@ TEST(Step, AllocatesNothing) {
       for (int round = 0; round < 3; ++round) {
         for (int32_t& position : batch.positions) position += 2;
         counting = true;
-        const bool ok = model.model->Step(batch).ok();
+        const auto output = model.model->Step(batch);
+        const bool ok = output.ok() && (!options.draft_layer ||
+                                        model.model->Draft(batch, output->all_hidden).ok());
         counting = false;
         ASSERT_TRUE(ok);
       }
     });
-    EXPECT_EQ(allocations.load(), 0) << ranks << " ranks";
+    EXPECT_EQ(allocations.load(), 0) << name << " " << ranks << " ranks";
   }
 }
 

@@ -7,7 +7,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
-#include "runtime/weights/safetensors.h"
+#include "runtime/weights/checkpoint.h"
 #include "tests/support/golden.h"
 #include "tests/support/ranks.h"
 #include "tests/support/sequences.h"
@@ -147,7 +147,7 @@ TEST(LoadModel, EveryRankReadsItsShareAndNothingElse) {
     const bool everywhere =
         info.shape.size() == 1 || name.find("mlp.gate.weight") != std::string::npos ||
         name.find("k_proj") != std::string::npos || name.find("v_proj") != std::string::npos;
-    (everywhere ? replicated : matrices) += info.bytes;  // one KV head: both ranks hold it
+    (everywhere ? replicated : matrices) += info.stored_bytes();  // one KV head: both ranks hold it
   }
   std::vector<uint64_t> read(2);
   RunRanks(2, "tcp", [&](Membership&, Group& group) {

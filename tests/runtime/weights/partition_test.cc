@@ -34,6 +34,14 @@ TEST(CutByShares, CoversEverythingOnceInOrder) {
   }
 }
 
+TEST(CutByShares, CutsBetweenUnits) {
+  EXPECT_EQ(CutByShares(1536, {1, 1, 1, 1, 1}, 32),
+            (std::vector<Range>{{0, 320}, {320, 608}, {608, 928}, {928, 1216}, {1216, 1536}}));
+  // Fewer units than ranks, and a total that is no multiple of the unit.
+  EXPECT_EQ(CutByShares(32, {1, 1, 1}, 32), (std::vector<Range>{{0, 0}, {0, 32}, {32, 32}}));
+  EXPECT_EQ(CutByShares(72, {1, 1}, 32), (std::vector<Range>{{0, 32}, {32, 72}}));
+}
+
 TEST(CutByShares, GivesThreeRanksOfGlm47ThirtyTwoHeadsEach) {
   for (const Range& range : CutByShares(96, {1, 1, 1})) EXPECT_EQ(range.size(), 32);
 }

@@ -45,9 +45,9 @@ TEST(Checkpoint, ReadsNamesShapesAndPlaces) {
   ASSERT_TRUE(opened.ok()) << opened.status();
   const TensorInfo* tensor = (*opened)->Find("a");
   ASSERT_NE(tensor, nullptr);
-  EXPECT_EQ(tensor->type, "F32");
+  EXPECT_EQ(tensor->data.type, "F32");
   EXPECT_EQ(tensor->ShapeText(), "[2, 2]");
-  EXPECT_EQ(tensor->offset, 8 + std::strlen(kGood));
+  EXPECT_EQ(tensor->data.offset, 8 + std::strlen(kGood));
   EXPECT_EQ((*opened)->Find("b"), nullptr);
 }
 

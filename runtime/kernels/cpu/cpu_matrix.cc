@@ -1,0 +1,66 @@
+#include "runtime/kernels/cpu/cpu_matrix.h"
+
+#include <cstring>
+#include <vector>
+
+namespace lockstep::kernels {
+
+CpuMatrix::CpuMatrix(HostMatrix matrix, Buffer last_panels, bool in_panels)
+    : PackedMatrix(matrix.count, matrix.outputs, matrix.inputs,
+                   matrix.data.bytes() + last_panels.bytes()),
+      matrix_(std::move(matrix)),
+      last_panels_(std::move(last_panels)),
+      in_panels_(in_panels),
+      row_bytes_(matrix_.row_bytes()) {}
+
+std::unique_ptr<CpuMatrix> CpuMatrix::Portable(HostMatrix matrix) {
+  return std::unique_ptr<CpuMatrix>(new CpuMatrix(std::move(matrix), Buffer(), false));
+}
+
+StatusOr<std::unique_ptr<CpuMatrix>> CpuMatrix::Panels(HostMatrix matrix) {
+  const uint64_t row_bytes = matrix.row_bytes();
+  const uint64_t panel_bytes = row_bytes * kPanelOutputs;
+  const int64_t rest = matrix.outputs % kPanelOutputs;
+  Buffer last_panels;
+  if (rest > 0 && matrix.count > 0) {
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        last_panels, Buffer::Allocate(static_cast<uint64_t>(matrix.count) * panel_bytes + 64,
+                                      "the last rows of packed weights"));
+  }
+  std::vector<std::byte> rows(panel_bytes);
+  const auto interleave = [&](const std::byte* from, uint64_t bytes, std::byte* to) {
+    if (bytes > 0) std::memcpy(rows.data(), from, bytes);
+    std::memset(rows.data() + bytes, 0, panel_bytes - bytes);
+    Interleave(matrix.format, matrix.inputs, matrix.phase, rows.data(), to);
+  };
+  for (int64_t index = 0; index < matrix.count && panel_bytes > 0; ++index) {
+    int64_t output = 0;
+    for (; output + kPanelOutputs <= matrix.outputs; output += kPanelOutputs) {
+      std::byte* panel =
+          matrix.data.data() + static_cast<uint64_t>(index * matrix.outputs + output) * row_bytes;
+      interleave(panel, panel_bytes, panel);
+    }
+    if (rest > 0) {
+      interleave(
+          matrix.data.data() + static_cast<uint64_t>(index * matrix.outputs + output) * row_bytes,
+          static_cast<uint64_t>(rest) * row_bytes,
+          last_panels.data() + static_cast<uint64_t>(index) * panel_bytes);
+    }
+  }
+  return std::unique_ptr<CpuMatrix>(new CpuMatrix(std::move(matrix), std::move(last_panels), true));
+}
+
+void CpuMatrix::DecodeRowOf(int64_t index, int64_t output, float* out) const {
+  if (!in_panels_) {
+    DecodeRow(format(), matrix(index) + static_cast<uint64_t>(output) * row_bytes_, inputs(),
+              phase(), 0, inputs(), out);
+    return;
+  }
+  const int64_t panel = output / kPanelOutputs;
+  const bool whole = (panel + 1) * kPanelOutputs <= outputs();
+  const std::byte* at =
+      whole ? matrix(index) + static_cast<uint64_t>(panel) * panel_bytes() : last_panel(index);
+  DecodePanelRow(format(), inputs(), phase(), at, output % kPanelOutputs, out);
+}
+
+}  // namespace lockstep::kernels

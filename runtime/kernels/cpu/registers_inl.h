@@ -1,0 +1,198 @@
+// Sixteen 32-bit integers, or four times sixteen bytes, next to the float lanes of lanes.h; and the
+// products of bytes, which every instruction set has in another shape.
+#pragma once
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include "runtime/kernels/cpu/lanes.h"
+
+namespace lockstep::kernels {
+namespace {
+
+typedef int8_t NativeI8 __attribute__((vector_size(kWidth * 4)));
+typedef uint8_t QuarterU8 __attribute__((vector_size(kWidth)));
+typedef int8_t QuarterI8 __attribute__((vector_size(kWidth)));
+
+template <typename Native, int kCount>
+struct IntRegisters;
+template <typename Native>
+struct IntRegisters<Native, 1> {
+  Native a;
+};
+template <typename Native>
+struct IntRegisters<Native, 2> {
+  Native a, b;
+};
+template <typename Native>
+struct IntRegisters<Native, 4> {
+  Native a, b, c, d;
+};
+using I32x16 = IntRegisters<NativeI32, kParts>;
+using U32x16 = IntRegisters<NativeU32, kParts>;  // or four bytes per lane
+
+template <typename To, typename F>
+inline __attribute__((always_inline)) To MakeAs(const F& f) {
+  if constexpr (kParts == 1) return To{f(0)};
+  if constexpr (kParts == 2) return To{f(0), f(kWidth)};
+  if constexpr (kParts == 4) return To{f(0), f(kWidth), f(2 * kWidth), f(3 * kWidth)};
+}
+
+template <typename To, typename F, typename... Args>
+inline __attribute__((always_inline)) To MapAs(const F& f, const Args&... x) {
+  if constexpr (kParts == 1) return To{f(x.a...)};
+  if constexpr (kParts == 2) return To{f(x.a...), f(x.b...)};
+  if constexpr (kParts == 4) return To{f(x.a...), f(x.b...), f(x.c...), f(x.d...)};
+}
+
+inline U32x16 LoadWords(const std::byte* from) {
+  return MakeAs<U32x16>([&](int lane) { return LoadNative<NativeU32>(from + 4 * lane); });
+}
+inline I32x16 SplatInt(int32_t value) {
+  return MakeAs<I32x16>([&](int) { return value - NativeI32{}; });
+}
+inline U32x16 operator|(const U32x16& x, const U32x16& y) {
+  return MapAs<U32x16>([](NativeU32 a, NativeU32 b) { return a | b; }, x, y);
+}
+inline U32x16 operator&(const U32x16& x, uint32_t mask) {
+  return MapAs<U32x16>([=](NativeU32 a) { return a & mask; }, x);
+}
+// Left for positive distances, right for negative ones.
+template <int kDistance>
+inline U32x16 Shift(const U32x16& x) {
+  if constexpr (kDistance >= 0) {
+    return MapAs<U32x16>([](NativeU32 a) { return a << kDistance; }, x);
+  } else {
+    return MapAs<U32x16>([](NativeU32 a) { return a >> -kDistance; }, x);
+  }
+}
+inline F32x16 ToFloat(const I32x16& x) {
+  return MapAs<F32x16>([](NativeI32 a) { return __builtin_convertvector(a, NativeF32); }, x);
+}
+// kWidth bytes as 32-bit integers. By intrinsics: gcc 12 takes conversions from bytes apart.
+inline NativeI32 WidenNative(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return (NativeI32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+  return (NativeI32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+  return __builtin_convertvector(LoadNative<QuarterU8>(from), NativeI32);
+#endif
+}
+inline NativeI32 WidenNative(const int8_t* from) {
+#if defined(__AVX512F__)
+  return (NativeI32)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+  return (NativeI32)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+  return __builtin_convertvector(LoadNative<QuarterI8>(from), NativeI32);
+#endif
+}
+template <typename Byte>
+inline F32x16 BytesToFloat(const Byte* from) {
+  return Make(
+      [&](int lane) { return __builtin_convertvector(WidenNative(from + lane), NativeF32); });
+}
+inline U32x16 WidenBytes(const uint8_t* from) {
+  return MakeAs<U32x16>([&](int lane) { return (NativeU32)WidenNative(from + lane); });
+}
+inline F32x16 AsFloat(const U32x16& x) {
+  return MapAs<F32x16>([](NativeU32 a) { return (NativeF32)a; }, x);
+}
+
+// x * y + z rounded once, wherever the instruction set can: said with an intrinsic, since of two
+// products and a sum compilers fuse whichever they like.
+inline NativeF32 FusedNative(NativeF32 x, NativeF32 y, NativeF32 z) {
+#if defined(__AVX512F__)
+  return (NativeF32)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+#elif defined(__FMA__)
+  return (NativeF32)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#elif defined(__aarch64__)
+  return (NativeF32)vfmaq_f32((float32x4_t)z, (float32x4_t)x, (float32x4_t)y);
+#else
+  return x * y + z;
+#endif
+}
+inline F32x16 Fused(const F32x16& x, const F32x16& y, const F32x16& z) {
+  return Map([](NativeF32 a, NativeF32 b, NativeF32 c) { return FusedNative(a, b, c); }, x, y, z);
+}
+
+// Signed bytes enter VNNI plus 128, which the activation block's start takes off again.
+#if defined(__AVX512VNNI__)
+constexpr int32_t kSignedBytesOffset = 128;
+#else
+constexpr int32_t kSignedBytesOffset = 0;
+#endif
+
+// sum[lane] += the four bytes of w[lane] times the four bytes of x. Bytes of w are signed if
+// kSigned, else 0..63.
+template <bool kSigned>
+inline NativeI32 DotNative(NativeI32 sum, NativeU32 w, int32_t x) {
+  const NativeI32 all = x - NativeI32{};
+#if defined(__AVX512VNNI__)
+  if constexpr (kSigned) w ^= 0x80808080u;
+  return (NativeI32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)all);
+#elif defined(__AVX512BW__)
+  __m512i a = (__m512i)w, b = (__m512i)all;
+  if constexpr (kSigned) {
+    b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b);
+    a = _mm512_abs_epi8(a);
+  }
+  const __m512i pairs = _mm512_maddubs_epi16(a, b);
+  return sum + (NativeI32)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVX2__)
+  __m256i a = (__m256i)w, b = (__m256i)all;
+  if constexpr (kSigned) {
+    b = _mm256_sign_epi8(b, a);
+    a = _mm256_abs_epi8(a);
+  }
+  const __m256i pairs = _mm256_maddubs_epi16(a, b);
+  return sum + (NativeI32)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return (NativeI32)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)all);
+#elif defined(__SSE2__)
+  const __m128i a = (__m128i)w, b = (__m128i)all;
+  const __m128i a_even = _mm_srai_epi16(_mm_slli_epi16(a, 8), 8), a_odd = _mm_srai_epi16(a, 8);
+  const __m128i b_even = _mm_srai_epi16(_mm_slli_epi16(b, 8), 8), b_odd = _mm_srai_epi16(b, 8);
+  return sum + (NativeI32)_mm_madd_epi16(a_even, b_even) + (NativeI32)_mm_madd_epi16(a_odd, b_odd);
+#else
+  const NativeI32 a = (NativeI32)w;
+  sum += ((a << 24) >> 24) * ((all << 24) >> 24);
+  sum += ((a << 16) >> 24) * ((all << 16) >> 24);
+  sum += ((a << 8) >> 24) * ((all << 8) >> 24);
+  return sum + (a >> 24) * (all >> 24);
+#endif
+}
+
+template <bool kSigned>
+inline __attribute__((always_inline)) I32x16 Dot(const I32x16& sum, const U32x16& w, int32_t x) {
+  return MapAs<I32x16>([=](NativeI32 a, NativeU32 b) { return DotNative<kSigned>(a, b, x); }, sum,
+                       w);
+}
+
+// table[byte] for every byte, each 0..15.
+inline NativeU32 LookupNative(NativeU32 bytes, const int8_t* table) {
+#if defined(__AVX512BW__)
+  const __m512i all = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)table));
+  return (NativeU32)_mm512_shuffle_epi8(all, (__m512i)bytes);
+#elif defined(__AVX2__)
+  const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table));
+  return (NativeU32)_mm256_shuffle_epi8(all, (__m256i)bytes);
+#elif defined(__aarch64__)
+  return (NativeU32)vqtbl1q_s8(vld1q_s8(table), (uint8x16_t)bytes);
+#else
+  NativeI8 values = (NativeI8)bytes;
+  for (int i = 0; i < kWidth * 4; ++i) values[i] = table[static_cast<int>(values[i])];
+  return (NativeU32)values;
+#endif
+}
+
+inline U32x16 Lookup(const U32x16& bytes, const int8_t* table) {
+  return MapAs<U32x16>([=](NativeU32 a) { return LookupNative(a, table); }, bytes);
+}
+
+}  // namespace
+}  // namespace lockstep::kernels

@@ -1,0 +1,155 @@
+#include "runtime/model/decoder.h"
+
+#include <cstring>
+#include <span>
+
+#include "runtime/base/check.h"
+#include "runtime/base/digest.h"
+#include "runtime/model/rope.h"
+
+namespace lockstep {
+
+Decoder::Decoder(ModelConfig config, const ModelLimits& limits, const LocalShape& shape,
+                 Weights weights, const ModelPlace& place)
+    : config_(std::move(config)),
+      limits_(limits),
+      shape_(shape),
+      weights_(std::move(weights)),
+      group_(place.group),
+      ops_(place.backend),
+      queue_{&place.pool} {}
+
+Status Decoder::Allocate(const MemoryPlan& plan, uint64_t bytes_read) {
+  LOCKSTEP_CHECK(plan.weight_bytes == weights_.bytes);
+  memory_ = plan;
+  bytes_read_ = bytes_read;
+  LOCKSTEP_ASSIGN_OR_RETURN(kv_, Buffer::Allocate(memory_.kv_bytes + 64, "the KV cache"));
+  LOCKSTEP_ASSIGN_OR_RETURN(storage_,
+                            Buffer::Allocate(memory_.scratch_bytes, "the step's scratch"));
+  Arena arena(&storage_);
+  scratch_ = TakeScratch(config_, shape_, limits_, queue_.pool->count(), &arena);
+  return OkStatus();
+}
+
+Status Decoder::CheckBatch(const Batch& batch) const {
+  const int64_t rows = batch.rows();
+  if (rows < 1 || rows > limits_.max_rows || batch.positions.size() != batch.tokens.size() ||
+      batch.sequences.size() != batch.tokens.size() ||
+      static_cast<int64_t>(batch.output_rows.size()) > limits_.max_outputs ||
+      static_cast<int64_t>(batch.block_tables.size()) > limits_.max_rows) {
+    return InternalError("a step of %d rows and %d outputs does not fit the limits of %d and %d",
+                         rows, batch.output_rows.size(), limits_.max_rows, limits_.max_outputs);
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t position = batch.positions[row];
+    const auto sequence = static_cast<size_t>(batch.sequences[row]);
+    const bool inside =
+        batch.tokens[row] >= 0 && batch.tokens[row] < config_.vocab_size && position >= 0 &&
+        position < limits_.max_model_len && sequence < batch.block_tables.size() &&
+        static_cast<size_t>(position / kBlockTokens) < batch.block_tables[sequence].size();
+    if (!inside)
+      return InternalError("row %d of a step has a token, position or sequence out of range", row);
+  }
+  for (const auto& table : batch.block_tables) {
+    for (const int32_t block : table) {
+      if (block < 0 || block >= limits_.kv_blocks)
+        return InternalError("KV block %d is out of range", block);
+    }
+  }
+  for (const int32_t row : batch.output_rows) {
+    if (row < 0 || row >= rows) return InternalError("output row %d is out of range", row);
+  }
+  return OkStatus();
+}
+
+void Decoder::PrepareRows(const Batch& batch) {
+  digest_ = 0;
+  RotaryAngles(config_.rope_theta, config_.rotary_dim, batch.positions, scratch_.cosines,
+               scratch_.sines);
+  for (size_t i = 0; i < batch.block_tables.size(); ++i)
+    scratch_.tables[i] = batch.block_tables[i].data();
+  router_.experts = config_.n_routed_experts;
+  router_.top_k = config_.num_experts_per_tok;
+  router_.n_group = config_.n_group;
+  router_.topk_group = config_.topk_group;
+  router_.normalize = config_.norm_topk_prob;
+  router_.scale = static_cast<float>(config_.routed_scaling_factor);
+  router_.logits = scratch_.router_logits;
+  router_.chosen = scratch_.chosen;
+  router_.weights = scratch_.expert_weights;
+}
+
+void Decoder::AddAndNorm(const float* delta, const std::vector<float>& norm, int64_t rows) {
+  ops_.AddRmsNorm(queue_, scratch_.residual, delta, norm.data(), config_.rms_norm_eps, rows,
+                  config_.hidden_size, scratch_.normed);
+}
+
+void Decoder::FeedForwardPart(const Layer& layer, int64_t rows, float* partial) {
+  if (layer.dense.has_value()) {
+    DenseFeedForward(*layer.dense, rows, partial);
+  } else {
+    MixtureOfExperts(*layer.mixture, rows, partial);
+  }
+}
+
+void Decoder::DenseFeedForward(const FeedForward& ffn, int64_t rows, float* partial) {
+  const int64_t columns = ffn.down->inputs();
+  ffn.gate_up.MatMul(ops_, queue_, nullptr, scratch_.normed, rows, scratch_.gate_up);  // [R, 2 F]
+  ops_.SiluMul(queue_, scratch_.gate_up, rows, columns, scratch_.activated);           // [R, F]
+  ops_.MatMul(queue_, *ffn.down, nullptr, scratch_.activated, rows, partial,
+              config_.hidden_size);  // [R, D]
+}
+
+void Decoder::MixtureOfExperts(const Mixture& mixture, int64_t rows, float* partial) {
+  kernels::RouterArgs route = router_;
+  route.rows = rows;
+  route.correction = mixture.correction.data();
+  ops_.MatMul(queue_, *mixture.router, nullptr, scratch_.normed, rows, scratch_.router_logits,
+              route.experts);  // [R, E]
+  ops_.Route(queue_, route);   // [R, k]
+  ops_.GroupRows(queue_, route, scratch_.groups);
+  digest_ = DigestOf(route.chosen, static_cast<size_t>(rows * route.top_k), digest_);
+
+  const FeedForward& experts = mixture.experts;
+  const int64_t columns = experts.down->inputs();
+  experts.gate_up.GroupedMatMul(ops_, queue_, scratch_.groups, scratch_.normed, true,
+                                scratch_.expert_gate_up);  // [R k, 2 F]
+  ops_.SiluMul(queue_, scratch_.expert_gate_up, rows * route.top_k, columns,
+               scratch_.expert_activated);
+  ops_.GroupedMatMul(queue_, *experts.down, scratch_.groups, scratch_.expert_activated, false,
+                     scratch_.expert_out, config_.hidden_size);  // [R k, D]
+  const float* shared = nullptr;
+  if (mixture.shared.has_value()) {
+    DenseFeedForward(*mixture.shared, rows, scratch_.shared_out);
+    shared = scratch_.shared_out;
+  }
+  ops_.CombineExperts(queue_, route, scratch_.groups, scratch_.expert_out, shared,
+                      config_.hidden_size, partial);
+}
+
+StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) {
+  const int64_t hidden = config_.hidden_size;
+  StepOutput output;
+  output.outputs = static_cast<int64_t>(batch.output_rows.size());
+  for (int64_t i = 0; i < output.outputs; ++i) {
+    std::memcpy(scratch_.final_hidden + i * hidden, scratch_.normed + batch.output_rows[i] * hidden,
+                static_cast<size_t>(hidden) * sizeof(float));
+  }
+  ops_.MatMul(queue_, head, nullptr, scratch_.final_hidden, output.outputs, scratch_.logits,
+              shape_.vocab.size());
+  output.vocab = shape_.vocab;
+  output.logits =
+      std::span(scratch_.logits, static_cast<size_t>(output.outputs * shape_.vocab.size()));
+  output.hidden =
+      std::span<const float>(scratch_.final_hidden, static_cast<size_t>(output.outputs * hidden));
+  output.all_hidden =
+      std::span<const float>(scratch_.normed, static_cast<size_t>(batch.rows() * hidden));
+  output.digest = DigestOf(output.hidden.data(), output.hidden.size(), digest_);
+  return output;
+}
+
+int64_t Decoder::CacheElements() const {
+  return limits_.kv_blocks * kBlockTokens * shape_.cache_width;
+}
+
+}  // namespace lockstep

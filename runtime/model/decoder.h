@@ -1,0 +1,96 @@
+// What the architectures share around their attention: the checks and preparations of a step, the
+// feed-forward half of a layer, the head, and the memory. The forward pass itself, with its
+// exchanges, stands in glm4_moe.cc and glm4_moe_lite.cc, that of the draft layer in mtp.cc.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "runtime/model/architectures.h"
+#include "runtime/model/model.h"
+#include "runtime/model/partial_sum.h"
+#include "runtime/model/scratch.h"
+#include "runtime/model/weights.h"
+
+namespace lockstep {
+
+class Decoder : public Model {
+ public:
+  Decoder(ModelConfig config, const ModelLimits& limits, const LocalShape& shape, Weights weights,
+          const ModelPlace& place);
+
+  // Takes the cache and the scratch of `plan`. Once, before the first step.
+  Status Allocate(const MemoryPlan& plan, uint64_t bytes_read);
+
+  const ModelConfig& config() const override { return config_; }
+  const ModelLimits& limits() const override { return limits_; }
+  const MemoryPlan& memory() const override { return memory_; }
+  uint64_t bytes_read() const override { return bytes_read_; }
+  uint64_t bytes_per_token() const override { return weights_.bytes_per_token; }
+  bool has_draft_layer() const override { return weights_.draft.has_value(); }
+  StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden) override;
+
+ protected:
+  // Where the heads of all layers find their rows.
+  virtual void PrepareHeads(const Batch& batch) = 0;
+  // normed [R, D] -> partial [R, D]: this rank's heads, through their columns of o_proj. `index` is
+  // the layer's place in the cache.
+  virtual void Attention(const Layer& layer, size_t index, int64_t rows, float* partial) = 0;
+
+  // Batches come from another rank's plan: sizes are checked before anything indexes by them.
+  Status CheckBatch(const Batch& batch) const;
+  // What the layers share in this step: where rows stand, their rotations, the router's settings.
+  void PrepareRows(const Batch& batch);
+  // residual += delta; normed = rms_norm(residual).
+  void AddAndNorm(const float* delta, const std::vector<float>& norm, int64_t rows);
+  // normed [R, D] -> partial [R, D]: this rank's columns of the layer's feed-forward.
+  void FeedForwardPart(const Layer& layer, int64_t rows, float* partial);
+  // Final hidden states and this rank's logits of the wanted rows.
+  StepOutput Head(const Batch& batch, const kernels::PackedMatrix& head);
+
+  // Elements of one layer's cache.
+  int64_t CacheElements() const;
+
+  const ModelConfig config_;
+  const ModelLimits limits_;
+  const LocalShape shape_;
+  const Weights weights_;
+  Group& group_;
+  const kernels::Backend& ops_;
+  kernels::Queue queue_;
+  Buffer kv_;  // [layers][CacheElements()], the draft layer last
+  Scratch scratch_;
+
+ private:
+  void DenseFeedForward(const FeedForward& ffn, int64_t rows, float* partial);
+  void MixtureOfExperts(const Mixture& mixture, int64_t rows, float* partial);
+
+  MemoryPlan memory_;
+  uint64_t bytes_read_ = 0;
+  Buffer storage_;
+  kernels::RouterArgs router_;
+  uint64_t digest_ = 0;
+};
+
+// Reads a rank's slice and makes an `Architecture` (a Decoder) of it. Collective.
+template <typename Architecture>
+StatusOr<std::unique_ptr<Model>> LoadDecoder(ModelConfig config, const Checkpoint& checkpoint,
+                                             const SlicePlan& slice, const LoadOptions& options,
+                                             const ModelPlace& place) {
+  const int rank = place.group.rank();
+  const LocalShape shape = ShapeOf(config, slice.cuts, rank);
+  const MemoryPlan plan = PlanMemory(config, slice, options.limits, rank, place.pool.count());
+  SliceLoader loader(checkpoint, place.group, options.shares, [&](uint64_t bytes) {
+    if (options.progress) options.progress(LoadProgress{bytes, plan.weight_bytes});
+  });
+  WeightReader reader(loader, place.backend);
+  LOCKSTEP_ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, slice.cuts, reader));
+  LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, loader.Unused()));
+  auto model = std::make_unique<Architecture>(std::move(config), options.limits, shape,
+                                              std::move(weights), place);
+  LOCKSTEP_RETURN_IF_ERROR(model->Allocate(plan, loader.bytes_read()));
+  return model;
+}
+
+}  // namespace lockstep

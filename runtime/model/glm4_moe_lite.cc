@@ -1,0 +1,131 @@
+// GLM-4.7-Flash: the forward pass of one rank, with the two exchanges of a layer written where they
+// happen. Source of the arithmetic: transformers' glm4_moe_lite/modeling_glm4_moe_lite.py.
+//
+// Attention is latent (MLA): a token leaves one latent and one rotated key for all heads, the same
+// on every rank, and a head's own keys and values are its matrices K_h and V_h times the latent.
+// They are never made: with absorbed weights a head's query is taken to the latents,
+// (K_h^T q) . latent = q . (K_h latent), and V_h follows after the weighted sum of latents.
+// transformers makes them; the sums are the same in another order. A prompt's rows take this form
+// too, although longer steps could make keys and values once for all their rows at less cost: a
+// position's bits may not depend on the step that it was computed in.
+//
+// Shapes: R rows of this step, D hidden, H this rank's heads of n plain and r rotated query
+// dimensions and v value dimensions, Q the query's latent, L the latent, F this rank's feed-forward
+// columns, E experts of which each row takes the top k, V this rank's vocabulary rows.
+#include <cstring>
+
+#include "runtime/model/decoder.h"
+
+namespace lockstep {
+namespace {
+
+// transformers makes the norms of both latents with their default epsilon, not with config.json's
+// rms_norm_eps (5.23.0; vLLM, mlx-lm and llama.cpp take rms_norm_eps, which moves the logits of a
+// small random model by 3e-4). It is the reference, so its number counts here.
+constexpr double kLatentNormEps = 1e-6;
+
+class Glm4MoeLite final : public Decoder {
+ public:
+  using Decoder::Decoder;
+
+  StatusOr<StepOutput> Step(const Batch& batch) override {
+    LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));
+    const int64_t rows = batch.rows();
+    PrepareRows(batch);
+    PrepareHeads(batch);
+    PartialSum sum(group_, scratch_.sum);
+
+    LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum.Begin(rows * config_.hidden_size));
+    ops_.Embed(queue_, *weights_.embedding, shape_.vocab.begin, batch.tokens.data(), rows,
+               partial);  // [R, D]
+    LOCKSTEP_ASSIGN_OR_RETURN(const float* embedded, sum.Reduce());
+    std::memcpy(scratch_.residual, embedded,
+                static_cast<size_t>(rows * config_.hidden_size) * sizeof(float));
+    ops_.RmsNorm(queue_, scratch_.residual, weights_.layers[0].input_norm.data(),
+                 config_.rms_norm_eps, rows, config_.hidden_size, scratch_.normed);
+
+    for (size_t index = 0; index < weights_.layers.size(); ++index) {
+      const Layer& layer = weights_.layers[index];
+      LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * config_.hidden_size));
+      Attention(layer, index, rows, partial);
+      LOCKSTEP_ASSIGN_OR_RETURN(const float* attended,
+                                sum.Reduce());  // first exchange of the layer
+      AddAndNorm(attended, layer.post_attention_norm, rows);
+
+      LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * config_.hidden_size));
+      FeedForwardPart(layer, rows, partial);
+      LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum.Reduce());  // second exchange of the layer
+      const bool last = index + 1 == weights_.layers.size();
+      AddAndNorm(fed, last ? weights_.final_norm : weights_.layers[index + 1].input_norm, rows);
+    }
+    return Head(batch, *weights_.head);
+  }
+
+ private:
+  void Attention(const Layer& layer, size_t index, int64_t rows, float* partial) override {
+    const LatentAttention& weights = *layer.latent;
+    const LatentScratch& scratch = scratch_.latent;
+    kernels::LatentAttentionArgs args = attention_;
+    args.rows = rows;
+    args.latent_norm = weights.latent_norm.data();
+    args.pages = kv_.as<float>() + static_cast<int64_t>(index) * CacheElements();
+    ops_.MatMul(queue_, *weights.query_down, nullptr, scratch_.normed, rows, scratch.query_latents,
+                config_.q_lora_rank);  // [R, Q]
+    ops_.RmsNorm(queue_, scratch.query_latents, weights.query_norm.data(), kLatentNormEps, rows,
+                 config_.q_lora_rank, scratch.query_latents);
+    ops_.MatMul(queue_, *weights.query_up, nullptr, scratch.query_latents, rows, scratch_.qkv,
+                shape_.qkv_width);  // [R, H (n + r)]
+    ops_.MatMul(queue_, *weights.latent_down, nullptr, scratch_.normed, rows, scratch.latents,
+                config_.latent_width());  // [R, L + r]
+    ops_.PrepareLatentAttention(queue_, args);
+    ops_.GroupedMatMul(queue_, *weights.key_absorb, scratch.heads, scratch.plain_queries, false,
+                       scratch.absorbed_queries, config_.kv_lora_rank);  // [H, R, L]
+    ops_.LatentAttention(queue_, args);                                  // [H, R, L]
+    ops_.GroupedMatMul(queue_, *weights.value_up, scratch.heads, scratch.attended_latents, false,
+                       scratch.head_values, config_.v_head_dim);  // [H, R, v]
+    ops_.JoinHeads(queue_, scratch.head_values, args.heads, rows, config_.v_head_dim,
+                   scratch_.attended);  // [R, H v]
+    ops_.MatMul(queue_, *layer.output, nullptr, scratch_.attended, rows, partial,
+                config_.hidden_size);  // [R, D]
+  }
+
+  // Every matrix of a stack of heads takes all rows.
+  void PrepareHeads(const Batch& batch) override {
+    const LatentScratch& scratch = scratch_.latent;
+    const auto rows = static_cast<int32_t>(batch.rows());
+    attention_.heads = shape_.query_heads.size();
+    for (int32_t head = 0; head < attention_.heads; ++head)
+      scratch.heads.groups[head] = {head, head * rows, (head + 1) * rows};
+    *scratch.heads.group_count = static_cast<int32_t>(attention_.heads);
+    attention_.nope_dim = config_.qk_nope_head_dim;
+    attention_.rope_dim = config_.qk_rope_head_dim;
+    attention_.latent_dim = config_.kv_lora_rank;
+    attention_.block_tokens = kBlockTokens;
+    attention_.eps = kLatentNormEps;
+    attention_.positions = batch.positions.data();
+    attention_.sequences = batch.sequences.data();
+    attention_.block_tables = scratch_.tables;
+    attention_.cosines = scratch_.cosines;
+    attention_.sines = scratch_.sines;
+    attention_.latents = scratch.latents;
+    attention_.queries = scratch_.qkv;
+    attention_.plain_queries = scratch.plain_queries;
+    attention_.rotated_queries = scratch.rotated_queries;
+    attention_.absorbed_queries = scratch.absorbed_queries;
+    attention_.scores = scratch_.scores;
+    attention_.score_stride = scratch_.score_stride;
+    attention_.out = scratch.attended_latents;
+  }
+
+  kernels::LatentAttentionArgs attention_;
+};
+
+}  // namespace
+
+StatusOr<std::unique_ptr<Model>> LoadGlm4MoeLite(ModelConfig config, const Checkpoint& checkpoint,
+                                                 const SlicePlan& slice, const LoadOptions& options,
+                                                 const ModelPlace& place) {
+  return LoadDecoder<Glm4MoeLite>(std::move(config), checkpoint, slice, options, place);
+}
+
+}  // namespace lockstep

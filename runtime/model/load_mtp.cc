@@ -1,0 +1,91 @@
+// The draft layer (MTP): from its tensors to one rank's packed weights. Names: those of GLM-4.5's
+// and GLM-4.7's checkpoints, where it is the layer behind the last one.
+#include <algorithm>
+#include <utility>
+
+#include "runtime/model/weights.h"
+#include "runtime/weights/stored_rows.h"
+
+namespace lockstep {
+namespace {
+
+// Rows of a copy that are compared with the original. A layer trained with a table of its own
+// differs from the first row on, and a row that were missed could cost the quality of a draft
+// alone, never a token that is answered.
+constexpr int64_t kComparedRows = 1024;
+
+// Whether two tensors say the same in the same format: by rows spread evenly over all, the same
+// ones on every rank.
+StatusOr<bool> AreEqual(const Checkpoint& checkpoint, const RowPart& one, const RowPart& other,
+                        int64_t inputs) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* first,
+                            FindShaped(checkpoint, one.names[0], {one.height, inputs}));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* second,
+                            FindShaped(checkpoint, other.names[0], {other.height, inputs}));
+  if (first->format != second->format) return false;
+  // A rank's file (lockstep shard) holds slices, and a copy only if it differed when it was made.
+  if (first->storage == Storage::kPortable) return false;
+  StoredRowReader reader({});
+  const uint64_t row_bytes = LayoutOf(first->format, inputs, 0).row_bytes;
+  std::vector<std::byte> row_of_first(row_bytes), row_of_second(row_bytes);
+  const int64_t rows = std::min(one.height, kComparedRows);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t row = rows == one.height ? i : i * (one.height - 1) / (rows - 1);
+    const Range range{row, row + 1};
+    LOCKSTEP_RETURN_IF_ERROR(reader.Read(*first, one.names[0], range, row_of_first.data()));
+    LOCKSTEP_RETURN_IF_ERROR(reader.Read(*second, other.names[0], range, row_of_second.data()));
+    if (row_of_first != row_of_second) return false;
+  }
+  return true;
+}
+
+// GLM-4.5's and GLM-4.7's files hold copies of the embedding and of the head in this layer,
+// GLM-4.6's do not. What equals the main model's is not loaded again (1.6 GB each for GLM-4.7):
+// nullptr.
+StatusOr<PackedPtr> LoadUnlessEqual(WeightReader& reader, const RowPart& copy, const RowPart& main,
+                                    int64_t inputs, const char* what) {
+  const std::string& name = copy.names[0];
+  if (reader.checkpoint().Find(name) == nullptr) return PackedPtr();
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool equal, AreEqual(reader.checkpoint(), copy, main, inputs));
+  if (!equal) return reader.Rows(copy, inputs, what);
+  reader.Skip(name);
+  return PackedPtr();
+}
+
+}  // namespace
+
+StatusOr<DraftLayer> LoadDraftLayer(WeightReader& reader, const ModelConfig& config,
+                                    const Cuts& cuts) {
+  const std::string& path = reader.checkpoint().path();
+  if (config.num_nextn_predict_layers < 1) {
+    return ModelError("%s: the model has no layer for drafts (num_nextn_predict_layers is 0)",
+                      path);
+  }
+  const auto rank = static_cast<size_t>(reader.rank());
+  const int64_t hidden = config.hidden_size;
+  const std::string prefix = "model.layers." + std::to_string(config.num_hidden_layers) + ".";
+  const RowPart join{{prefix + "eh_proj.weight"}, hidden, cuts.draft_rows[rank]};
+  if (reader.checkpoint().Find(join.names[0]) == nullptr) {
+    return ModelError(
+        "%s: tensor %s is missing, and with it the layer for drafts that the model's configuration "
+        "announces; fetch mtp.safetensors if the checkpoint has one, or do without drafts",
+        path, join.names[0]);
+  }
+  DraftLayer draft;
+  LOCKSTEP_ASSIGN_OR_RETURN(draft.embedding_norm, reader.Vector(prefix + "enorm.weight", hidden));
+  LOCKSTEP_ASSIGN_OR_RETURN(draft.hidden_norm, reader.Vector(prefix + "hnorm.weight", hidden));
+  LOCKSTEP_ASSIGN_OR_RETURN(draft.final_norm,
+                            reader.Vector(prefix + "shared_head.norm.weight", hidden));
+  LOCKSTEP_ASSIGN_OR_RETURN(draft.join, reader.Rows(join, 2 * hidden, "draft layer"));
+  RowPart copy{{prefix + "embed_tokens.weight"}, config.vocab_size, cuts.vocab[rank]};
+  RowPart main{{"model.embed_tokens.weight"}, config.vocab_size, cuts.vocab[rank]};
+  LOCKSTEP_ASSIGN_OR_RETURN(draft.embedding,
+                            LoadUnlessEqual(reader, copy, main, hidden, "draft embedding"));
+  copy.names = {prefix + "shared_head.head.weight"};
+  if (!config.tie_word_embeddings) main.names = {"lm_head.weight"};
+  LOCKSTEP_ASSIGN_OR_RETURN(draft.head, LoadUnlessEqual(reader, copy, main, hidden, "draft head"));
+  LOCKSTEP_ASSIGN_OR_RETURN(draft.layer, LoadLayer(reader, config, cuts, config.num_hidden_layers));
+  return draft;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,79 @@
+// The draft layer (multi-token prediction): one more decoder layer, which joins what the model
+// thought at position t with the token that came out of it, and guesses the token after that one.
+// Of either architecture: the attention is the model's own. Source of the arithmetic: transformers'
+// MtpModel (modeling_layers.py), which llama.cpp and SGLang agree with. vLLM differs in two ways
+// that change guesses and never an answer: it zeroes the embedding at position 0, and goes on with
+// hidden states from before the last norm.
+//
+// Shapes: R rows of this step, D hidden, V this rank's vocabulary rows.
+#include <algorithm>
+#include <cstring>
+
+#include "runtime/model/decoder.h"
+
+namespace lockstep {
+namespace {
+
+// Every row of `half` [R, D] to where it stands in the rows of `joined` [R, 2 D].
+void CopyHalf(const float* half, int64_t rows, int64_t hidden, float* joined) {
+  for (int64_t row = 0; row < rows; ++row) {
+    std::memcpy(joined + row * 2 * hidden, half + row * hidden,
+                static_cast<size_t>(hidden) * sizeof(float));
+  }
+}
+
+}  // namespace
+
+StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> hidden) {
+  if (!has_draft_layer()) return Model::Draft(batch, hidden);
+  LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));
+  const int64_t rows = batch.rows();
+  const int64_t width = config_.hidden_size;
+  if (static_cast<int64_t>(hidden.size()) != rows * width) {
+    return InternalError("a draft of %d rows came with %d values of hidden states, not %d", rows,
+                         hidden.size(), rows * width);
+  }
+  const DraftLayer& draft = *weights_.draft;
+  const Layer& layer = draft.layer;
+  const DraftScratch& scratch = scratch_.draft;
+  // First, since `hidden` may stand where this step is going to write.
+  ops_.RmsNorm(queue_, hidden.data(), draft.hidden_norm.data(), config_.rms_norm_eps, rows, width,
+               scratch.hidden);
+  PrepareRows(batch);
+  PrepareHeads(batch);
+  PartialSum sum(group_, scratch_.sum);
+
+  LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum.Begin(rows * width));
+  ops_.Embed(queue_, draft.embedding != nullptr ? *draft.embedding : *weights_.embedding,
+             shape_.vocab.begin, batch.tokens.data(), rows, partial);  // [R, D]
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* embedded, sum.Reduce());
+  ops_.RmsNorm(queue_, embedded, draft.embedding_norm.data(), config_.rms_norm_eps, rows, width,
+               scratch_.normed);
+  CopyHalf(scratch_.normed, rows, width, scratch.joined);
+  CopyHalf(scratch.hidden, rows, width, scratch.joined + width);
+
+  // eh_proj is D x 2 D (105 MB for GLM-4.7 in BF16): each rank reads its share. Its rows, not its
+  // columns: as many bytes and the same one exchange, but a row's sum is never parted, and blocks
+  // of quantized rows are never cut. The others' rows count as zeros.
+  LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * width));
+  std::fill_n(partial, rows * width, 0.0f);
+  ops_.MatMul(queue_, *draft.join, nullptr, scratch.joined, rows, partial + shape_.draft_rows.begin,
+              width);  // [R, D]
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* joined, sum.Reduce());
+  std::memcpy(scratch_.residual, joined, static_cast<size_t>(rows * width) * sizeof(float));
+  ops_.RmsNorm(queue_, scratch_.residual, layer.input_norm.data(), config_.rms_norm_eps, rows,
+               width, scratch_.normed);
+
+  LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * width));
+  Attention(layer, weights_.layers.size(), rows, partial);  // its cache is the last one
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum.Reduce());
+  AddAndNorm(attended, layer.post_attention_norm, rows);
+
+  LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * width));
+  FeedForwardPart(layer, rows, partial);
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum.Reduce());
+  AddAndNorm(fed, draft.final_norm, rows);
+  return Head(batch, draft.head != nullptr ? *draft.head : *weights_.head);
+}
+
+}  // namespace lockstep

@@ -1,0 +1,32 @@
+// What `lockstep shard` writes of a model: the slices of every rank, and the formats of tensors
+// that are to take fewer bits.
+#pragma once
+
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/model/config.h"
+#include "runtime/weights/checkpoint.h"
+
+namespace lockstep {
+
+// New formats of the matrices that `quantize` names: "q4_k" (attention, dense feed-forwards,
+// experts and shared experts), or by group, "experts=q4_k,attention=q8_0,head=q6_k", or both:
+// "q4_k, attention=q8_0". Groups are attention, dense, experts, shared, embedding and head. A
+// router, a norm, a bias and a draft layer never change; nor do matrices whose inputs are no
+// multiple of 32 (fp8: any), and kv_b_proj, of which one half is kept as float32 in memory anyway.
+StatusOr<std::map<std::string, WeightFormat>> QuantizedFormats(const ModelConfig& config,
+                                                               const Checkpoint& checkpoint,
+                                                               std::string_view quantize);
+
+// Of every rank all tensors in the order in which it loads them. `checkpoint` has the formats that
+// the files will have. What it holds beyond the model is an error, but for draft layers, whose
+// tensors are appended to `left_out`.
+StatusOr<std::vector<std::vector<SliceRequest>>> PlanShards(const ModelConfig& config,
+                                                            const Checkpoint& checkpoint,
+                                                            const std::vector<double>& shares,
+                                                            std::vector<std::string>* left_out);
+
+}  // namespace lockstep

@@ -1,0 +1,141 @@
+#include "runtime/model/weight_reader.h"
+
+#include <utility>
+
+namespace lockstep {
+namespace {
+
+constexpr uint64_t kSpareBytes = 64;  // behind every HostMatrix
+
+// A matrix without memory: what HostMatrix::Allocate will be asked for.
+HostMatrix Shape(const WeightFormat& format, size_t count, int64_t outputs, int64_t inputs) {
+  HostMatrix shape;
+  shape.format = format;
+  shape.count = static_cast<int64_t>(count);
+  shape.outputs = outputs;
+  shape.inputs = inputs;
+  return shape;
+}
+
+StatusOr<HostMatrix> AllocateLike(const HostMatrix& shape, const char* what) {
+  return HostMatrix::Allocate(shape.format, shape.count, shape.outputs, shape.inputs, what,
+                              shape.phase);
+}
+
+}  // namespace
+
+Status WeightReader::Count(const HostMatrix& shape, const char* what, double read_per_token) {
+  LOCKSTEP_ASSIGN_OR_RETURN(int64_t size, CheckedProduct(shape.count, shape.outputs, what));
+  LOCKSTEP_ASSIGN_OR_RETURN(size,
+                            CheckedProduct(size, static_cast<int64_t>(shape.row_bytes()), what));
+  const uint64_t bytes = static_cast<uint64_t>(size) + kSpareBytes;
+  bytes_ += bytes;
+  bytes_per_token_ += static_cast<double>(bytes) * read_per_token;
+  return OkStatus();
+}
+
+StatusOr<PackedPtr> WeightReader::RowMatrix(const std::vector<const RowPart*>& parts,
+                                            const HostMatrix& shape, const char* what) {
+  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix, AllocateLike(shape, what));
+  for (int64_t index = 0; index < shape.count; ++index) {
+    int64_t at = 0;
+    for (const RowPart* part : parts) {
+      LOCKSTEP_RETURN_IF_ERROR(loader_->ReadRows(part->names[static_cast<size_t>(index)],
+                                                 part->height, part->rows, &matrix, index, at));
+      at += part->rows.size();
+    }
+  }
+  return backend_->Pack(std::move(matrix));
+}
+
+StatusOr<FusedMatrix> WeightReader::Rows(const std::vector<RowPart>& parts, int64_t inputs,
+                                         const char* what, double read_per_token) {
+  FusedMatrix fused;
+  std::vector<WeightFormat> formats;
+  for (const RowPart& part : parts) {
+    for (const std::string& name : part.names)
+      LOCKSTEP_RETURN_IF_ERROR(FindShaped(checkpoint_, name, {part.height, inputs}).status());
+    LOCKSTEP_ASSIGN_OR_RETURN(const WeightFormat format, CommonFormat(checkpoint_, part.names));
+    formats.push_back(format);
+  }
+  for (size_t index = 0; index < (parts.empty() ? 0 : parts[0].names.size()); ++index)
+    for (const RowPart& part : parts) Record(part.names[index], SliceKind::kRows, part.rows);
+  for (size_t begin = 0, end = 0; begin < parts.size(); begin = end) {
+    std::vector<const RowPart*> run;
+    int64_t outputs = 0;
+    for (; end < parts.size() && formats[end] == formats[begin]; ++end) {
+      run.push_back(&parts[end]);
+      outputs += parts[end].rows.size();
+    }
+    const HostMatrix shape = Shape(formats[begin], parts[begin].names.size(), outputs, inputs);
+    LOCKSTEP_RETURN_IF_ERROR(Count(shape, what, read_per_token));
+    PackedPtr packed;
+    if (!counting()) {
+      LOCKSTEP_ASSIGN_OR_RETURN(packed, RowMatrix(run, shape, what));
+    }
+    fused.parts.push_back(std::move(packed));
+  }
+  return fused;
+}
+
+StatusOr<PackedPtr> WeightReader::Rows(const RowPart& part, int64_t inputs, const char* what,
+                                       double read_per_token) {
+  LOCKSTEP_ASSIGN_OR_RETURN(FusedMatrix fused,
+                            Rows(std::vector<RowPart>{part}, inputs, what, read_per_token));
+  return std::move(fused.parts.front());
+}
+
+StatusOr<PackedPtr> WeightReader::Columns(const ColumnPart& part, const char* what,
+                                          double read_per_token) {
+  for (const std::string& name : part.names)
+    LOCKSTEP_RETURN_IF_ERROR(FindShaped(checkpoint_, name, {part.height, part.width}).status());
+  LOCKSTEP_ASSIGN_OR_RETURN(WeightFormat format, CommonFormat(checkpoint_, part.names));
+  if (!CutsFit(format, part.width, part.columns)) format = DType::kF32;
+  const Range mine = part.columns[static_cast<size_t>(rank_)];
+  for (const std::string& name : part.names) Record(name, SliceKind::kColumns, mine);
+  HostMatrix shape = Shape(format, part.names.size(), part.height, mine.size());
+  if (!mine.empty()) shape.phase = PhaseAt(format, 0, mine.begin);
+  LOCKSTEP_RETURN_IF_ERROR(Count(shape, what, read_per_token));
+  if (counting()) return PackedPtr();
+  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix, AllocateLike(shape, what));
+  for (int64_t index = 0; index < shape.count; ++index) {
+    LOCKSTEP_RETURN_IF_ERROR(loader_->ReadColumns(part.names[static_cast<size_t>(index)],
+                                                  part.width, part.columns, &matrix, index));
+  }
+  return backend_->Pack(std::move(matrix));
+}
+
+StatusOr<HostMatrix> WeightReader::Allocate(const WeightFormat& format, int64_t count,
+                                            int64_t outputs, int64_t inputs, const char* what) {
+  HostMatrix shape = Shape(format, static_cast<size_t>(count), outputs, inputs);
+  if (counting()) return shape;
+  return AllocateLike(shape, what);
+}
+
+StatusOr<HostMatrix> WeightReader::HostRows(const RowPart& part, int64_t inputs, const char* what) {
+  const std::string& name = part.names.front();
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info,
+                            FindShaped(checkpoint_, name, {part.height, inputs}));
+  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix rows,
+                            Allocate(info->format, 1, part.rows.size(), inputs, what));
+  Record(name, SliceKind::kRows, part.rows);
+  if (!counting())
+    LOCKSTEP_RETURN_IF_ERROR(loader_->ReadRows(name, part.height, part.rows, &rows, 0, 0));
+  return rows;
+}
+
+StatusOr<PackedPtr> WeightReader::Pack(HostMatrix matrix, const char* what, double read_per_token) {
+  LOCKSTEP_RETURN_IF_ERROR(Count(matrix, what, read_per_token));
+  if (counting()) return PackedPtr();
+  return backend_->Pack(std::move(matrix));
+}
+
+StatusOr<std::vector<float>> WeightReader::Vector(const std::string& name, int64_t length,
+                                                  Range elements) {
+  if (!counting()) return loader_->ReadVector(name, length, elements);
+  LOCKSTEP_RETURN_IF_ERROR(FindShaped(checkpoint_, name, {length}).status());
+  Record(name, SliceKind::kElements, elements);
+  return std::vector<float>();
+}
+
+}  // namespace lockstep

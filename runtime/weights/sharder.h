@@ -1,0 +1,55 @@
+// Writes what each rank holds of a checkpoint to a file of its own (weights/shard_file.h), exactly
+// or in fewer bits.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/base/status.h"
+#include "runtime/weights/checkpoint.h"
+
+namespace lockstep {
+
+// What a checkpoint would be with these tensors in other formats: to plan with, its data cannot be
+// read. `source` must outlive it.
+std::unique_ptr<Checkpoint> WithFormats(const Checkpoint& source,
+                                        const std::map<std::string, WeightFormat>& formats);
+
+struct ShardOptions {
+  std::string directory;       // is made if it is not there
+  std::vector<double> shares;  // one per rank, validated
+  // Of every rank, all tensors in the order in which it loads them, empty slices too.
+  std::vector<std::vector<SliceRequest>> slices;
+  // Of matrices that change their format: those of QuantizedFormat (tensor/quantize.h). Whole rows
+  // are quantized and then cut. Where cuts do not fit a format the matrix becomes F32, exactly.
+  std::map<std::string, WeightFormat> formats;
+  int threads = 1;
+  // Called with bytes written and to be written, from any thread, one at a time; may be empty.
+  std::function<void(uint64_t done, uint64_t total)> progress;
+  // Asked now and then from any thread; true ends the work with InterruptedError. May be empty.
+  std::function<bool()> stop;
+  // What is written stands in the journal at least this often.
+  uint64_t journal_bytes = uint64_t{256} << 20;
+  int64_t journal_ms = 1'000;
+  // Rows that a thread has in hand, in the format in which they are largest; at least one row.
+  uint64_t chunk_bytes = uint64_t{4} << 20;
+};
+
+struct ShardResult {
+  std::vector<uint64_t> file_bytes;  // of every rank
+  int64_t tensors = 0;
+  int64_t tensors_kept = 0;  // written by an earlier start
+};
+
+// Files appear under their names when all are whole; until then they are named .part, and
+// shard.journal beside them says which tensors are done. A start with the same checkpoint and
+// settings after an end of any kind goes on from there; one with others begins anew. Files that are
+// whole are kept if they are what would be written, and an error if not. Memory: about 20 MiB a
+// thread and one row more, whatever the model.
+StatusOr<ShardResult> WriteShards(const Checkpoint& source, const ShardOptions& options);
+
+}  // namespace lockstep

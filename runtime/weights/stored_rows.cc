@@ -1,0 +1,104 @@
+#include "runtime/weights/stored_rows.h"
+
+#include <algorithm>
+
+#include "runtime/base/check.h"
+#include "runtime/base/digest.h"
+
+namespace lockstep {
+namespace {
+
+// Quantized rows are read in chunks of about this size: large enough for a disk, small enough for
+// the cache to keep until they are transcoded.
+constexpr uint64_t kChunkBytes = uint64_t{2} << 20;
+// Between two reports of progress.
+constexpr uint64_t kPlainChunkBytes = uint64_t{32} << 20;
+
+}  // namespace
+
+Status StoredRowReader::ReadRange(const StoredArray& array, FileRange range, std::byte* to) {
+  if (range.bytes == 0) return OkStatus();
+  LOCKSTEP_RETURN_IF_ERROR(array.file->Read(range.offset, std::span(to, range.bytes)));
+  bytes_read_ += range.bytes;
+  if (progress_) progress_(bytes_read_);
+  return OkStatus();
+}
+
+StatusOr<std::span<const std::byte>> StoredRowReader::ReadInto(std::vector<std::byte>& to,
+                                                               const StoredArray& array,
+                                                               FileRange range) {
+  to.resize(range.bytes);
+  LOCKSTEP_RETURN_IF_ERROR(ReadRange(array, range, to.data()));
+  return std::span<const std::byte>(to);
+}
+
+Status StoredRowReader::ReadPlain(const TensorInfo& info, const std::string& name, FileRange range,
+                                  std::byte* to) {
+  const uint64_t element = SizeOf(info.format.plain_type());
+  for (uint64_t done = 0; done < range.bytes; done += kPlainChunkBytes) {
+    const uint64_t bytes = std::min(kPlainChunkBytes, range.bytes - done);
+    LOCKSTEP_RETURN_IF_ERROR(ReadRange(info.data, {range.offset + done, bytes}, to + done));
+    if (!RowIsFinite(info.format, to + done, static_cast<int64_t>(bytes / element), 0)) {
+      return ModelError(
+          "%s: tensor %s holds values that are not finite (NaN or infinity); the checkpoint is "
+          "broken",
+          info.data.file->path(), name);
+    }
+  }
+  return OkStatus();
+}
+
+Status StoredRowReader::ReadCoded(const TensorInfo& info, const std::string& name, Range rows,
+                                  std::byte* to) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, name, rows.begin, rows.size()));
+  RowBytes bytes;
+  LOCKSTEP_ASSIGN_OR_RETURN(bytes.data, ReadInto(data_, info.data, ranges.data));
+  LOCKSTEP_ASSIGN_OR_RETURN(bytes.scales, ReadInto(scales_, info.scales, ranges.scales));
+  LOCKSTEP_ASSIGN_OR_RETURN(bytes.biases, ReadInto(biases_, info.biases, ranges.biases));
+  LOCKSTEP_ASSIGN_OR_RETURN(bytes.whole_scale,
+                            ReadInto(whole_scale_, info.whole_scale, ranges.whole_scale));
+  return TranscodeRows(info, name, bytes, rows.begin, rows.size(), to);
+}
+
+Status StoredRowReader::Read(const TensorInfo& info, const std::string& name, Range rows,
+                             std::byte* to) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, name, rows.begin, rows.size()));
+  if (info.storage == Storage::kPlain) return ReadPlain(info, name, ranges.data, to);
+  const uint64_t row_bytes = LayoutOf(info.format, info.shape.back(), 0).row_bytes;
+  auto step = static_cast<int64_t>(std::max<uint64_t>(1, kChunkBytes / (row_bytes + 1)));
+  // The 128 rows of a tile share their scales: read those once.
+  if (info.storage == Storage::kFp8) step = (step + 127) / 128 * 128;
+  for (int64_t begin = rows.begin; begin < rows.end;) {
+    const Range chunk{begin, std::min(rows.end, (begin / step + 1) * step)};
+    LOCKSTEP_RETURN_IF_ERROR(ReadCoded(info, name, chunk, to));
+    to += static_cast<uint64_t>(chunk.size()) * row_bytes;
+    begin = chunk.end;
+  }
+  return OkStatus();
+}
+
+Status StoredRowReader::ReadSlice(const TensorInfo& info, const std::string& name, std::byte* to) {
+  LOCKSTEP_CHECK(info.slice.has_value());
+  DigestStream digest;
+  for (uint64_t done = 0; done < info.data.bytes; done += kPlainChunkBytes) {
+    const uint64_t bytes = std::min(kPlainChunkBytes, info.data.bytes - done);
+    LOCKSTEP_RETURN_IF_ERROR(ReadRange(info.data, {info.data.offset + done, bytes}, to + done));
+    digest.Add({to + done, bytes});
+  }
+  if (digest.Value() == info.slice->checksum) return OkStatus();
+  return ModelError(
+      "%s: tensor %s does not match its checksum; the file is damaged: copy it again, or run "
+      "lockstep shard again",
+      info.data.file->path(), name);
+}
+
+Status StoredRowReader::ReadVector(const TensorInfo& info, const std::string& name, Range elements,
+                                   std::byte* to) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, name, 0, 1));
+  const uint64_t element = SizeOf(info.format.plain_type());
+  const FileRange range{ranges.data.offset + static_cast<uint64_t>(elements.begin) * element,
+                        static_cast<uint64_t>(elements.size()) * element};
+  return ReadPlain(info, name, range, to);
+}
+
+}  // namespace lockstep

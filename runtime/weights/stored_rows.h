@@ -1,0 +1,46 @@
+// Rows of one tensor, from its files to portable rows.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "runtime/base/status.h"
+#include "runtime/weights/checkpoint.h"
+#include "runtime/weights/partition.h"
+#include "runtime/weights/transcode.h"
+
+namespace lockstep {
+
+// Of one thread.
+class StoredRowReader {
+ public:
+  // `progress` is called with the bytes read so far; may be empty.
+  explicit StoredRowReader(std::function<void(uint64_t)> progress)
+      : progress_(std::move(progress)) {}
+
+  // Rows [rows.begin, rows.end) of a matrix in the tensor's own format, uncut, one behind the
+  // other. Plain numbers and scales that are not finite are an error. Quantized rows pass through a
+  // few MiB of memory, plain ones are read where they stay.
+  Status Read(const TensorInfo& info, const std::string& name, Range rows, std::byte* to);
+  // Elements of a vector of plain numbers, in its own type.
+  Status ReadVector(const TensorInfo& info, const std::string& name, Range elements, std::byte* to);
+  // All bytes of a tensor that is stored as a slice, compared with their checksum.
+  Status ReadSlice(const TensorInfo& info, const std::string& name, std::byte* to);
+  // As the files store them, scales included.
+  uint64_t bytes_read() const { return bytes_read_; }
+
+ private:
+  Status ReadPlain(const TensorInfo& info, const std::string& name, FileRange range, std::byte* to);
+  Status ReadCoded(const TensorInfo& info, const std::string& name, Range rows, std::byte* to);
+  Status ReadRange(const StoredArray& array, FileRange range, std::byte* to);
+  StatusOr<std::span<const std::byte>> ReadInto(std::vector<std::byte>& to,
+                                                const StoredArray& array, FileRange range);
+
+  std::function<void(uint64_t)> progress_;
+  uint64_t bytes_read_ = 0;
+  std::vector<std::byte> data_, scales_, biases_, whole_scale_;  // as stored
+};
+
+}  // namespace lockstep

@@ -1,0 +1,384 @@
+// The 8-bit products of the CPU backend, format by format: against plain loops over DecodeRow'd
+// weights and activations quantized here, and bit against bit between instruction sets, batches and
+// threads.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "runtime/kernels/backend.h"
+#include "tests/support/seed.h"
+
+namespace lockstep::kernels {
+namespace {
+
+std::vector<WeightFormat> FastFormats() {
+  std::vector<WeightFormat> formats;
+  for (const Encoding encoding :
+       {Encoding::kQ4_0, Encoding::kQ4_1, Encoding::kQ5_0, Encoding::kQ5_1, Encoding::kQ8_0,
+        Encoding::kQ2_K, Encoding::kQ3_K, Encoding::kQ4_K, Encoding::kQ5_K, Encoding::kQ6_K,
+        Encoding::kIq4Nl, Encoding::kIq4Xs, Encoding::kMxfp4, Encoding::kNvfp4}) {
+    formats.push_back(WeightFormat::Of(encoding));
+  }
+  for (const int bits : {2, 3, 4, 5, 6, 8})
+    formats.push_back(WeightFormat::Mlx(bits,
+                                        bits == 5   ? 32
+                                        : bits == 6 ? 128
+                                                    : 64,
+                                        bits == 3   ? DType::kF32
+                                        : bits == 8 ? DType::kF16
+                                                    : DType::kBF16));
+  return formats;
+}
+
+// Random bits where any bits are a number, and scales of sane sizes.
+class RandomRows {
+ public:
+  explicit RandomRows(uint64_t seed) : random_(seed) {}
+
+  HostMatrix Make(const WeightFormat& format, int64_t count, int64_t outputs, int64_t inputs,
+                  int64_t phase) {
+    HostMatrix matrix = HostMatrix::Allocate(format, count, outputs, inputs, "test", phase).value();
+    const RowLayout layout = LayoutOf(format, inputs, phase);
+    for (int64_t row = 0; row < count * outputs; ++row) {
+      std::byte* at = matrix.data.data() + static_cast<uint64_t>(row) * layout.row_bytes;
+      for (uint64_t i = 0; i < layout.row_bytes; ++i) at[i] = static_cast<std::byte>(random_());
+      for (uint64_t entry = 0; entry < layout.outer_entries; ++entry)
+        Outer(format, at + entry * layout.outer_bytes, layout.outer_bytes);
+      for (int64_t block = 0; block < inputs / kBlockWeights; ++block)
+        Inner(format, at + layout.inner_at + static_cast<uint64_t>(block) * layout.inner_bytes,
+              layout.inner_bytes);
+    }
+    return matrix;
+  }
+
+  std::vector<float> Floats(int64_t count) {
+    std::normal_distribution<float> normal(0, 1);
+    std::vector<float> values(static_cast<size_t>(count));
+    for (float& value : values) value = normal(random_) * (random_() % 16 == 0 ? 20.0f : 1.0f);
+    return values;
+  }
+
+ private:
+  // Between 2^-7 and 2^-3, either sign.
+  void PutHalf(std::byte* to) {
+    const auto half = static_cast<uint16_t>((random_() & 0x83ff) | (8 + random_() % 4) << 10);
+    std::memcpy(to, &half, 2);
+  }
+  void PutNumber(DType type, std::byte* to) {
+    if (type == DType::kF16) return PutHalf(to);
+    const float value = std::uniform_real_distribution<float>(-0.1f, 0.1f)(random_);
+    const uint16_t bits = FloatToBf16(value);
+    if (type == DType::kF32) std::memcpy(to, &value, 4);
+    if (type == DType::kBF16) std::memcpy(to, &bits, 2);
+  }
+  void Outer(const WeightFormat& format, std::byte* to, uint64_t bytes) {
+    const bool mlx = format.encoding == Encoding::kMlx;
+    const bool nvfp4 = format.encoding == Encoding::kNvfp4;
+    const DType type = mlx ? format.scale_type : nvfp4 ? DType::kF32 : DType::kF16;
+    for (uint64_t at = 0; at < bytes; at += SizeOf(type)) PutNumber(type, to + at);
+  }
+  void Inner(const WeightFormat& format, std::byte* to, uint64_t bytes) {
+    switch (format.encoding) {
+      case Encoding::kQ4_0:
+      case Encoding::kQ4_1:
+      case Encoding::kQ5_0:
+      case Encoding::kQ5_1:
+      case Encoding::kQ8_0:
+      case Encoding::kIq4Nl:
+        for (uint64_t at = 0; at < bytes; at += 2) PutHalf(to + at);
+        return;
+      case Encoding::kMxfp4:
+        *to = static_cast<std::byte>(random_() % 50 == 0 ? random_() % 2 : 118 + random_() % 10);
+        return;
+      case Encoding::kNvfp4:
+        for (uint64_t at = 0; at < bytes; ++at) to[at] = static_cast<std::byte>(random_() % 0x7f);
+        return;
+      default:
+        return;
+    }
+  }
+
+  std::mt19937_64 random_;
+};
+
+HostMatrix Copy(const HostMatrix& from) {
+  HostMatrix to =
+      HostMatrix::Allocate(from.format, from.count, from.outputs, from.inputs, "test", from.phase)
+          .value();
+  std::memcpy(to.data.data(), from.data.data(), from.data.bytes());
+  return to;
+}
+
+std::vector<float> Decoded(const HostMatrix& matrix, int64_t row) {
+  std::vector<float> values(static_cast<size_t>(matrix.inputs));
+  DecodeRow(matrix.format, matrix.data.data() + static_cast<uint64_t>(row) * matrix.row_bytes(),
+            matrix.inputs, matrix.phase, 0, matrix.inputs, values.data());
+  return values;
+}
+
+// What the rule of docs/numerics.md makes of activations, as the numbers they stand for.
+std::vector<double> Quantized(const float* x, int64_t count) {
+  std::vector<double> values(static_cast<size_t>(count));
+  for (int64_t begin = 0; begin < count; begin += 32) {
+    float largest = 0;
+    for (int64_t i = begin; i < begin + 32; ++i) largest = std::max(largest, std::fabs(x[i]));
+    if (largest < 1e-30f) continue;
+    const float factor = 127.0f / largest, scale = largest / 127.0f;
+    for (int64_t i = begin; i < begin + 32; ++i)
+      values[static_cast<size_t>(i)] = std::nearbyint(double{x[i]} * factor) * double{scale};
+  }
+  return values;
+}
+
+// Largest error of row r of y, in units of the sum of |w x|.
+double ErrorOfRow(const HostMatrix& matrix, int64_t index, const float* x, const float* bias,
+                  const float* y) {
+  const std::vector<double> q = Quantized(x, matrix.inputs);
+  double worst = 0;
+  for (int64_t n = 0; n < matrix.outputs; ++n) {
+    const std::vector<float> w = Decoded(matrix, index * matrix.outputs + n);
+    double sum = bias != nullptr ? bias[n] : 0, size = std::fabs(sum) + 1e-30;
+    for (size_t k = 0; k < w.size(); ++k) {
+      sum += q[k] * w[k];
+      size += std::fabs(q[k] * w[k]);
+    }
+    if (std::isnan(y[n])) return INFINITY;
+    worst = std::max(worst, std::fabs(sum - y[n]) / size);
+  }
+  return worst;
+}
+
+class Quantized8 : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    StatusOr<std::unique_ptr<Backend>> made = MakeBackend(GetParam(), Precision::kFast);
+    if (!made.ok()) GTEST_SKIP() << made.status();
+    backend_ = std::move(*made);
+  }
+  // y [rows, outputs + 3].
+  std::vector<float> MatMul(Queue& queue, const PackedMatrix& weights, const float* bias,
+                            const float* x, int64_t rows) {
+    const int64_t stride = weights.outputs() + 3;
+    std::vector<float> y(static_cast<size_t>(rows * stride), NAN);
+    backend_->MatMul(queue, weights, bias, x, rows, y.data(), stride);
+    return y;
+  }
+
+  std::unique_ptr<Backend> backend_;
+  ThreadPool one_{1};
+  ThreadPool three_{3};
+  Queue queue_{&three_};
+  Queue single_{&one_};
+  RandomRows random_{lockstep::testing::TestSeed()};
+};
+
+TEST_P(Quantized8, MatMulAgreesWithPlainLoopsForEveryFormatAndShape) {
+  for (const WeightFormat& format : FastFormats()) {
+    for (const auto& [rows, outputs, blocks, phase] : {std::tuple{1, 1, 1, 0},
+                                                       {1, 16, 8, 3},
+                                                       {1, 200, 9, 7},
+                                                       {2, 33, 3, 1},
+                                                       {7, 40, 16, 0},
+                                                       {21, 17, 5, 6},
+                                                       {2, 0, 2, 0},
+                                                       {3, 20, 0, 0}}) {
+      const int64_t inputs = int64_t{blocks} * kBlockWeights;
+      const int64_t in_group = format.group_blocks > 1 ? phase % format.group_blocks : 0;
+      const HostMatrix source = random_.Make(format, 1, outputs, inputs, in_group);
+      const auto mine = backend_->Pack(Copy(source)).value();
+      const auto x = random_.Floats(rows * inputs);
+      const auto bias = random_.Floats(outputs);
+      const auto got = MatMul(queue_, *mine, bias.data(), x.data(), rows);
+      const int64_t stride = outputs + 3;
+      for (int64_t row = 0; row < rows; ++row) {
+        const float* y = got.data() + row * stride;
+        EXPECT_LE(ErrorOfRow(source, 0, x.data() + row * inputs, bias.data(), y), 1e-6)
+            << format.Name() << ", row " << row << " of " << rows << "x" << outputs << "x"
+            << inputs;
+        for (int64_t n = outputs; n < stride; ++n) EXPECT_TRUE(std::isnan(y[n]));
+        // One row alone, by one thread: the same bits.
+        const auto alone = MatMul(single_, *mine, bias.data(), x.data() + row * inputs, 1);
+        EXPECT_EQ(std::memcmp(alone.data(), y, static_cast<size_t>(outputs) * sizeof(float)), 0)
+            << format.Name() << ", row " << row;
+      }
+    }
+  }
+}
+
+TEST_P(Quantized8, BitsAreThoseOfEveryOtherSetWithFusedMultiplyAdd) {
+  for (const WeightFormat& format : FastFormats()) {
+    const HostMatrix source = random_.Make(format, 1, 50, 12 * kBlockWeights, 0);
+    const auto x = random_.Floats(5 * source.inputs);
+    std::vector<float> first;
+    for (const char* name :
+         {"cpu/avx512vnni", "cpu/avx512", "cpu/avx2", "cpu/dotprod", "cpu/neon"}) {
+      StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(name, Precision::kFast);
+      if (!backend.ok()) continue;
+      const auto packed = (*backend)->Pack(Copy(source)).value();
+      std::vector<float> y(5 * 50);
+      (*backend)->MatMul(queue_, *packed, nullptr, x.data(), 5, y.data(), 50);
+      if (first.empty()) first = y;
+      EXPECT_EQ(first, y) << name << ", " << format.Name();
+    }
+  }
+}
+
+TEST_P(Quantized8, GroupedProductsAgreeWithPlainLoops) {
+  const int64_t rows = 29, experts = 5, top_k = 2, inputs = 96;
+  for (const WeightFormat& format : FastFormats()) {
+    const HostMatrix source = random_.Make(format, experts, 35, inputs, 0);
+    const auto stack = backend_->Pack(Copy(source)).value();
+    std::vector<int32_t> chosen;
+    for (int32_t row = 0; row < rows; ++row) {
+      chosen.push_back(row % 3);  // expert 3 gets a few rows, expert 4 none
+      chosen.push_back(row % 7 == 0 ? 3 : (row + 1) % 3);
+    }
+    RouterArgs route;
+    route.rows = rows;
+    route.experts = experts;
+    route.top_k = top_k;
+    route.chosen = chosen.data();
+    std::vector<RowGroup> groups(experts);
+    int32_t count = 0;
+    std::vector<int32_t> row_of(chosen.size()), assignment_of(chosen.size());
+    const ExpertGroups grouping{groups.data(), &count, row_of.data(), assignment_of.data()};
+    backend_->GroupRows(queue_, route, grouping);
+    const auto x = random_.Floats(rows * top_k * inputs);
+    for (const bool by_row : {true, false}) {
+      std::vector<float> y(chosen.size() * 40, NAN);
+      backend_->GroupedMatMul(queue_, *stack, grouping, x.data(), by_row, y.data(), 40);
+      for (const RowGroup& group : std::span(groups.data(), static_cast<size_t>(count))) {
+        for (int64_t a = group.begin; a < group.end; ++a) {
+          const float* from = x.data() + (by_row ? row_of[static_cast<size_t>(a)] : a) * inputs;
+          EXPECT_LE(ErrorOfRow(source, group.matrix, from, nullptr, y.data() + a * 40), 1e-6)
+              << format.Name() << ", assignment " << a;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Quantized8, EmbeddingRowsAreDecodedExactly) {
+  for (const WeightFormat& format : FastFormats()) {
+    for (const int64_t outputs : {16, 21}) {
+      const HostMatrix source = random_.Make(format, 1, outputs, 10 * kBlockWeights, 0);
+      const auto table = backend_->Pack(Copy(source)).value();
+      std::vector<int32_t> tokens;
+      for (int32_t token = 0; token < outputs + 1; ++token) tokens.push_back(token + 100);
+      std::vector<float> y(tokens.size() * static_cast<size_t>(source.inputs), NAN);
+      backend_->Embed(queue_, *table, 100, tokens.data(), outputs + 1, y.data());
+      for (int64_t row = 0; row < outputs; ++row) {
+        const auto want = Decoded(source, row);
+        EXPECT_TRUE(std::equal(want.begin(), want.end(), y.begin() + row * source.inputs))
+            << format.Name() << ", row " << row;
+      }
+      EXPECT_EQ(y.back(), 0.0f);
+    }
+  }
+}
+
+TEST_P(Quantized8, ZerosGiveZeroAndNotANumberIsNotLost) {
+  for (const WeightFormat& format : FastFormats()) {
+    const HostMatrix source = random_.Make(format, 1, 16, 64, 0);
+    const auto packed = backend_->Pack(Copy(source)).value();
+    std::vector<float> x(64, 0);
+    for (const float y : MatMul(single_, *packed, nullptr, x.data(), 1))
+      EXPECT_TRUE(y == 0 || std::isnan(y));
+    EXPECT_EQ(MatMul(single_, *packed, nullptr, x.data(), 1)[0], 0.0f);
+    x[5] = 1e-38f;
+    EXPECT_EQ(MatMul(single_, *packed, nullptr, x.data(), 1)[0], 0.0f) << format.Name();
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      x[40] = bad;
+      EXPECT_TRUE(std::isnan(MatMul(single_, *packed, nullptr, x.data(), 1)[0])) << format.Name();
+    }
+  }
+}
+
+TEST_P(Quantized8, ExactPrecisionAgreesWithDecodedWeightsInEveryFormat) {
+  const auto exact = MakeBackend(GetParam(), Precision::kExact).value();
+  std::vector<WeightFormat> formats = FastFormats();
+  formats.push_back(WeightFormat::Fp8(kWholeRow));
+  formats.push_back(WeightFormat::Fp8(4));
+  for (const WeightFormat& format : formats) {
+    for (const int64_t rows : {1, 35}) {
+      const int64_t inputs = 19 * kBlockWeights, outputs = 21;
+      HostMatrix source = random_.Make(format, 1, outputs, inputs, 0);
+      if (format.encoding == Encoding::kFp8) {
+        for (uint64_t i = 0; i < source.data.bytes(); ++i)
+          source.data.data()[i] &= static_cast<std::byte>(0xbf);
+      }
+      const auto packed = exact->Pack(Copy(source)).value();
+      const auto x = random_.Floats(rows * inputs);
+      std::vector<float> y(static_cast<size_t>(rows * outputs));
+      exact->MatMul(queue_, *packed, nullptr, x.data(), rows, y.data(), outputs);
+      for (int64_t row = 0; row < rows; ++row) {
+        for (int64_t n = 0; n < outputs; ++n) {
+          const auto w = Decoded(source, n);
+          double sum = 0, size = 1e-30;
+          for (size_t k = 0; k < w.size(); ++k) {
+            const double product = double{w[k]} * x[static_cast<size_t>(row * inputs) + k];
+            sum += product;
+            size += std::fabs(product);
+          }
+          EXPECT_LE(std::fabs(sum - y[static_cast<size_t>(row * outputs + n)]) / size, 1e-6)
+              << format.Name();
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Quantized8, MoreRowsThanFitAtOnceGiveTheSameBits) {
+  const int64_t rows = 360'000, inputs = 32, period = 7;
+  const HostMatrix source = random_.Make(WeightFormat::Of(Encoding::kQ4_0), 2, 1, inputs, 0);
+  const auto packed = backend_->Pack(Copy(source)).value();
+  const auto pattern = random_.Floats(period * inputs);
+  std::vector<float> x(static_cast<size_t>(rows * inputs));
+  for (int64_t row = 0; row < rows; ++row) {
+    std::copy_n(pattern.begin() + row % period * inputs, inputs, x.begin() + row * inputs);
+  }
+  std::vector<float> first(period), second(period), y(static_cast<size_t>(rows), NAN);
+  backend_->MatMul(queue_, *packed, nullptr, x.data(), period, first.data(), 1);
+  backend_->MatMul(queue_, *packed, nullptr, x.data(), rows, y.data(), 1);
+  for (size_t row = 0; row < y.size(); ++row) ASSERT_EQ(y[row], first[row % period]) << row;
+  // The same rows by way of an expert's list, the other way around and in two groups.
+  std::vector<int32_t> row_of(y.size());
+  for (size_t a = 0; a < y.size(); ++a) row_of[a] = static_cast<int32_t>(y.size() - 1 - a);
+  RowGroup groups[2] = {{0, 0, 170'000}, {1, 170'000, static_cast<int32_t>(rows)}};
+  int32_t count = 2;
+  const ExpertGroups grouping{groups, &count, row_of.data(), nullptr};
+  std::vector<float> z(y.size(), NAN);
+  backend_->GroupedMatMul(queue_, *packed, grouping, x.data(), true, z.data(), 1);
+  groups[0].end = static_cast<int32_t>(period);
+  count = 1;
+  groups[0].matrix = 1;
+  backend_->GroupedMatMul(queue_, *packed, grouping, x.data(), false, second.data(), 1);
+  for (size_t a = 0; a < z.size(); ++a) {
+    const auto at = static_cast<size_t>(row_of[a] % period);
+    ASSERT_EQ(z[a], a < 170'000 ? first[at] : second[at]) << a;
+  }
+}
+
+TEST(QuantizedNames, SayWhichPrecisionTheHandshakeCompares) {
+  const std::string exact = MakeBackend("cpu", Precision::kExact).value()->name();
+  EXPECT_EQ(MakeBackend("cpu", Precision::kFast).value()->name(), exact + "+q8");
+  EXPECT_EQ(MakeBackend("cpu").value()->name(), exact);
+  EXPECT_EQ(MakeBackend("ref", Precision::kFast).value()->name(), "ref");
+}
+
+std::string SetName(const ::testing::TestParamInfo<const char*>& info) {
+  return std::string(info.param).substr(4);
+}
+
+INSTANTIATE_TEST_SUITE_P(All, Quantized8,
+                         ::testing::Values("cpu/avx512vnni", "cpu/avx512", "cpu/avx2",
+                                           "cpu/baseline", "cpu/neon", "cpu/dotprod"),
+                         SetName);
+
+}  // namespace
+}  // namespace lockstep::kernels

@@ -1,0 +1,192 @@
+// The container of rank files: what it says comes back, and nothing that is wrong is believed.
+#include "runtime/weights/shard_file.h"
+
+#include <array>
+#include <random>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/runtime/weights/shard_fuzz_body.h"
+#include "tests/support/seed.h"
+#include "tests/support/temporary.h"
+
+namespace lockstep {
+namespace {
+
+using ::testing::HasSubstr;
+
+ShardHeader Example() {
+  ShardHeader header;
+  header.source = 0x0123456789abcdef;
+  header.settings = 42;
+  header.rank = 1;
+  header.shares = {3, 1.5};
+  header.config = "{\"a\": \"\\u00e9\"}";
+  header.tensors = {
+      {"rows", {8, 320}, {SliceKind::kRows, {3, 8}}, WeightFormat::Of(Encoding::kQ4_K)},
+      {"columns", {8, 320}, {SliceKind::kColumns, {96, 320}}, WeightFormat::Of(Encoding::kQ6_K)},
+      {"mlx", {4, 64}, {SliceKind::kRows, {0, 4}}, WeightFormat::Mlx(5, 32, DType::kBF16)},
+      {"none", {8, 32}, {SliceKind::kRows, {}}, WeightFormat::Fp8(4)},
+      {"norm", {7}, {SliceKind::kElements, {0, 7}}, DType::kBF16}};
+  return header;
+}
+
+struct Made {
+  std::string text;  // of the header
+  uint64_t file_bytes = 0;
+};
+
+Made Make(ShardHeader header) {
+  const uint64_t size = PlaceShardTensors(&header);
+  for (ShardTensor& tensor : header.tensors) tensor.checksum = tensor.offset;
+  return {ShardBeginning(header).substr(kShardPreambleBytes), size};
+}
+
+void ExpectRefused(const std::string& text, uint64_t file_bytes, const std::string& needle) {
+  const StatusOr<ShardHeader> header = ParseShardHeader(text, file_bytes, "r.lockstep");
+  ASSERT_FALSE(header.ok()) << text.substr(0, 300);
+  EXPECT_EQ(KindOf(header.status()), ErrorKind::kModel);
+  EXPECT_THAT(MessageOf(header.status()), HasSubstr(needle));
+  EXPECT_THAT(MessageOf(header.status()), HasSubstr("r.lockstep"));
+}
+
+TEST(ShardFile, WhatIsWrittenComesBack) {
+  const Made made = Make(Example());
+  const StatusOr<ShardHeader> header = ParseShardHeader(made.text, made.file_bytes, "r.lockstep");
+  ASSERT_TRUE(header.ok()) << header.status();
+  EXPECT_EQ(header->source, 0x0123456789abcdefu);
+  EXPECT_EQ(header->settings, 42u);
+  EXPECT_EQ(header->rank, 1);
+  EXPECT_EQ(header->shares, (std::vector<double>{3, 1.5}));
+  EXPECT_EQ(header->config, Example().config);
+  ASSERT_EQ(header->tensors.size(), Example().tensors.size());
+  for (size_t i = 0; i < header->tensors.size(); ++i) {
+    const ShardTensor& got = header->tensors[i];
+    const ShardTensor want = Example().tensors[i];
+    EXPECT_EQ(got.name, want.name);
+    EXPECT_EQ(got.shape, want.shape);
+    EXPECT_TRUE(got.slice == want.slice);
+    EXPECT_TRUE(got.format == want.format) << got.format.Name();
+    EXPECT_EQ(got.offset % kShardAlignment, 0u);
+    EXPECT_EQ(got.checksum, got.offset);
+  }
+  // Q6_K columns 96..320: seven blocks, in two groups.
+  EXPECT_EQ(header->tensors[1].bytes, 8u * (2 * 2 + 7 * 26));
+}
+
+TEST(ShardFile, SettingsAreOverEverythingButChecksums) {
+  ShardHeader one = Example();
+  PlaceShardTensors(&one);
+  const uint64_t settings = ShardSettings(one, 0);
+  ShardHeader other = one;
+  other.settings = 7;
+  other.tensors[0].checksum = 9;
+  EXPECT_EQ(ShardSettings(other, 0), settings);
+  other.tensors[0].slice.range.begin = 2;
+  EXPECT_NE(ShardSettings(other, 0), settings);
+  other = one;
+  other.source = 1;
+  EXPECT_NE(ShardSettings(other, 0), settings);
+}
+
+// What is replaced, by what, and what the error says.
+constexpr std::array<const char*, 3> kWrongValues[] = {
+    {"\"rank\":1", "\"rank\":2", "rank is not"},
+    {"\"rank\":1", "\"rank\":-1", "rank is not"},
+    {"[3.0,1.5]", "[]", "shares"},
+    {"[3.0,1.5]", "[0.0,0.0]", "shares"},
+    {"[3.0,1.5]", "[3.0,\"x\"]", "shares"},
+    {"\"config\"", "\"konfig\"", "config is not a text"},
+    {"0123456789abcdef", "0123456789ABCDEF", "source is not 16"},
+    {"\"name\":\"rows\"", "\"name\":\"norm\"", "norm"},
+    {"\"name\":\"rows\"", "\"name\":\"columns\"", "stands twice"},
+    {"[8,320]", "[8,320,1]", "tensor rows: shape"},
+    {"[8,320]", "[]", "tensor rows: shape"},
+    {"[8,320]", "[9000000000000,9000000]", "tensor rows: shape"},
+    {"[8,320]", "[8,352]", "tensor rows: bytes"},
+    {"[8,320]", "[-8,320]", "tensor rows: shape"},
+    {"\"slice\":\"rows\"", "\"slice\":\"diagonal\"", "tensor rows: slice"},
+    {"\"slice\":\"rows\"", "\"slice\":\"elements\"", "tensor rows: slice"},
+    {"\"begin\":3,\"end\":8", "\"begin\":3,\"end\":9", "tensor rows: end"},
+    {"\"begin\":3,\"end\":8", "\"begin\":9,\"end\":8", "tensor rows: begin"},
+    {"\"begin\":3,\"end\":8", "\"begin\":2,\"end\":8", "tensor rows: bytes"},
+    {"\"begin\":96,", "\"begin\":97,", "tensor columns: begin"},
+    {"\"Q4_K\"", "\"Q4_L\"", "tensor rows: format"},
+    {"\"Q4_K\"", "\"Q8_0\"", "tensor rows: bytes"},
+    {"\"scales\":\"BF16\"", "\"scales\":\"\"", "tensor mlx: format"},
+    {"\"format\":\"BF16\"", "\"format\":\"Q8_0\"", "tensor norm: format"},
+    {"\"offset\":4096", "\"offset\":4097", "tensor rows: offset"},
+    {"\"offset\":4096", "\"offset\":0", "tensor rows: offset"},
+    {"\"offset\":4096", "\"offset\":8192", "overlap"},
+    {"\"offset\":4096", "\"offset\":9223372036854771712", "it was cut"},
+    {"\"offset\":4096", "\"offset\":1e3", "tensor rows: offset"},
+    {"\"tensors\":[", "\"tensors\":[7,", "no object"},
+    {"\"tensors\":[", "\"tensors\":[[[[[[[[1]]]]]]],", ""},
+    {"{\"source\"", "[\"source\"", "no JSON object"},
+};
+
+TEST(ShardFile, EveryWrongValueIsRefusedByName) {
+  const Made made = Make(Example());
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = made.text;
+    const size_t at = text.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    text.replace(at, from.size(), to);
+    text.resize(made.text.size(), ' ');  // the spaces behind it give way
+    return text;
+  };
+  for (const auto& [from, to, needle] : kWrongValues)
+    ExpectRefused(with(from, to), made.file_bytes, needle);
+  ExpectRefused(made.text, made.file_bytes - 1, "tensor norm ends");
+}
+
+TEST(ShardFile, FilesWithAWrongBeginningAreRefused) {
+  testing::TemporaryDirectory directory;
+  ShardHeader header = Example();
+  const uint64_t size = PlaceShardTensors(&header);
+  std::string file = ShardBeginning(header);
+  file.resize(size, '\0');
+  const auto refused = [&](const std::string& contents, const std::string& needle) {
+    directory.Write("r.lockstep", contents);
+    const StatusOr<ShardHeader> read = ReadShardHeader(directory.File("r.lockstep"));
+    ASSERT_FALSE(read.ok()) << needle;
+    EXPECT_THAT(MessageOf(read.status()), HasSubstr(needle));
+  };
+  directory.Write("r.lockstep", file);
+  EXPECT_TRUE(ReadShardHeader(directory.File("r.lockstep")).ok());
+  refused("", "does not begin");
+  refused(file.substr(0, 31), "does not begin");
+  refused("X" + file.substr(1), "does not begin");
+  std::string wrong = file;
+  wrong[8] = 2;
+  refused(wrong, "version 2");
+  wrong = file;
+  wrong[22] = 1;
+  refused(wrong, "claims a header");
+  wrong = file;
+  wrong[file.find("\"begin\":3") + 8] = '4';
+  refused(wrong, "does not match its checksum");
+  refused(file.substr(0, size - 1), "it was cut");
+}
+
+TEST(ShardFile, DamagedHeadersNeverDoHarm) {
+  const std::string text = Make(Example()).text;
+  FuzzShardHeader(text);
+  std::mt19937 random(static_cast<uint32_t>(testing::TestSeed()));
+  for (int i = 0; i < 20'000; ++i) {
+    std::string damaged = text.substr(0, text.find_last_not_of(' ') + 1);
+    for (int j = random() % 4; j >= 0; --j) {
+      const size_t at = random() % damaged.size();
+      if (random() % 4 == 0) {
+        damaged.erase(at, random() % 20);
+      } else {
+        damaged[at] = "0123456789-,:[]{}\"eE."[random() % 21];
+      }
+      if (damaged.empty()) break;
+    }
+    FuzzShardHeader(damaged);
+  }
+}
+
+}  // namespace
+}  // namespace lockstep

@@ -1,0 +1,141 @@
+"""`lockstep shard`: files of ranks, what is computed from them, and what goes wrong."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+import unittest
+
+from support import BINARY, MODELS, TestCase, run, source, start
+
+TOKENS = [[(index * 7) % 200 for index in range(30)]]
+
+
+def names(ranks):
+    return [f"rank-{rank}-of-{ranks}.lockstep" for rank in range(ranks)]
+
+
+class Shard(TestCase):
+    def shard(self, model, out, *flags):
+        result = run("shard", "--model", os.path.join(MODELS, model), "--out", out, *flags)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.assertEqual(result.stdout, b"")
+        return result
+
+    def logits(self, model, *flags):
+        tokens = self.write("tokens.json", json.dumps(TOKENS))
+        out = self.path("out.safetensors")
+        result = run("logits", "--model", model, "--tokens", tokens, "--out", out, "--dump-hidden", *flags)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        with open(out, "rb") as file:
+            return file.read()
+
+    def contents(self, directory, ranks):
+        read = []
+        for name in names(ranks):
+            with open(os.path.join(directory, name), "rb") as file:
+                read.append(file.read())
+        return read
+
+    def test_ranks_compute_the_same_bits_from_their_files(self):
+        for model in ("tiny-a", "tiny-k-Q4_K_M.gguf", "tiny-a-fp8", "tiny-flash"):
+            for flags in (("--ranks", 2), ("--ranks", 3, "--shares", "3,1,2")):
+                with self.subTest(model=model, flags=flags):
+                    out = self.path(f"{model}-{flags[1]}")
+                    self.shard(model, out, *flags)
+                    self.assertEqual(sorted(name for name in os.listdir(out) if name.endswith(".lockstep")),
+                                     names(flags[1]))
+                    self.assertEqual(self.logits(out, *flags), self.logits(os.path.join(MODELS, model), *flags))
+
+    def test_the_directory_alone_answers(self):
+        for model in ("tiny-k", "tiny-k-Q4_K_M.gguf"):
+            with self.subTest(model=model):
+                out = self.path(model)
+                self.shard(model, out, "--ranks", 2)
+                flags = ("--ranks", 2, "--max-tokens", 8, "--temperature", 0, "--raw", "hello there")
+                there = run("run", "--model", os.path.join(MODELS, model), *flags)
+                here = run("run", "--model", out, *flags)
+                self.assertEqual(here.returncode, there.returncode, here.stderr.decode())
+                self.assertEqual(here.stdout, there.stdout)
+
+    def test_after_kills_the_files_are_the_same(self):
+        flags = ("--model", os.path.join(MODELS, "tiny-k"), "--ranks", 2, "--quantize", "q4_k,head=q6_k",
+                 "--threads", 1)
+        whole, killed = self.path("whole"), self.path("killed")
+        began = time.monotonic()
+        self.assertEqual(run("shard", *flags, "--out", whole).returncode, 0)
+        seconds = time.monotonic() - began
+        for part in (0.3, 0.5, 0.7, 0.9):
+            process = start("shard", *map(str, flags), "--out", killed)
+            time.sleep(seconds * part)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        result = run("shard", *flags, "--out", killed)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.assertEqual(self.contents(killed, 2), self.contents(whole, 2))
+        self.assertEqual([name for name in os.listdir(killed) if name.endswith((".part", ".journal"))], [])
+
+    def test_other_ranks_and_shares_are_refused_with_a_remedy(self):
+        out = self.path("out")
+        self.shard("tiny-a", out, "--ranks", 2, "--shares", "3,2")
+        tokens = self.write("tokens.json", json.dumps(TOKENS))
+        command = ("logits", "--model", out, "--tokens", tokens, "--out", self.path("x"))
+        self.assert_fails(run(*command), 3, "rank-0-of-1.lockstep", "files for 2 ranks", "lockstep shard --ranks 1")
+        self.assert_fails(run(*command, "--ranks", 2), 3, "--shares 3,2")
+        self.assert_fails(run("inspect", "--model", out), 2, "slices of single ranks")
+        self.assert_fails(run("shard", "--model", out, "--out", self.path("y"), "--ranks", 2), 2, "single ranks")
+        os.remove(os.path.join(out, "rank-1-of-2.lockstep"))
+        self.assert_fails(run(*command, "--ranks", 2, "--shares", "3,2"), 3, "rank-1-of-2.lockstep: missing")
+
+    def test_damage_is_named(self):
+        out = self.path("out")
+        self.shard("tiny-a", out, "--ranks", 2)
+        tokens = self.write("tokens.json", json.dumps(TOKENS))
+        command = ("logits", "--model", out, "--tokens", tokens, "--out", self.path("x"), "--ranks", 2)
+        path = os.path.join(out, "rank-1-of-2.lockstep")
+        good = self.contents(out, 2)[1]
+        header = json.loads(good[32:32 + int.from_bytes(good[16:24], "little")])
+        tensor = next(entry for entry in header["tensors"] if entry["name"].endswith("0.self_attn.o_proj.weight"))
+        bad = bytearray(good)
+        bad[tensor["offset"] + 5] ^= 1
+        with open(path, "wb") as file:
+            file.write(bad)
+        self.assert_fails(run(*command), 3, path, tensor["name"], "checksum", "rank 1")
+        with open(path, "wb") as file:
+            file.write(good[:-5000])
+        self.assert_fails(run(*command), 3, path, "it was cut")
+
+    def test_files_of_two_shardings_do_not_mix(self):
+        one, other = self.path("one"), self.path("other")
+        self.shard("tiny-a", one, "--ranks", 2)
+        self.shard("tiny-a", other, "--ranks", 2, "--quantize", "q8_0")
+        name = "rank-1-of-2.lockstep"
+        os.replace(os.path.join(other, name), os.path.join(one, name))
+        tokens = self.write("tokens.json", json.dumps(TOKENS))
+        self.assert_fails(run("logits", "--model", one, "--tokens", tokens, "--out", self.path("x"), "--ranks", 2), 2,
+                          "model digest")
+
+    def test_a_full_disk_is_reported(self):
+        out = self.path("out")
+        command = [BINARY, "shard", "--model", os.path.join(MODELS, "tiny-a"), "--out", out, "--ranks", "2"]
+        result = subprocess.run(command, capture_output=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+                                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)))
+        self.assert_fails(result, 2, out, "make room")
+        self.assertEqual(run(*command[1:]).returncode, 0)
+
+    def test_bad_flags_are_named(self):
+        model = os.path.join(MODELS, "tiny-a")
+        out = ("--out", self.path("out"))
+        self.assert_fails(run("shard", "--model", model, *out), 2, "--ranks")
+        self.assert_fails(run("shard", "--model", model, "--ranks", 2), 2, "--out")
+        self.assert_fails(run("shard", *out, "--ranks", 2), 2, "--model")
+        self.assert_fails(run("shard", "--model", model, *out, "--ranks", 2, "--shares", "1,1,1"), 2, "--shares")
+        self.assert_fails(run("shard", "--model", model, *out, "--ranks", 2, "--quantize", "q9"), 2, "--quantize", "q4_k")
+        self.assert_fails(run("shard", "--model", model, "--out", os.path.join(source("README.md"), "x"), "--ranks", 2),
+                          2, "README.md")
+
+
+if __name__ == "__main__":
+    unittest.main()
