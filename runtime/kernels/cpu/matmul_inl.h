@@ -135,7 +135,7 @@ void MatMulTyped(const MatMulPart& part) {
 }
 
 // Formats that are decoded on the way: for each strip of outputs, pieces of the inputs of this many
-// weights are decoded once for all rows of a block. On the stack: 16 KiB of weights, 32 KiB of
+// weights are decoded once for all rows of a block. On the stack: 16 KiB of weights, 16 KiB of
 // sums.
 constexpr int64_t kPiece = 512;
 constexpr int kDecodedOutputs = 8;
