@@ -10,7 +10,13 @@ namespace {
 using O = Options;
 
 std::vector<OptionSpec> ModelOptions() {
-  return {{"model", &O::model, "checkpoint: a directory in Hugging Face layout, or a .gguf file", {}, 0, 0, "-m"},
+  return {{"model",
+           &O::model,
+           "checkpoint: a directory in Hugging Face layout, or a .gguf file",
+           {},
+           0,
+           0,
+           "-m"},
           {"kernels", &O::kernels, "kernel set", {"auto", "ref", "cpu"}},
           {"exact", &O::exact,
            "multiply quantized weights with float32 activations, not with 8-bit ones"},
