@@ -1,3 +1,6 @@
+// The forward pass, with the two exchanges of a layer written where they happen (RunLayer). Shapes:
+// R rows of this step, D hidden, F this rank's feed-forward columns, E experts of which each row
+// takes the top k, V this rank's vocabulary rows.
 #include "runtime/model/decoder.h"
 
 #include <cstring>
@@ -59,6 +62,50 @@ Status Decoder::CheckBatch(const Batch& batch) const {
   for (const int32_t row : batch.output_rows) {
     if (row < 0 || row >= rows) return InternalError("output row %d is out of range", row);
   }
+  return OkStatus();
+}
+
+StatusOr<StepOutput> Decoder::Step(const Batch& batch) {
+  LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));
+  const int64_t rows = batch.rows();
+  PrepareRows(batch);
+  PrepareHeads(batch);
+  PartialSum sum(group_, scratch_.sum);
+  const std::vector<Layer>& layers = weights_.layers;
+
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* embedded, Embed(*weights_.embedding, batch, &sum));
+  std::memcpy(scratch_.residual, embedded,
+              static_cast<size_t>(rows * config_.hidden_size) * sizeof(float));
+  ops_.RmsNorm(queue_, scratch_.residual, layers[0].input_norm.data(), config_.rms_norm_eps, rows,
+               config_.hidden_size, scratch_.normed);
+  for (size_t index = 0; index < layers.size(); ++index) {
+    const bool last = index + 1 == layers.size();
+    LOCKSTEP_RETURN_IF_ERROR(RunLayer(layers[index], index,
+                                      last ? weights_.final_norm : layers[index + 1].input_norm,
+                                      rows, &sum));
+  }
+  return Head(batch, *weights_.head);
+}
+
+StatusOr<const float*> Decoder::Embed(const kernels::PackedMatrix& table, const Batch& batch,
+                                      PartialSum* sum) {
+  LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(batch.rows() * config_.hidden_size));
+  ops_.Embed(queue_, table, shape_.vocab.begin, batch.tokens.data(), batch.rows(),
+             partial);  // [R, D], zeros for rows that other ranks hold
+  return sum->Reduce();
+}
+
+Status Decoder::RunLayer(const Layer& layer, size_t index, const std::vector<float>& next_norm,
+                         int64_t rows, PartialSum* sum) {
+  LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(rows * config_.hidden_size));
+  Attention(layer, index, rows, partial);
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum->Reduce());  // first exchange of the layer
+  AddAndNorm(attended, layer.post_attention_norm, rows);
+
+  LOCKSTEP_ASSIGN_OR_RETURN(partial, sum->Begin(rows * config_.hidden_size));
+  FeedForwardPart(layer, rows, partial);
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce());  // second exchange of the layer
+  AddAndNorm(fed, next_norm, rows);
   return OkStatus();
 }
 

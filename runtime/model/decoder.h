@@ -1,6 +1,5 @@
-// What the architectures share around their attention: the checks and preparations of a step, the
-// feed-forward half of a layer, the head, and the memory. The forward pass itself, with its
-// exchanges, stands in glm4_moe.cc and glm4_moe_lite.cc, that of the draft layer in mtp.cc.
+// The forward pass of one rank, the same for all architectures but for their attention
+// (glm4_moe.cc, glm4_moe_lite.cc), and for the draft layer (mtp.cc) up to how it begins.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +28,7 @@ class Decoder : public Model {
   uint64_t bytes_read() const override { return bytes_read_; }
   uint64_t bytes_per_token() const override { return weights_.bytes_per_token; }
   bool has_draft_layer() const override { return weights_.draft.has_value(); }
+  StatusOr<StepOutput> Step(const Batch& batch) override;
   StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden) override;
 
  protected:
@@ -37,17 +37,6 @@ class Decoder : public Model {
   // normed [R, D] -> partial [R, D]: this rank's heads, through their columns of o_proj. `index` is
   // the layer's place in the cache.
   virtual void Attention(const Layer& layer, size_t index, int64_t rows, float* partial) = 0;
-
-  // Batches come from another rank's plan: sizes are checked before anything indexes by them.
-  Status CheckBatch(const Batch& batch) const;
-  // What the layers share in this step: where rows stand, their rotations, the router's settings.
-  void PrepareRows(const Batch& batch);
-  // residual += delta; normed = rms_norm(residual).
-  void AddAndNorm(const float* delta, const std::vector<float>& norm, int64_t rows);
-  // normed [R, D] -> partial [R, D]: this rank's columns of the layer's feed-forward.
-  void FeedForwardPart(const Layer& layer, int64_t rows, float* partial);
-  // Final hidden states and this rank's logits of the wanted rows.
-  StepOutput Head(const Batch& batch, const kernels::PackedMatrix& head);
 
   // Elements of one layer's cache.
   int64_t CacheElements() const;
@@ -63,6 +52,23 @@ class Decoder : public Model {
   Scratch scratch_;
 
  private:
+  // Batches come from another rank's plan: sizes are checked before anything indexes by them.
+  Status CheckBatch(const Batch& batch) const;
+  // What the layers share in this step: where rows stand, their rotations, the router's settings.
+  void PrepareRows(const Batch& batch);
+  // The tokens' rows of the table, [R, D]; valid until the sum's next Begin.
+  StatusOr<const float*> Embed(const kernels::PackedMatrix& table, const Batch& batch,
+                               PartialSum* sum);
+  // One layer, with its two exchanges: residual and normed [R, D] before it to those behind it.
+  // `index` is its place in the cache, `next_norm` the norm that follows it.
+  Status RunLayer(const Layer& layer, size_t index, const std::vector<float>& next_norm,
+                  int64_t rows, PartialSum* sum);
+  // residual += delta; normed = rms_norm(residual).
+  void AddAndNorm(const float* delta, const std::vector<float>& norm, int64_t rows);
+  // normed [R, D] -> partial [R, D]: this rank's columns of the layer's feed-forward.
+  void FeedForwardPart(const Layer& layer, int64_t rows, float* partial);
+  // Final hidden states and this rank's logits of the wanted rows.
+  StepOutput Head(const Batch& batch, const kernels::PackedMatrix& head);
   void DenseFeedForward(const FeedForward& ffn, int64_t rows, float* partial);
   void MixtureOfExperts(const Mixture& mixture, int64_t rows, float* partial);
 

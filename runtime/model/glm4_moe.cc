@@ -1,11 +1,8 @@
-// GLM-4.5, 4.5-Air, 4.6, 4.7: the forward pass of one rank, with the two exchanges of a layer
-// written where they happen. Source of the arithmetic: transformers' glm4_moe/modeling_glm4_moe.py.
+// GLM-4.5, 4.5-Air, 4.6, 4.7: the attention of one rank. The rest of the forward pass, with the two
+// exchanges of a layer, is in decoder.cc. Source of the arithmetic: transformers'
+// glm4_moe/modeling_glm4_moe.py.
 //
-// Shapes: R rows of this step, D hidden, H and K this rank's query and KV heads of d dimensions, F
-// this rank's feed-forward columns, E experts of which each row takes the top k, V this rank's
-// vocabulary rows.
-#include <cstring>
-
+// Shapes: R rows of this step, D hidden, H and K this rank's query and KV heads of d dimensions.
 #include "runtime/model/decoder.h"
 
 namespace lockstep {
@@ -14,39 +11,6 @@ namespace {
 class Glm4Moe final : public Decoder {
  public:
   using Decoder::Decoder;
-
-  StatusOr<StepOutput> Step(const Batch& batch) override {
-    LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));
-    const int64_t rows = batch.rows();
-    PrepareRows(batch);
-    PrepareHeads(batch);
-    PartialSum sum(group_, scratch_.sum);
-
-    LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum.Begin(rows * config_.hidden_size));
-    ops_.Embed(queue_, *weights_.embedding, shape_.vocab.begin, batch.tokens.data(), rows,
-               partial);  // [R, D]
-    LOCKSTEP_ASSIGN_OR_RETURN(const float* embedded, sum.Reduce());
-    std::memcpy(scratch_.residual, embedded,
-                static_cast<size_t>(rows * config_.hidden_size) * sizeof(float));
-    ops_.RmsNorm(queue_, scratch_.residual, weights_.layers[0].input_norm.data(),
-                 config_.rms_norm_eps, rows, config_.hidden_size, scratch_.normed);
-
-    for (size_t index = 0; index < weights_.layers.size(); ++index) {
-      const Layer& layer = weights_.layers[index];
-      LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * config_.hidden_size));
-      Attention(layer, index, rows, partial);
-      LOCKSTEP_ASSIGN_OR_RETURN(const float* attended,
-                                sum.Reduce());  // first exchange of the layer
-      AddAndNorm(attended, layer.post_attention_norm, rows);
-
-      LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * config_.hidden_size));
-      FeedForwardPart(layer, rows, partial);
-      LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum.Reduce());  // second exchange of the layer
-      const bool last = index + 1 == weights_.layers.size();
-      AddAndNorm(fed, last ? weights_.final_norm : weights_.layers[index + 1].input_norm, rows);
-    }
-    return Head(batch, *weights_.head);
-  }
 
  private:
   void Attention(const Layer& layer, size_t index, int64_t rows, float* partial) override {

@@ -1,5 +1,6 @@
-// GLM-4.7-Flash: the forward pass of one rank, with the two exchanges of a layer written where they
-// happen. Source of the arithmetic: transformers' glm4_moe_lite/modeling_glm4_moe_lite.py.
+// GLM-4.7-Flash: the attention of one rank. The rest of the forward pass, with the two exchanges of
+// a layer, is in decoder.cc. Source of the arithmetic: transformers'
+// glm4_moe_lite/modeling_glm4_moe_lite.py.
 //
 // Attention is latent (MLA): a token leaves one latent and one rotated key for all heads, the same
 // on every rank, and a head's own keys and values are its matrices K_h and V_h times the latent.
@@ -10,10 +11,7 @@
 // position's bits may not depend on the step that it was computed in.
 //
 // Shapes: R rows of this step, D hidden, H this rank's heads of n plain and r rotated query
-// dimensions and v value dimensions, Q the query's latent, L the latent, F this rank's feed-forward
-// columns, E experts of which each row takes the top k, V this rank's vocabulary rows.
-#include <cstring>
-
+// dimensions and v value dimensions, Q the query's latent, L the latent.
 #include "runtime/model/decoder.h"
 
 namespace lockstep {
@@ -27,39 +25,6 @@ constexpr double kLatentNormEps = 1e-6;
 class Glm4MoeLite final : public Decoder {
  public:
   using Decoder::Decoder;
-
-  StatusOr<StepOutput> Step(const Batch& batch) override {
-    LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));
-    const int64_t rows = batch.rows();
-    PrepareRows(batch);
-    PrepareHeads(batch);
-    PartialSum sum(group_, scratch_.sum);
-
-    LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum.Begin(rows * config_.hidden_size));
-    ops_.Embed(queue_, *weights_.embedding, shape_.vocab.begin, batch.tokens.data(), rows,
-               partial);  // [R, D]
-    LOCKSTEP_ASSIGN_OR_RETURN(const float* embedded, sum.Reduce());
-    std::memcpy(scratch_.residual, embedded,
-                static_cast<size_t>(rows * config_.hidden_size) * sizeof(float));
-    ops_.RmsNorm(queue_, scratch_.residual, weights_.layers[0].input_norm.data(),
-                 config_.rms_norm_eps, rows, config_.hidden_size, scratch_.normed);
-
-    for (size_t index = 0; index < weights_.layers.size(); ++index) {
-      const Layer& layer = weights_.layers[index];
-      LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * config_.hidden_size));
-      Attention(layer, index, rows, partial);
-      LOCKSTEP_ASSIGN_OR_RETURN(const float* attended,
-                                sum.Reduce());  // first exchange of the layer
-      AddAndNorm(attended, layer.post_attention_norm, rows);
-
-      LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * config_.hidden_size));
-      FeedForwardPart(layer, rows, partial);
-      LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum.Reduce());  // second exchange of the layer
-      const bool last = index + 1 == weights_.layers.size();
-      AddAndNorm(fed, last ? weights_.final_norm : weights_.layers[index + 1].input_norm, rows);
-    }
-    return Head(batch, *weights_.head);
-  }
 
  private:
   void Attention(const Layer& layer, size_t index, int64_t rows, float* partial) override {

@@ -43,10 +43,9 @@ StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> h
   PrepareHeads(batch);
   PartialSum sum(group_, scratch_.sum);
 
-  LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum.Begin(rows * width));
-  ops_.Embed(queue_, draft.embedding != nullptr ? *draft.embedding : *weights_.embedding,
-             shape_.vocab.begin, batch.tokens.data(), rows, partial);  // [R, D]
-  LOCKSTEP_ASSIGN_OR_RETURN(const float* embedded, sum.Reduce());
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const float* embedded,
+      Embed(draft.embedding != nullptr ? *draft.embedding : *weights_.embedding, batch, &sum));
   ops_.RmsNorm(queue_, embedded, draft.embedding_norm.data(), config_.rms_norm_eps, rows, width,
                scratch_.normed);
   CopyHalf(scratch_.normed, rows, width, scratch.joined);
@@ -55,7 +54,7 @@ StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> h
   // eh_proj is D x 2 D (105 MB for GLM-4.7 in BF16): each rank reads its share. Its rows, not its
   // columns: as many bytes and the same one exchange, but a row's sum is never parted, and blocks
   // of quantized rows are never cut. The others' rows count as zeros.
-  LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * width));
+  LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum.Begin(rows * width));
   std::fill_n(partial, rows * width, 0.0f);
   ops_.MatMul(queue_, *draft.join, nullptr, scratch.joined, rows, partial + shape_.draft_rows.begin,
               width);  // [R, D]
@@ -64,15 +63,8 @@ StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> h
   ops_.RmsNorm(queue_, scratch_.residual, layer.input_norm.data(), config_.rms_norm_eps, rows,
                width, scratch_.normed);
 
-  LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * width));
-  Attention(layer, weights_.layers.size(), rows, partial);  // its cache is the last one
-  LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum.Reduce());
-  AddAndNorm(attended, layer.post_attention_norm, rows);
-
-  LOCKSTEP_ASSIGN_OR_RETURN(partial, sum.Begin(rows * width));
-  FeedForwardPart(layer, rows, partial);
-  LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum.Reduce());
-  AddAndNorm(fed, draft.final_norm, rows);
+  const size_t last_cache = weights_.layers.size();
+  LOCKSTEP_RETURN_IF_ERROR(RunLayer(layer, last_cache, draft.final_norm, rows, &sum));
   return Head(batch, draft.head != nullptr ? *draft.head : *weights_.head);
 }
 
