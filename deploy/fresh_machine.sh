@@ -18,21 +18,21 @@ if ! command -v debootstrap >/dev/null; then
   apt-get install -y -q --no-install-recommends debootstrap </dev/null
 fi
 
-mounted=()
+# Everything that is mounted in the root, the innermost first: what is below, and what the commands left there (the
+# network namespaces of a test).
+mounts() { awk -v root="$fresh/" 'index($2, root) == 1 { print $2 }' /proc/mounts | tac; }
 cleanup() {
-  for ((i = ${#mounted[@]} - 1; i >= 0; --i)); do
-    mount --make-rslave "${mounted[$i]}" 2>/dev/null || true
-    umount -R "${mounted[$i]}" || umount -l "${mounted[$i]}" || true
-  done
-  mounted=()
-  if [[ "${LOCKSTEP_KEEP:-0}" != 1 ]] && ! grep -q " $fresh/" /proc/mounts; then rm -rf "$fresh"; fi
+  local mount
+  mount --make-rslave "$fresh/dev" 2>/dev/null || true # killed in the middle, it may still be shared
+  mount --make-rslave "$fresh/sys" 2>/dev/null || true
+  for mount in $(mounts); do umount "$mount" 2>/dev/null || umount -l "$mount" || true; done
+  if [[ "${LOCKSTEP_KEEP:-0}" != 1 && -z "$(mounts)" ]]; then rm -rf "$fresh"; fi
 }
 trap cleanup EXIT
 
-if [[ -e "$fresh" ]]; then
-  if grep -q " $fresh/" /proc/mounts; then echo "fresh_machine: $fresh is still mounted" >&2; exit 1; fi
-  rm -rf "$fresh"
-fi
+# An earlier run may have been killed.
+LOCKSTEP_KEEP=0 cleanup
+if [[ -e "$fresh" ]]; then echo "fresh_machine: $fresh cannot be removed; is something in it still in use?" >&2; exit 1; fi
 mirror=$(apt-cache policy | sed -n 's/^ *500 \(http[^ ]*\) bookworm\/main.*/\1/p' | head -1)
 debootstrap --variant=minbase --include=ca-certificates bookworm "$fresh" "${mirror:-http://deb.debian.org/debian}"
 
@@ -53,11 +53,11 @@ mkdir -p "$fresh/root/lockstep"
 git -C "$source_tree" ls-files -z --cached --others --exclude-standard |
   (cd "$source_tree" && tar --null -T - --ignore-failed-read -cf -) | tar -C "$fresh/root/lockstep" -xf -
 
-mount -t proc proc "$fresh/proc" && mounted+=("$fresh/proc")
-mount --rbind /dev "$fresh/dev" && mounted+=("$fresh/dev")
-mount --make-rslave "$fresh/dev"
-mount --rbind /sys "$fresh/sys" && mounted+=("$fresh/sys")
-mount --make-rslave "$fresh/sys"
+mount -t proc proc "$fresh/proc"
+for system in dev sys; do
+  mount --rbind "/$system" "$fresh/$system"
+  mount --make-rslave "$fresh/$system" # or unmounting here would unmount there
+done
 
 commands=("$@")
 if [[ ${#commands[@]} -eq 0 ]]; then commands=(deploy/quickstart.sh deploy/test.sh); fi

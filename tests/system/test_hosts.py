@@ -40,6 +40,8 @@ def make_hosts():
 try:
     make_hosts()
 except (OSError, subprocess.CalledProcessError) as error:
+    if shutil.which("ip"):
+        remove_hosts()
     print(f"skipped: network namespaces cannot be made here: {error}")
     sys.exit(77)
 
