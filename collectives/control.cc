@@ -234,7 +234,9 @@ void ControlChannel::Read(Connection* connection) {
   while (connection->socket.valid()) {
     const StatusOr<size_t> received = ReceiveSome(connection->socket.get(), buffer);
     if (!received.ok()) {
-      Lost(connection, "closed its connection: it crashed or was killed");
+      Lost(connection,
+           "closed its connection: it crashed or was killed; its own output or the log of its "
+           "machine says why, then start all ranks again");
       return;
     }
     if (*received == 0) return;

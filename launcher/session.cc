@@ -276,8 +276,7 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   if (!limits.ok()) return TellAll(limits.status());
   // A fault here strikes one rank alone, while the others wait for its part.
   const Status loaded = LoadWeights(*limits);
-  if (loaded.ok() || size() == 1 || !membership_->Health().ok()) return loaded;
-  return TellAll(Annotate(loaded, membership_->ranks()[rank()].Name()));
+  return loaded.ok() ? loaded : TellAll(loaded);
 }
 
 void OpenedSession::Report(const std::string& text) const {
