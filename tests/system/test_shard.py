@@ -102,7 +102,10 @@ class Shard(TestCase):
         bad[tensor["offset"] + 5] ^= 1
         with open(path, "wb") as file:
             file.write(bad)
-        self.assert_fails(run(*command), 3, path, tensor["name"], "checksum", "rank 1")
+        result = run(*command)
+        self.assert_fails(result, 3, path, tensor["name"], "checksum", "rank 1")
+        last = result.stderr.decode().splitlines()[-1]
+        self.assertEqual(last.count("rank 1 ("), 1, last)
         with open(path, "wb") as file:
             file.write(good[:-5000])
         self.assert_fails(run(*command), 3, path, "it was cut")
