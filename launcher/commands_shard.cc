@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <string>
 
 #include "launcher/commands.h"
@@ -16,6 +17,7 @@
 #include "runtime/base/os.h"
 #include "runtime/model/model.h"
 #include "runtime/model/shard_plan.h"
+#include "runtime/weights/shard_file.h"
 #include "runtime/weights/sharder.h"
 
 namespace lockstep {
@@ -32,17 +34,28 @@ StatusOr<std::vector<double>> SharesOf(const Options& options) {
   return ValidateShares(options.shares, static_cast<int>(ranks));
 }
 
-// Tokenizer and templates go along, so that the directory alone can be served.
+// The directory that holds the files of the model.
+std::string SourceDirectory(const std::string& model) {
+  if (IsDirectory(model)) return model;
+  const std::string parent = std::filesystem::path(model).parent_path().string();
+  return parent.empty() ? "." : parent;
+}
+
+// Tokenizer and templates go along, so that the directory alone can be served. A GGUF file has its
+// own in its metadata, unless it was made without; then it uses the tokenizer.json beside it.
 Status CopyText(const Options& options) {
   const std::string to = options.out + "/";
+  std::vector<const char*> names = {"config.json", "tokenizer.json", "tokenizer_config.json",
+                                    "chat_template.jinja", "generation_config.json"};
   if (IsGgufModel(options.model)) {
     LOCKSTEP_ASSIGN_OR_RETURN(const Gguf gguf, OpenGgufFiles(options.model));
     const std::string text = GgufMetadataFile(gguf.metadata);
-    return WriteFileAtomically(to + "tokenizer.gguf", std::as_bytes(std::span(text)));
+    LOCKSTEP_RETURN_IF_ERROR(
+        WriteFileAtomically(to + "tokenizer.gguf", std::as_bytes(std::span(text))));
+    names = {"tokenizer.json"};
   }
-  for (const char* name : {"config.json", "tokenizer.json", "tokenizer_config.json",
-                           "chat_template.jinja", "generation_config.json"}) {
-    const std::string from = options.model + "/" + name;
+  for (const char* name : names) {
+    const std::string from = SourceDirectory(options.model) + "/" + name;
     if (!FileExists(from)) continue;
     LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(from));
     LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(to + name, std::as_bytes(std::span(text))));
@@ -54,8 +67,11 @@ Status CheckOut(const Options& options) {
   if (options.model.empty())
     return UsageError("--model is needed: a checkpoint directory or a .gguf file");
   if (options.out.empty()) return UsageError("--out is needed: a directory for the files");
-  if (options.out == options.model)
-    return UsageError("--out is --model; give the files a directory of their own");
+  std::error_code absent;  // --out need not be there yet
+  if (std::filesystem::equivalent(options.out, SourceDirectory(options.model), absent)) {
+    return UsageError("--out %s holds --model itself; give the files a directory of their own",
+                      options.out);
+  }
   return OkStatus();
 }
 
@@ -70,7 +86,8 @@ void Report(const ShardResult& result, const std::vector<std::string>& left_out,
               result.tensors);
   }
   for (size_t rank = 0; rank < result.file_bytes.size(); ++rank) {
-    log::Info("%s/rank-%d-of-%d.lockstep: %s", directory, rank, result.file_bytes.size(),
+    const auto ranks = static_cast<int>(result.file_bytes.size());
+    log::Info("%s/%s: %s", directory, ShardName(static_cast<int>(rank), ranks),
               FormatBytes(result.file_bytes[rank]));
   }
 }

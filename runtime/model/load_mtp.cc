@@ -23,8 +23,6 @@ StatusOr<bool> AreEqual(const Checkpoint& checkpoint, const RowPart& one, const 
   LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* second,
                             FindShaped(checkpoint, other.names[0], {other.height, inputs}));
   if (first->format != second->format) return false;
-  // A rank's file (lockstep shard) holds slices, and a copy only if it differed when it was made.
-  if (first->storage == Storage::kPortable) return false;
   StoredRowReader reader({});
   const uint64_t row_bytes = LayoutOf(first->format, inputs, 0).row_bytes;
   std::vector<std::byte> row_of_first(row_bytes), row_of_second(row_bytes);
@@ -65,6 +63,13 @@ StatusOr<DraftLayer> LoadDraftLayer(WeightReader& reader, const ModelConfig& con
   const int64_t hidden = config.hidden_size;
   const std::string prefix = "model.layers." + std::to_string(config.num_hidden_layers) + ".";
   const RowPart join{{prefix + "eh_proj.weight"}, hidden, cuts.draft_rows[rank]};
+  const TensorInfo* embedding = reader.checkpoint().Find("model.embed_tokens.weight");
+  if (embedding != nullptr && embedding->storage == Storage::kPortable) {
+    return UsageError(
+        "%s: lockstep shard leaves the layer for drafts out; do without drafts, or start from the "
+        "checkpoint itself",
+        path);
+  }
   if (reader.checkpoint().Find(join.names[0]) == nullptr) {
     return ModelError(
         "%s: tensor %s is missing, and with it the layer for drafts that the model's configuration "

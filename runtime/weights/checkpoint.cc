@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <string_view>
 
 #include "runtime/base/digest.h"
+#include "runtime/base/gguf.h"
 #include "runtime/weights/shard_file.h"
 
 namespace lockstep {
@@ -13,28 +13,13 @@ namespace {
 // Read from the middle of every tensor for the digest: less than one page each.
 constexpr uint64_t kSampleBytes = 1024;
 
-bool HasSuffix(std::string_view text, std::string_view suffix) {
-  return text.size() >= suffix.size() && text.substr(text.size() - suffix.size()) == suffix;
-}
-
-// What kinds of model files a directory holds.
-struct Found {
-  bool safetensors = false;
-  bool gguf = false;
-  bool shards = false;  // made by `lockstep shard`
-};
-
-StatusOr<Found> LookInto(const std::string& directory) {
-  Found found;
+// Whether the directory was made by `lockstep shard`.
+StatusOr<bool> HoldsShards(const std::string& directory) {
+  bool found = false;
   std::error_code error;
   std::filesystem::directory_iterator entry(directory, error);
-  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
-    const std::string name = entry->path().filename().string();
-    if (HasSuffix(name, ".safetensors") || HasSuffix(name, ".safetensors.index.json"))
-      found.safetensors = true;
-    if (HasSuffix(name, ".gguf")) found.gguf = true;
-    if (HasSuffix(name, kShardSuffix)) found.shards = true;
-  }
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error))
+    found = found || entry->path().filename().string().ends_with(kShardSuffix);
   if (error)
     return ModelError("--model %s: cannot list the directory: %s", directory, error.message());
   return found;
@@ -63,20 +48,21 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
 StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& path,
                                                        const RankPlace& place) {
   if (!IsDirectory(path)) {
-    if (FileExists(path) && HasSuffix(path, ".gguf")) return OpenGguf(path);
-    if (FileExists(path)) {
+    if (!FileExists(path)) {
+      return ModelError(
+          "--model %s: no such directory or file; give a checkpoint directory in Hugging Face "
+          "layout, or a .gguf file",
+          path);
+    }
+    if (!IsGgufModel(path)) {
       return ModelError("--model %s: is no .gguf file; give one, or the directory of a checkpoint",
                         path);
     }
-    return ModelError(
-        "--model %s: no such directory or file; give a checkpoint directory in Hugging Face "
-        "layout, or a .gguf file",
-        path);
+    return OpenGguf(path);
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(const Found found, LookInto(path));
-  if (found.shards) return OpenShard(path, place);
-  if (!found.safetensors && found.gguf) return OpenGguf(path);
-  return OpenSafetensors(path);
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool shards, HoldsShards(path));
+  if (shards) return OpenShard(path, place);
+  return IsGgufModel(path) ? OpenGguf(path) : OpenSafetensors(path);
 }
 
 const TensorInfo* Checkpoint::Find(const std::string& name) const {

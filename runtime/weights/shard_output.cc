@@ -80,7 +80,8 @@ std::string ShardOutput::JournalTitle() const {
 bool ShardOutput::IsFinished(size_t rank) const {
   if (!FileExists(FinalPath(rank))) return false;
   const StatusOr<ShardHeader> header = ReadShardHeader(FinalPath(rank));
-  return header.ok() && header->settings == headers_[rank].settings;
+  return header.ok() && header->settings == headers_[rank].settings &&
+         header->rank == static_cast<int>(rank);
 }
 
 // Files of another sharding beside these would be taken for each other's.
