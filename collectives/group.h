@@ -29,7 +29,6 @@ struct GroupTraits {
   size_t
       slot_bytes;  // largest exchange; longer messages are cut into several by the functions below
   bool sums_in_rank_order;  // all backends here: yes
-  bool can_form_again;      // after a lost rank, without restarting the survivors
 };
 
 // How long a receive may take.

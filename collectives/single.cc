@@ -13,10 +13,7 @@ class SingleGroup final : public Group {
   explicit SingleGroup(GroupOptions options)
       : Group(0, 1),
         lifeline_(std::move(options.lifeline)),
-        traits_{.name = "single",
-                .slot_bytes = options.slot_bytes,
-                .sums_in_rank_order = true,
-                .can_form_again = true},
+        traits_{.name = "single", .slot_bytes = options.slot_bytes, .sums_in_rank_order = true},
         slots_(1, options.slot_bytes) {}
 
   bool valid() const { return slots_.valid(); }

@@ -1,5 +1,5 @@
-// One ordered, reliable, bidirectional channel to one peer. Backends: tcp, shm (later rdma, sim),
-// and fault around any of them. A link belongs to one thread at a time; none of its calls blocks.
+// One ordered, reliable, bidirectional channel to one peer. Backends: tcp and shm. A link
+// belongs to one thread at a time; none of its calls blocks.
 #pragma once
 
 #include <cstddef>

@@ -38,10 +38,7 @@ class LinkGroup final : public Group {
   LinkGroup(GroupOptions options, const char* name, std::vector<std::unique_ptr<Link>> links)
       : Group(options.rank, options.size),
         options_(std::move(options)),
-        traits_{.name = name,
-                .slot_bytes = options_.slot_bytes,
-                .sums_in_rank_order = true,
-                .can_form_again = true},
+        traits_{.name = name, .slot_bytes = options_.slot_bytes, .sums_in_rank_order = true},
         slots_(size(), options_.slot_bytes),
         peers_(size()) {
     for (int peer = 0; peer < size(); ++peer) peers_[peer].link = std::move(links[peer]);

@@ -90,10 +90,7 @@ class MpiGroup final : public Group {
   MpiGroup(GroupOptions options, MPI_Comm communicator)
       : Group(options.rank, options.size),
         options_(std::move(options)),
-        traits_{.name = "mpi",
-                .slot_bytes = options_.slot_bytes,
-                .sums_in_rank_order = true,
-                .can_form_again = false},
+        traits_{.name = "mpi", .slot_bytes = options_.slot_bytes, .sums_in_rank_order = true},
         communicator_(communicator),
         slots_(size(), options_.slot_bytes),
         peers_(size()) {}
