@@ -10,6 +10,9 @@ find_package(yaml-cpp CONFIG REQUIRED)
 find_package(OpenSSL REQUIRED COMPONENTS Crypto)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
+find_package(CURL REQUIRED)
+# Headers only: Beast and Asio.
+find_package(Boost 1.81 REQUIRED)
 # A cross build (preset arm64) names the build machine's code generators.
 set(LOCKSTEP_PROTOC "$<TARGET_FILE:protobuf::protoc>" CACHE STRING "protoc")
 set(LOCKSTEP_GRPC_PLUGIN "$<TARGET_FILE:gRPC::grpc_cpp_plugin>" CACHE STRING "protoc plugin for gRPC")
@@ -19,9 +22,9 @@ set(LOCKSTEP_PACKAGES_runtime_base
 set(LOCKSTEP_PACKAGES_transport "")
 set(LOCKSTEP_PACKAGES_collectives OpenSSL::Crypto)
 set(LOCKSTEP_PACKAGES_runtime_text PkgConfig::PCRE2 nlohmann_json::nlohmann_json)
-set(LOCKSTEP_PACKAGES_runtime_weights nlohmann_json::nlohmann_json)
+set(LOCKSTEP_PACKAGES_runtime_weights nlohmann_json::nlohmann_json CURL::libcurl)
 set(LOCKSTEP_PACKAGES_runtime_model nlohmann_json::nlohmann_json)
-set(LOCKSTEP_PACKAGES_launcher yaml-cpp nlohmann_json::nlohmann_json)
+set(LOCKSTEP_PACKAGES_launcher yaml-cpp nlohmann_json::nlohmann_json Boost::headers)
 
 if(LOCKSTEP_MPI)
   find_package(MPI COMPONENTS C)

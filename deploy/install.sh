@@ -12,7 +12,7 @@ packages=(
   protobuf-compiler protobuf-compiler-grpc
   # Libraries
   libgrpc++-dev libprotobuf-dev libabsl-dev libspdlog-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev
-  libpcre2-dev libxxhash-dev libssl-dev libopenmpi-dev libpmix-dev
+  libpcre2-dev libxxhash-dev libssl-dev libcurl4-openssl-dev libboost1.81-dev libopenmpi-dev libpmix-dev
   # Run and test
   openmpi-bin iproute2 libgtest-dev libgmock-dev clang-format python3 python3-venv
 )

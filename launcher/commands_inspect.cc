@@ -1,44 +1,33 @@
 // `lockstep inspect`: what a checkpoint holds, before anything is loaded.
+#include "launcher/commands_inspect.h"
+
 #include <array>
 #include <cstdio>
-#include <cstdlib>
 #include <map>
 #include <string>
-#include <string_view>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "launcher/commands.h"
 #include "nlohmann/json.hpp"
 #include "runtime/model/model.h"
+#include "runtime/model/tensor_groups.h"
 #include "runtime/weights/checkpoint.h"
+#include "runtime/weights/shard_file.h"
 
 namespace lockstep {
 namespace {
 
-enum Component { kEmbedding, kAttention, kDense, kRouter, kExperts, kShared, kNorms, kMtp, kHead };
-constexpr std::array<const char*, kHead + 1> kComponentNames = {
-    "embedding",      "attention", "dense feed-forward", "router", "experts",
-    "shared experts", "norms",     "mtp layer",          "head"};
-
-bool Has(std::string_view text, std::string_view part) {
-  return text.find(part) != std::string_view::npos;
-}
-
-Component ComponentOf(const std::string& name, const ModelConfig& config) {
-  constexpr std::string_view kLayers = "model.layers.";
-  if (name.compare(0, kLayers.size(), kLayers) == 0 &&
-      std::atoll(name.c_str() + kLayers.size()) >= config.num_hidden_layers) {
-    return kMtp;
-  }
-  if (Has(name, "embed_tokens")) return kEmbedding;
-  if (Has(name, "lm_head")) return kHead;
-  if (Has(name, "norm")) return kNorms;
-  if (Has(name, "self_attn.")) return kAttention;
-  if (Has(name, "mlp.experts.")) return kExperts;
-  if (Has(name, "mlp.shared_experts.")) return kShared;
-  if (Has(name, "mlp.gate.")) return kRouter;
-  return kDense;
-}
+constexpr std::array<std::pair<TensorGroup, const char*>, 9> kComponents = {
+    {{TensorGroup::kEmbedding, "embedding"},
+     {TensorGroup::kAttention, "attention"},
+     {TensorGroup::kDense, "dense feed-forward"},
+     {TensorGroup::kRouter, "router"},
+     {TensorGroup::kExperts, "experts"},
+     {TensorGroup::kShared, "shared experts"},
+     {TensorGroup::kNorms, "norms"},
+     {TensorGroup::kDraft, "mtp layer"},
+     {TensorGroup::kHead, "head"}}};
 
 struct Sums {
   int64_t tensors = 0;
@@ -47,12 +36,13 @@ struct Sums {
   std::map<std::string, uint64_t> formats;  // bytes by name
 };
 
-using Table = std::array<Sums, kComponentNames.size()>;
+using Table = std::map<TensorGroup, Sums>;
 
 Table Count(const Checkpoint& checkpoint, const ModelConfig& config) {
   Table table;
+  for (const auto& [group, title] : kComponents) table[group];
   for (const auto& [name, info] : checkpoint.tensors()) {
-    Sums& sums = table[ComponentOf(name, config)];
+    Sums& sums = table[GroupOf(config, name)];
     double weights = 1;
     for (const int64_t length : info.shape) weights *= static_cast<double>(length);
     ++sums.tensors;
@@ -68,11 +58,13 @@ Table Count(const Checkpoint& checkpoint, const ModelConfig& config) {
 // and the experts that the router leaves out.
 uint64_t BytesPerToken(const Table& table, const ModelConfig& config) {
   double bytes = 0;
-  for (const Component part : {kAttention, kDense, kRouter, kShared, kNorms, kHead})
-    bytes += static_cast<double>(table[part].bytes);
-  if (table[kHead].tensors == 0) bytes += static_cast<double>(table[kEmbedding].bytes);  // tied
+  using enum TensorGroup;
+  for (const TensorGroup part : {kAttention, kDense, kRouter, kShared, kNorms, kHead})
+    bytes += static_cast<double>(table.at(part).bytes);
+  if (table.at(kHead).tensors == 0)
+    bytes += static_cast<double>(table.at(kEmbedding).bytes);  // tied
   if (config.n_routed_experts > 0) {
-    bytes += static_cast<double>(table[kExperts].bytes) *
+    bytes += static_cast<double>(table.at(kExperts).bytes) *
              static_cast<double>(config.num_experts_per_tok) /
              static_cast<double>(config.n_routed_experts);
   }
@@ -97,12 +89,11 @@ void PrintTable(const Table& table, const Checkpoint& checkpoint, const ModelCon
               static_cast<int>(config.max_position_embeddings));
   std::printf("%-20s %8s %12s %12s %6s  %s\n", "component", "tensors", "M weights", "MB", "bits",
               "formats");
-  for (size_t i = 0; i < table.size(); ++i) {
-    const Sums& sums = table[i];
+  for (const auto& [group, title] : kComponents) {
+    const Sums& sums = table.at(group);
     if (sums.weights == 0) continue;
-    std::printf("%-20s %8d %12.3f %12.3f %6.2f  %s\n", kComponentNames[i],
-                static_cast<int>(sums.tensors), sums.weights / 1e6,
-                static_cast<double>(sums.bytes) / 1e6,
+    std::printf("%-20s %8d %12.3f %12.3f %6.2f  %s\n", title, static_cast<int>(sums.tensors),
+                sums.weights / 1e6, static_cast<double>(sums.bytes) / 1e6,
                 8.0 * static_cast<double>(sums.bytes) / sums.weights, FormatList(sums).c_str());
   }
   std::printf("\nall tensors: %.3f MB; read per decoded token: %.3f MB\n",
@@ -113,12 +104,13 @@ void PrintTable(const Table& table, const Checkpoint& checkpoint, const ModelCon
 void PrintJson(const Table& table, const Checkpoint& checkpoint, const ModelConfig& config,
                uint64_t total) {
   nlohmann::ordered_json components = nlohmann::ordered_json::object();
-  for (size_t i = 0; i < table.size(); ++i) {
-    if (table[i].tensors == 0) continue;
-    components[kComponentNames[i]] = {{"tensors", table[i].tensors},
-                                      {"weights", table[i].weights},
-                                      {"bytes", table[i].bytes},
-                                      {"formats", table[i].formats}};
+  for (const auto& [group, title] : kComponents) {
+    const Sums& sums = table.at(group);
+    if (sums.tensors == 0) continue;
+    components[title] = {{"tensors", sums.tensors},
+                         {"weights", sums.weights},
+                         {"bytes", sums.bytes},
+                         {"formats", sums.formats}};
   }
   const nlohmann::ordered_json line = {{"model", checkpoint.path()},
                                        {"architecture", config.model_type},
@@ -135,11 +127,13 @@ void PrintJson(const Table& table, const Checkpoint& checkpoint, const ModelConf
 Status InspectCommand(const Options& options) {
   if (options.model.empty())
     return UsageError("--model is needed: a checkpoint directory or a .gguf file");
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool shards, HoldsShards(options.model));
+  if (shards) return InspectFilesOfRanks(options);
   LOCKSTEP_ASSIGN_OR_RETURN(const auto checkpoint, Checkpoint::Open(options.model));
   LOCKSTEP_ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(*checkpoint));
   const Table table = Count(*checkpoint, config);
   uint64_t total = 0;
-  for (const Sums& sums : table) total += sums.bytes;
+  for (const auto& [group, sums] : table) total += sums.bytes;
   options.json ? PrintJson(table, *checkpoint, config, total)
                : PrintTable(table, *checkpoint, config, total);
   return OkStatus();

@@ -269,6 +269,7 @@ Status LogitsCommand(const Options& options) {
   Job job;
   LOCKSTEP_ASSIGN_OR_RETURN(job.sequences, ReadTokenLists(options.tokens));
   SessionNeeds needs;
+  needs.exact = !options.fast;
   needs.limits = [&](const ModelConfig& config) { return PlanLimits(options, config, &job); };
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(options, needs));
   const InterruptScope scope;

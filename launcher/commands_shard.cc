@@ -5,11 +5,15 @@
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
+#include <optional>
 #include <string>
 
 #include "launcher/commands.h"
+#include "launcher/memory.h"
+#include "launcher/probe.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
+#include "launcher/shard_source.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
 #include "runtime/base/gguf.h"
@@ -49,7 +53,7 @@ Status CopyText(const Options& options) {
                                     "chat_template.jinja", "generation_config.json"};
   if (IsGgufModel(options.model)) {
     LOCKSTEP_ASSIGN_OR_RETURN(const Gguf gguf, OpenGgufFiles(options.model));
-    const std::string text = GgufMetadataFile(gguf.metadata);
+    const std::string text = GgufMetadataText(gguf.metadata);
     LOCKSTEP_RETURN_IF_ERROR(
         WriteFileAtomically(to + "tokenizer.gguf", std::as_bytes(std::span(text))));
     names = {"tokenizer.json"};
@@ -65,7 +69,7 @@ Status CopyText(const Options& options) {
 
 Status CheckOut(const Options& options) {
   if (options.model.empty())
-    return UsageError("--model is needed: a checkpoint directory or a .gguf file");
+    return UsageError("--model (a checkpoint directory or a .gguf file) or --from URL is needed");
   if (options.out.empty()) return UsageError("--out is needed: a directory for the files");
   std::error_code absent;  // --out need not be there yet
   if (std::filesystem::equivalent(options.out, SourceDirectory(options.model), absent)) {
@@ -75,8 +79,14 @@ Status CheckOut(const Options& options) {
   return OkStatus();
 }
 
+int ThreadsOf(const Options& options, bool remote) {
+  if (options.threads > 0) return static_cast<int>(options.threads);
+  const size_t least = remote ? kRemoteThreads : 1;
+  return static_cast<int>(std::clamp(os::AllowedCpus().size(), least, kMostThreads));
+}
+
 void Report(const ShardResult& result, const std::vector<std::string>& left_out,
-            const std::string& directory) {
+            const ShardOptions& shard) {
   if (!left_out.empty()) {
     log::Info("left out: %d tensors of layers for drafts (MTP), %s among them", left_out.size(),
               left_out.front());
@@ -85,20 +95,56 @@ void Report(const ShardResult& result, const std::vector<std::string>& left_out,
     log::Info("%d of %d tensors were there from an earlier start", result.tensors_kept,
               result.tensors);
   }
-  for (size_t rank = 0; rank < result.file_bytes.size(); ++rank) {
-    const auto ranks = static_cast<int>(result.file_bytes.size());
-    log::Info("%s/%s: %s", directory, ShardName(static_cast<int>(rank), ranks),
-              FormatBytes(result.file_bytes[rank]));
+  for (size_t i = 0; i < result.file_bytes.size(); ++i) {
+    const int rank = shard.only_rank >= 0 ? shard.only_rank : static_cast<int>(i);
+    log::Info("%s/%s: %s", shard.directory, ShardName(rank, static_cast<int>(shard.shares.size())),
+              FormatBytes(result.file_bytes[i]));
   }
 }
 
-}  // namespace
+// The logits of the probe prompt, computed from the source and not from what was written.
+Status RecordProbe(const Options& options, const Checkpoint& source, const ShardResult& result,
+                   int threads) {
+  const std::string path = options.out + "/" + kProbeName;
+  LOCKSTEP_ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(source));
+  if (FileExists(path)) {
+    const StatusOr<std::string> text = ReadTextFile(path);
+    LOCKSTEP_RETURN_IF_ERROR(text.status());
+    const StatusOr<ProbeRecord> there = ParseProbe(*text, config.vocab_size, path);
+    if (there.ok() && there->settings == result.settings) return OkStatus();
+    std::error_code error;
+    std::filesystem::remove(path, error);  // of files that are no more
+  }
+  ProbeQuestion question;
+  question.formats = result.formats;
+  question.kernels = options.kernels;
+  question.threads = threads;
+  question.available_bytes = MemoryForRank(1);
+  question.settings = result.settings;
+  std::string too_large;
+  const int64_t start_ns = NowNs();
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::optional<ProbeRecord> record,
+                            ComputeSourceProbe(source, question, &too_large));
+  if (Interrupted()) return InterruptedError();
+  if (!record.has_value()) {
+    log::Warning(
+        "no probe prompt recorded: %s; record it where the files are used: lockstep verify --model "
+        "%s --exact --record",
+        too_large, options.out);
+    return OkStatus();
+  }
+  const std::string text = ProbeText(*record, config.vocab_size);
+  LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(path, std::as_bytes(std::span(text))));
+  log::Info("%s: the logits of the probe prompt (%.1f s)", path,
+            static_cast<double>(NowNs() - start_ns) * 1e-9);
+  return OkStatus();
+}
 
-Status ShardCommand(const Options& options) {
-  LOCKSTEP_RETURN_IF_ERROR(CheckOut(options));
+// `remote`: where the source is, if it is not here.
+Status ShardFrom(const Options& options, const ShardSource* remote) {
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<double> shares, SharesOf(options));
-  // A limit on file sizes is then an error of a write, with a sentence.
-  (void)signal(SIGXFSZ, SIG_IGN);
+  if (options.rank >= static_cast<int64_t>(shares.size()))
+    return UsageError("--rank %d: there are ranks 0 to %d", options.rank, shares.size() - 1);
   LOCKSTEP_ASSIGN_OR_RETURN(const auto source, Checkpoint::Open(options.model));
   LOCKSTEP_ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(*source));
   ShardOptions shard;
@@ -108,11 +154,8 @@ Status ShardCommand(const Options& options) {
   LOCKSTEP_ASSIGN_OR_RETURN(shard.slices, PlanShards(config, *target, shares, &left_out));
   shard.directory = options.out;
   shard.shares = shares;
-  shard.threads =
-      options.threads > 0
-          ? static_cast<int>(options.threads)
-          : static_cast<int>(std::clamp(os::AllowedCpus().size(), size_t{1}, kMostThreads));
-  const InterruptScope interrupts;
+  shard.only_rank = static_cast<int>(options.rank);
+  shard.threads = ThreadsOf(options, remote != nullptr);
   shard.stop = Interrupted;
   ProgressReport::Style style;
   style.terminal = isatty(STDERR_FILENO) != 0;
@@ -127,8 +170,32 @@ Status ShardCommand(const Options& options) {
   progress.Finish();
   LOCKSTEP_RETURN_IF_ERROR(result.status());
   LOCKSTEP_RETURN_IF_ERROR(CopyText(options));
-  Report(*result, left_out, options.out);
+  Report(*result, left_out, shard);
+  if (remote == nullptr && shard.only_rank < 0)
+    return RecordProbe(options, *source, *result, shard.threads);
+  // The probe prompt would need all weights.
+  log::Info(
+      "no probe prompt recorded: record it where the files are used: lockstep verify --model %s "
+      "--exact --record",
+      options.out);
   return OkStatus();
+}
+
+}  // namespace
+
+Status ShardCommand(const Options& given) {
+  // A limit on file sizes is then an error of a write, with a sentence.
+  (void)signal(SIGXFSZ, SIG_IGN);
+  const InterruptScope interrupts;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<ShardSource> remote, ShardSource::Connect(given));
+  Options options = given;
+  if (remote != nullptr) options.model = remote->model();
+  LOCKSTEP_RETURN_IF_ERROR(CheckOut(options));
+  const bool made = remote != nullptr && remote->holds_shards();
+  const Status status = made ? CopyShards(options, options.model, ThreadsOf(options, true))
+                             : ShardFrom(options, remote.get());
+  if (status.ok() && remote != nullptr) remote->Report();
+  return status;
 }
 
 }  // namespace lockstep

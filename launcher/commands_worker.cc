@@ -7,7 +7,7 @@
 namespace lockstep {
 
 Status WorkerCommand(const Options& options) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options, {.worker = true}));
   return opened.session->Close(WorkForRankZero(*opened.session, kDrainMs + kEndAtOnceMs));
 }
 

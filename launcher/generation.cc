@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "launcher/process.h"
+#include "runtime/base/log.h"
 #include "runtime/engine/defaults.h"
 #include "runtime/text/streaming_decoder.h"
 #include "runtime/weights/partition.h"
@@ -44,9 +45,8 @@ Status CheckVocabulary(const ModelText& text, const ModelConfig& config) {
 
 }  // namespace
 
-StatusOr<TextSession> OpenTextSession(const Options& options) {
+StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs) {
   TextSession opened;
-  SessionNeeds needs;
   needs.limits = [&opened, &options](const ModelConfig& config) -> StatusOr<ModelLimits> {
     if (opened.text == nullptr) {
       StatusOr<ModelText> text = LoadModelText(options.model, options.chat_template);
@@ -57,7 +57,11 @@ StatusOr<TextSession> OpenTextSession(const Options& options) {
     return LimitsFromOptions(options, config);
   };
   LOCKSTEP_ASSIGN_OR_RETURN(opened.session, OpenSession(options, needs));
-  if (opened.session->rank() != 0) opened.text.reset();
+  if (opened.session->rank() != 0) {
+    opened.text.reset();
+  } else if (!opened.text->generation.warning.empty()) {
+    log::Warning("%s", opened.text->generation.warning);
+  }
   return opened;
 }
 

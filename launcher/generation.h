@@ -25,7 +25,8 @@ struct TextSession {
   std::unique_ptr<Session> session;
   std::shared_ptr<ModelText> text;
 };
-StatusOr<TextSession> OpenTextSession(const Options& options);
+// `needs`: whatever the session needs beside the limits.
+StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs = {});
 
 // Collective: every rank of the session makes its executor.
 StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(Session& session);

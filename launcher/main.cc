@@ -32,6 +32,9 @@ constexpr Command kCommands[] = {
     {"render", RenderCommand},
     {"inspect", InspectCommand},
     {"shard", ShardCommand},
+    {"files", FilesCommand},
+    {"verify", VerifyCommand},
+    {"bench", BenchCommand},
     {"version", VersionCommand},
 };
 

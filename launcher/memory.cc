@@ -57,7 +57,7 @@ StatusOr<int64_t> FitKvBlocks(const MemoryQuestion& question) {
       "this rank needs %s (weights %s, KV cache of one sequence of %d tokens %s, scratch %s) and "
       "may use %s",
       FormatBytes(plan.total()), FormatBytes(plan.weight_bytes), max_model_len,
-      FormatBytes(plan.kv_bytes), FormatBytes(plan.scratch_bytes),
+      FormatBytes(plan.kv_bytes), FormatBytes(plan.scratch_bytes + plan.work_bytes),
       FormatBytes(question.available_bytes));
   if (length > 0) return ModelError("%s; --max-model-len %d would fit", needs, length);
   return ModelError("%s; its weights need more ranks, or a smaller share for this one in --shares",
@@ -70,7 +70,8 @@ std::string DescribePlan(const MemoryPlan& plan, const ModelLimits& limits) {
       "weights %s, KV cache %s (%d tokens, %.1f times the longest context of %d), scratch %s: %s",
       FormatBytes(plan.weight_bytes), FormatBytes(plan.kv_bytes), limits.kv_blocks * kBlockTokens,
       static_cast<double>(limits.kv_blocks) / static_cast<double>(per_sequence),
-      limits.max_model_len, FormatBytes(plan.scratch_bytes), FormatBytes(plan.total()));
+      limits.max_model_len, FormatBytes(plan.scratch_bytes + plan.work_bytes),
+      FormatBytes(plan.total()));
 }
 
 uint64_t MemoryForRank(int ranks_on_this_host) {

@@ -13,6 +13,7 @@
 #include "launcher/agree.h"
 #include "launcher/command_line.h"
 #include "launcher/memory.h"
+#include "launcher/probe.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
 #include "launcher/spawn.h"
@@ -33,20 +34,10 @@ constexpr int64_t kFaultyEndMs = 2'000;
 // How long after a signal the loss of a rank may still turn out to be its cause.
 constexpr int kLossMayFollowMs = 300;
 
-std::string FormatShares(const std::vector<double>& shares) {
-  std::string text;
-  for (const double share : shares)
-    text += (text.empty() ? "" : ",") + absl::StrFormat("%g", share);
-  return text;
-}
-
 std::string OrDefault(int64_t value) { return value == 0 ? "default" : std::to_string(value); }
 
-// `logits` exists to be compared with a reference; everything else is meant to be fast.
-kernels::Precision PrecisionOf(const Options& options) {
-  const std::vector<std::string>& arguments = ProcessArguments();
-  const bool logits = arguments.size() > 1 && arguments[1] == "logits";
-  return options.exact || logits ? kernels::Precision::kExact : kernels::Precision::kFast;
+kernels::Precision PrecisionOf(const Options& options, const SessionNeeds& needs) {
+  return options.exact || needs.exact ? kernels::Precision::kExact : kernels::Precision::kFast;
 }
 
 // What must be equal before ranks compute together. The model is compared after joining, so that a
@@ -61,6 +52,7 @@ std::vector<Setting> SettingsOf(const Options& options, const World& world,
        "instruction sets differ in their last bits; give every rank the same --exact, and "
        "--kernels "
        "ref if the processors differ"},
+      {"kv-cache-dtype", options.kv_cache_dtype, same + "--kv-cache-dtype"},
       {"max-model-len", OrDefault(options.max_model_len), same + "--max-model-len"},
       {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},
       {"prefill-chunk", std::to_string(options.prefill_chunk), same + "--prefill-chunk"},
@@ -93,8 +85,10 @@ class OpenedSession final : public Session {
   Membership& membership() override { return *membership_; }
   ThreadPool& pool() override { return *pool_; }
   const kernels::Backend& backend() const override { return *backend_; }
+  kernels::Precision precision() const override { return precision_; }
   Model& model() override { return *model_; }
   const std::vector<double>& shares() const override { return world_.shares; }
+  std::optional<uint64_t> files_settings() const override { return files_settings_; }
 
   Status FinalStatus(const Status& status) const override {
     if (status.ok()) return status;
@@ -111,16 +105,19 @@ class OpenedSession final : public Session {
   }
 
   Status Close(const Status& status) override;
-  Status Join(bool worker);
+  Status Join(const SessionNeeds& needs);
   Status Load(const SessionNeeds& needs);
 
  private:
   Status StartWorld(bool worker);
   Status JoinRanks();
-  Status CheckModel(ModelConfig* config, SlicePlan* slice);
+  Status CheckModel(OpenedModel* opened);
   StatusOr<ModelLimits> DecideLimits(const SessionNeeds& needs, const ModelConfig& config,
                                      const SlicePlan& slice);
-  Status LoadWeights(const ModelLimits& limits);
+  Status LoadWeights(const OpenedModel& opened, const ModelLimits& limits);
+  Status CheckFiles(const SessionNeeds& needs, const Checkpoint& checkpoint);
+  // Files of ranks: their probe prompt, if one is recorded.
+  Status CheckText(const SessionNeeds& needs, const Checkpoint& checkpoint);
   // A line about this rank: where the user looks at its own output, for the curious elsewhere.
   void Report(const std::string& text) const;
   // Tells all ranks why this one cannot go on.
@@ -130,12 +127,15 @@ class OpenedSession final : public Session {
   World world_;
   int listener_ = -1;  // rank 0 of spawned ranks: taken over by Bootstrap
   std::unique_ptr<SpawnedRanks> spawned_;
+  kernels::Precision precision_ = kernels::Precision::kExact;
+  bool probes_at_start_ = true;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<ThreadPool> pool_;
   // Destroyed in reverse: the model uses the group, the group the membership.
   std::unique_ptr<Membership> membership_;
   std::unique_ptr<Group> group_;
   std::unique_ptr<Model> model_;
+  std::optional<uint64_t> files_settings_;
   bool closed_ = false;
 };
 
@@ -173,6 +173,8 @@ Status OpenedSession::JoinRanks() {
   join.rendezvous_fd = listener_;
   join.secret = world_.secret;
   join.settings = SettingsOf(options_, world_, *backend_);
+  join.settings.push_back(
+      {"probe at start", probes_at_start_ ? "yes" : "no", "start the same command on every node"});
   join.start_timeout_ms = options_.start_timeout_ms;
   join.exchange_timeout_ms = options_.exchange_timeout_ms;
   join.peer_timeout_ms = options_.peer_timeout_ms;
@@ -182,17 +184,20 @@ Status OpenedSession::JoinRanks() {
   return OkStatus();
 }
 
-Status OpenedSession::Join(bool worker) {
+Status OpenedSession::Join(const SessionNeeds& needs) {
+  precision_ = PrecisionOf(options_, needs);
+  probes_at_start_ = needs.probe;
   // Before anything is started: a wrong --kernels should not cost a spawn.
-  LOCKSTEP_ASSIGN_OR_RETURN(backend_,
-                            kernels::MakeBackend(options_.kernels, PrecisionOf(options_)));
-  LOCKSTEP_RETURN_IF_ERROR(StartWorld(worker));
+  LOCKSTEP_ASSIGN_OR_RETURN(backend_, kernels::MakeBackend(options_.kernels, precision_));
+  if (needs.wrap_backend) backend_ = needs.wrap_backend(std::move(backend_));
+  LOCKSTEP_RETURN_IF_ERROR(StartWorld(needs.worker));
   LOCKSTEP_RETURN_IF_ERROR(JoinRanks());
   const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
   LOCKSTEP_ASSIGN_OR_RETURN(
       const int threads, TakeCores(world_, membership_->local_rank(), membership_->local_size()));
-  pool_ = std::make_unique<ThreadPool>(threads);
+  pool_ = std::make_unique<ThreadPool>(threads, os::AllowedCpus());
   LOCKSTEP_ASSIGN_OR_RETURN(group_, membership_->OpenGroup());
+  if (needs.wrap_group) group_ = needs.wrap_group(std::move(group_));
   if (rank() == 0) {
     log::Info("%d rank%s, exchange %s, kernels %s, %d thread%s per rank", size(),
               size() == 1 ? "" : "s", group_->traits().name, backend_->name(), threads,
@@ -201,16 +206,13 @@ Status OpenedSession::Join(bool worker) {
   return OkStatus();
 }
 
-Status OpenedSession::CheckModel(ModelConfig* config, SlicePlan* slice) {
+Status OpenedSession::CheckModel(OpenedModel* opened) {
   const auto read = [&]() -> StatusOr<uint64_t> {
     if (options_.model.empty())
       return UsageError("no model given; give --model with a directory or a .gguf file");
-    LOCKSTEP_ASSIGN_OR_RETURN(const auto checkpoint,
-                              Checkpoint::Open(options_.model, RankPlace{rank(), world_.shares}));
-    LOCKSTEP_ASSIGN_OR_RETURN(*config, ConfigOf(*checkpoint));
-    LOCKSTEP_ASSIGN_OR_RETURN(
-        *slice, PlanSlice(*config, *checkpoint, world_.shares, rank(), options_.draft));
-    return checkpoint->Digest();
+    LOCKSTEP_ASSIGN_OR_RETURN(*opened, OpenModelFiles(options_.model, {rank(), world_.shares},
+                                                      options_.draft, *backend_));
+    return opened->checkpoint->Digest();
   };
   const StatusOr<uint64_t> digest = read();
   LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, digest.status()));
@@ -225,6 +227,10 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
   StatusOr<ModelLimits> limits =
       needs.limits ? needs.limits(config) : LimitsFromOptions(options_, config);
   LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, limits.status()));
+  if (options_.kv_cache_dtype != "auto") {
+    // The option table allows no other names.
+    LOCKSTEP_ASSIGN_OR_RETURN(limits->cache_type, kernels::CacheTypeOf(options_.kv_cache_dtype));
+  }
   MemoryQuestion question;
   question.config = config;
   question.limits = *limits;
@@ -240,7 +246,7 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
   return limits;
 }
 
-Status OpenedSession::LoadWeights(const ModelLimits& limits) {
+Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& limits) {
   ProgressReport::Style style;
   style.terminal = rank() == 0 && isatty(STDERR_FILENO) != 0;
   if (rank() != 0) style.quiet_ms = style.line_every_ms = style.line_at_least_ms = 10'000;
@@ -248,7 +254,6 @@ Status OpenedSession::LoadWeights(const ModelLimits& limits) {
   ProgressReport progress(what, style,
                           [](const std::string& text) { std::fputs(text.c_str(), stderr); });
   LoadOptions load;
-  load.directory = options_.model;
   load.shares = world_.shares;
   load.limits = limits;
   load.draft_layer = options_.draft;
@@ -258,7 +263,7 @@ Status OpenedSession::LoadWeights(const ModelLimits& limits) {
     };
   }
   const int64_t start_ns = NowNs();
-  StatusOr<std::unique_ptr<Model>> model = LoadModel(load, *group_, *backend_, *pool_);
+  StatusOr<std::unique_ptr<Model>> model = LoadModel(opened, load, *group_, *backend_, *pool_);
   progress.Finish();
   LOCKSTEP_RETURN_IF_ERROR(model.status());
   model_ = std::move(model).value();
@@ -269,14 +274,30 @@ Status OpenedSession::LoadWeights(const ModelLimits& limits) {
 
 Status OpenedSession::Load(const SessionNeeds& needs) {
   const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
-  ModelConfig config;
-  SlicePlan slice;
-  if (const Status checked = CheckModel(&config, &slice); !checked.ok()) return TellAll(checked);
-  const StatusOr<ModelLimits> limits = DecideLimits(needs, config, slice);
+  OpenedModel opened;
+  if (const Status checked = CheckModel(&opened); !checked.ok()) return TellAll(checked);
+  if (const Status files = CheckFiles(needs, *opened.checkpoint); !files.ok())
+    return TellAll(files);
+  const StatusOr<ModelLimits> limits = DecideLimits(needs, opened.config, opened.slice);
   if (!limits.ok()) return TellAll(limits.status());
   // A fault here strikes one rank alone, while the others wait for its part.
-  const Status loaded = LoadWeights(*limits);
-  return loaded.ok() ? loaded : TellAll(loaded);
+  const Status loaded = LoadWeights(opened, *limits);
+  return loaded.ok() ? CheckText(needs, *opened.checkpoint) : TellAll(loaded);
+}
+
+Status OpenedSession::CheckFiles(const SessionNeeds& needs, const Checkpoint& checkpoint) {
+  if (!needs.check_files) return OkStatus();
+  const Status mine = needs.check_files(checkpoint);
+  LOCKSTEP_RETURN_IF_ERROR(WaitForSlowDisks(*group_));
+  return AgreeThatOk(*group_, *membership_, mine);
+}
+
+Status OpenedSession::CheckText(const SessionNeeds& needs, const Checkpoint& checkpoint) {
+  if (!checkpoint.is_of_one_rank()) return OkStatus();
+  LOCKSTEP_ASSIGN_OR_RETURN(files_settings_, checkpoint.Digest());
+  if (!needs.probe) return OkStatus();
+  const Status checked = CheckProbeAtStart(*this);
+  return checked.ok() ? checked : TellAll(checked);
 }
 
 void OpenedSession::Report(const std::string& text) const {
@@ -316,10 +337,7 @@ Status OpenedSession::Close(const Status& status) {
 
 StatusOr<std::unique_ptr<Session>> OpenSession(const Options& options, const SessionNeeds& needs) {
   auto session = std::make_unique<OpenedSession>(options);
-  // A worker joins a cluster and is never alone.
-  const std::vector<std::string>& arguments = ProcessArguments();
-  const bool worker = arguments.size() > 1 && arguments[1] == "worker";
-  Status status = session->Join(worker);
+  Status status = session->Join(needs);
   if (status.ok() && needs.model) status = session->Load(needs);
   if (!status.ok()) return session->Close(status);
   return session;

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "collectives/bootstrap.h"
@@ -20,6 +21,20 @@ namespace lockstep {
 struct SessionNeeds {
   // False: join the ranks only (no checkpoint is touched and model() must not be called).
   bool model = true;
+  // Float32 activations whatever --exact says, for results that are compared with a reference.
+  bool exact = false;
+  // This rank joins a cluster and is never alone.
+  bool worker = false;
+  // Files of ranks: their probe prompt is computed before the session is open, and logits that
+  // differ from the recorded ones are an error. False: the command does it itself, on all ranks.
+  bool probe = true;
+  // Looks at this rank's files before they are loaded, for as long as it takes; may be empty. An
+  // error on one rank ends all.
+  std::function<Status(const Checkpoint& checkpoint)> check_files;
+  // Put something around the backend and the group before anything uses them, to measure; may be
+  // empty.
+  std::function<std::unique_ptr<kernels::Backend>(std::unique_ptr<kernels::Backend>)> wrap_backend;
+  std::function<std::unique_ptr<Group>(std::unique_ptr<Group>)> wrap_group;
   // The limits that the command wants, from the model's configuration; must give the same on every
   // rank. Empty: LimitsFromOptions, with as many KV blocks as fit into memory.
   std::function<StatusOr<ModelLimits>(const ModelConfig& config)> limits;
@@ -35,9 +50,12 @@ class Session {
   virtual Membership& membership() = 0;
   virtual ThreadPool& pool() = 0;
   virtual const kernels::Backend& backend() const = 0;
+  virtual kernels::Precision precision() const = 0;
   virtual Model& model() = 0;
   // One per rank, validated.
   virtual const std::vector<double>& shares() const = 0;
+  // The settings digest of the files of ranks that were loaded; nothing if they are none.
+  virtual std::optional<uint64_t> files_settings() const = 0;
 
   // What to report for `status`: the membership's own finding (the named dead rank, the abort's
   // reason) is the cause, an error of an exchange only its effect. After a signal: "interrupted",

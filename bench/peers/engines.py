@@ -6,7 +6,6 @@ words.
 """
 
 import json
-import random
 import socket
 import subprocess
 import time
@@ -47,32 +46,34 @@ class Recorder:
 
 
 class Lockstep:
-    """`lockstep run`, one process per figure: the figures are those of its first prompt, without any warm-up, which is
-    what a `lockstep bench` would spare; to take that instead, only `one` changes."""
+    """`lockstep bench`: one process for all tests of a kind, each of them warmed up, random tokens and no sampling, as
+    llama-bench has it. `read_gb_per_s` collects the bandwidth that every process measured, before and after; `reports`
+    keeps the last one of each kind, with the time of every op and the memory."""
 
     name = "lockstep"
 
-    def __init__(self, recorder, arguments, words, ranks, threads):
-        self.recorder, self.arguments, self.words = recorder, arguments, words
+    def __init__(self, recorder, arguments, ranks, threads):
+        self.recorder, self.arguments = recorder, arguments
         self.ranks, self.threads = ranks, threads
-
-    def one(self, kind, tokens, seed):
-        prompt = "Once"
-        if kind == "prefill":
-            # Words at random, as llama-bench does: equal ones would all go to the same experts.
-            prompt = " " + " ".join(random.Random(seed).choices(self.words, k=tokens))
-        command = [self.arguments.binary, "run", "--model", self.arguments.lockstep_model, "--ranks", self.ranks,
-                   "--threads", self.threads, "--collective", self.arguments.collective, "--raw", "--json",
-                   "--ignore-eos", "--temperature", 0, "--max-tokens", tokens + 1 if kind == "decode" else 1,
-                   "--max-model-len", 2048, "--max-num-seqs", 1, "--prefill-chunk", 512, "--log-level", "error",
-                   *self.arguments.lockstep_arguments, prompt]
-        result = json.loads(self.recorder.run(command))
-        if kind == "prefill" and result["usage"]["prompt_tokens"] != tokens:
-            raise Refused(f"the prompt has {result['usage']['prompt_tokens']} tokens, not {tokens}")
-        return result["timings"][f"{kind}_tokens_per_second"]
+        self.read_gb_per_s, self.reports = [], {}
 
     def measure(self, tests, seed):
-        return {test: [self.one(*test, seed + repeat) for repeat in range(self.arguments.repeat)] for test in tests}
+        del seed  # its tokens come from a fixed one
+        samples = {}
+        for kind, flag in (("prefill", "--prompt-tokens"), ("decode", "--tokens")):
+            counts = [tokens for one, tokens in tests if one == kind]
+            if not counts:
+                continue
+            command = [self.arguments.binary, "bench", kind, "--model", self.arguments.lockstep_model, "--ranks",
+                       self.ranks, "--threads", self.threads, "--collective", self.arguments.collective, flag,
+                       ",".join(map(str, counts)), "--repeat", self.arguments.repeat, "--prefill-chunk", 512, "--json",
+                       "--log-level", "error", *self.arguments.lockstep_arguments]
+            report = json.loads(self.recorder.run(command))
+            self.reports[kind] = report
+            self.read_gb_per_s += [report["read_gb_per_s"]["before"], report["read_gb_per_s"]["after"]]
+            for entry in report["tests"]:
+                samples[kind, entry["tokens"]] = entry["tokens_per_second"]["samples"]
+        return samples
 
 
 class LlamaBench:

@@ -81,9 +81,3 @@ class Header:
         if "output.weight" not in self.tensors:  # the embedding is the head too
             total += self.tensors["token_embd.weight"][1]
         return total
-
-    def words(self):
-        """Tokens that are a space and small letters: a text of them has as many tokens as words."""
-        tokens, types = self.metadata["tokenizer.ggml.tokens"], self.metadata["tokenizer.ggml.token_type"]
-        return [token[1:] for token, kind in zip(tokens, types)
-                if kind == 1 and re.fullmatch("\u0120[a-z]{2,}", token)]

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Measures lockstep beside llama.cpp on the same GGUF file, by turns in one run, and prints ratios.
 
-    cmake --preset release -DLOCKSTEP_BENCH=ON && cmake --build --preset release
+    cmake --preset release && cmake --build --preset release
     bench/peers/install_llama_cpp.sh
     bench/make_checkpoint.py /tmp/glm47-L4-q4_0.gguf --moe 3 --vocab 4096
     bench/peers/run_peers.py --model /tmp/glm47-L4-q4_0.gguf
 
 Two setups: `threads` (one process of two threads each) and `ranks` (two lockstep ranks of one thread against two RPC
 servers of llama.cpp of one thread, dividing by layers and by tensors). In a round every program runs every test once or
---repeat times; rounds follow each other A B A B, so that a change of the machine's mood meets both. Every round begins
-with the read bandwidth of that moment. Writes bench/results/peers-MODEL-HOST-DATE.json: machine, commits, commands,
+--repeat times, after a warm-up and without sampling (llama-bench and `lockstep bench`); rounds follow each other A B A B,
+so that a change of the machine's mood meets both. The read bandwidth is what lockstep's runs measure before and after
+their tests. Writes bench/results/peers-MODEL-HOST-DATE.json: machine, commits, commands,
 all samples, medians, ratios, and the share of the bandwidth that decoding reached, for each program (weights that a
 token reads, by the file's own list of tensors, over the time of a token; KV and activations are not counted).
 """
@@ -37,7 +38,6 @@ def parse():
     parser.add_argument("--model", type=pathlib.Path, required=True, help="GGUF file")
     parser.add_argument("--lockstep-model", type=pathlib.Path, help="other files for lockstep; default: the same")
     parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "build/release/lockstep")
-    parser.add_argument("--membw", type=pathlib.Path, default=ROOT / "build/release/bench/membw_bench")
     parser.add_argument("--llama-bench", type=pathlib.Path, default=peers / "llama.cpp-build/bin/llama-bench")
     parser.add_argument("--rpc-server", type=pathlib.Path, default=peers / "llama.cpp-build/bin/ggml-rpc-server")
     parser.add_argument("--setups", nargs="+", choices=["threads", "ranks"], default=["threads", "ranks"])
@@ -55,39 +55,35 @@ def parse():
     arguments.lockstep_model = arguments.lockstep_model or arguments.model
     if not arguments.decode and not arguments.prefill:
         parser.error("nothing to measure: give --decode or --prefill")
-    for file in (arguments.model, arguments.lockstep_model, arguments.binary, arguments.membw, arguments.llama_bench,
+    for file in (arguments.model, arguments.lockstep_model, arguments.binary, arguments.llama_bench,
                  arguments.rpc_server):
         if not file.exists():
             parser.error(f"{file} does not exist; see --help for what makes it")
     return arguments
 
 
-def programs(setup, recorder, arguments, words, stack):
+def programs(setup, recorder, arguments, stack):
     """Who is measured in a setup, lockstep first."""
     threads = arguments.threads
     if setup == "threads":
-        return [engines.Lockstep(recorder, arguments, words, 1, threads),
+        return [engines.Lockstep(recorder, arguments, 1, threads),
                 engines.LlamaBench("llama.cpp", recorder, arguments, threads)]
     servers = stack.enter_context(engines.RpcServers(recorder, arguments.rpc_server, threads, 1))
     over_rpc = ["-rpc", servers, "-ngl", 99]
-    return [engines.Lockstep(recorder, arguments, words, threads, 1),
+    return [engines.Lockstep(recorder, arguments, threads, 1),
             engines.LlamaBench("llama.cpp RPC, by layers", recorder, arguments, 1, over_rpc),
             engines.LlamaBench("llama.cpp RPC, by tensors", recorder, arguments, 1,
                                [*over_rpc, "-sm", "tensor", "-fa", "on"])]
 
 
-def bandwidth(recorder, arguments):
-    return json.loads(recorder.run([arguments.membw, arguments.threads]))["read_gb_per_s"]
-
-
-def run_rounds(setup, recorder, arguments, words, tests):
-    """{program: {test: samples}}, {program: why it was left out}, bandwidths, loads, what llama-bench says it is."""
-    samples, refused, read, loads, build = {}, {}, [], [], {}
+def run_rounds(setup, recorder, arguments, tests):
+    """{program: {test: samples}}, {program: why it was left out}, lockstep's own reports and the bandwidths in them,
+    loads, what llama-bench says it is."""
+    samples, refused, loads, build = {}, {}, [], {}
     with contextlib.ExitStack() as stack:
-        runners = programs(setup, recorder, arguments, words, stack)
+        runners = programs(setup, recorder, arguments, stack)
         for one in range(arguments.rounds):
             loads.append(os.getloadavg()[0])
-            read.append(bandwidth(recorder, arguments))
             for runner in runners:
                 if runner.name in refused:
                     continue
@@ -103,13 +99,14 @@ def run_rounds(setup, recorder, arguments, words, tests):
                 said = ", ".join(f"{kind} {tokens}: {statistics.median(rates):.2f}"
                                  for (kind, tokens), rates in measured.items())
                 print(f"{setup}, round {one + 1}, {runner.name}: {said} tokens/s", file=sys.stderr, flush=True)
-    return samples, refused, read, loads, build
+    return samples, refused, runners[0], loads, build
 
 
 def summarize(setup, tests, rounds, token_bytes):
     """One entry per test: every program's samples and median, and lockstep's ratio to each of the others.
     `token_bytes`: program -> bytes that a token reads; the default is under None."""
-    samples, refused, read, loads, _ = rounds
+    samples, refused, lockstep, loads, _ = rounds
+    read = lockstep.read_gb_per_s
     entries = []
     for kind, tokens in tests:
         entry = {"test": kind, "tokens": tokens, "programs": {}, "ratios": {}}
@@ -118,7 +115,9 @@ def summarize(setup, tests, rounds, token_bytes):
             figures = {"tokens_per_second": round(statistics.median(rates), 3),
                        "samples": [round(rate, 3) for rate in rates]}
             read_bytes = token_bytes.get(name, token_bytes[None])
-            if kind == "decode" and read_bytes:
+            if name == "lockstep" and kind == "decode" and not read_bytes:
+                read_bytes = lockstep.reports["decode"]["tests"][0]["weight_bytes_per_token"]
+            if kind == "decode" and read_bytes and read:
                 figures["gb_per_s"] = round(figures["tokens_per_second"] * read_bytes / 1e9, 3)
                 figures["share_of_bandwidth"] = round(figures["gb_per_s"] / statistics.median(read), 3)
             entry["programs"][name] = figures
@@ -127,13 +126,13 @@ def summarize(setup, tests, rounds, token_bytes):
             if own and name != "lockstep":
                 entry["ratios"][name] = round(own["tokens_per_second"] / figures["tokens_per_second"], 3)
         entries.append(entry)
-    return {"setup": setup, "read_gb_per_s": statistics.median(read), "read_samples": read, "load_before_round": loads,
-            "refused": refused, "tests": entries}
+    return {"setup": setup, "read_gb_per_s": statistics.median(read) if read else None, "read_samples": read,
+            "load_before_round": loads, "refused": refused, "tests": entries, "lockstep_reports": lockstep.reports}
 
 
 def show(result):
     for setup in result["results"]:
-        print(f"{setup['setup']}: memory reads {setup['read_gb_per_s']:.1f} GB/s")
+        print(f"{setup['setup']}: memory reads {setup['read_gb_per_s'] or 0:.1f} GB/s")
         for entry in setup["tests"]:
             for name, figures in entry["programs"].items():
                 share = figures.get("share_of_bandwidth")
@@ -172,9 +171,9 @@ def main():
     }
     token_bytes = {None: header.bytes_per_token()}
     if arguments.lockstep_model != arguments.model:
-        token_bytes["lockstep"] = 0  # another file, whose bytes are not known here
+        token_bytes["lockstep"] = 0  # another file: lockstep itself says what it reads
     for setup in arguments.setups:
-        rounds = run_rounds(setup, recorder, arguments, header.words(), tests)
+        rounds = run_rounds(setup, recorder, arguments, tests)
         result["results"].append(summarize(setup, tests, rounds, token_bytes))
         result["llama_cpp"] |= rounds[-1]
     result["commands"] = recorder.commands

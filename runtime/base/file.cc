@@ -7,7 +7,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <map>
+#include <mutex>
+#include <utility>
 
+#include "runtime/base/check.h"
 #include "runtime/base/os.h"
 
 namespace lockstep {
@@ -17,10 +22,37 @@ Status FileError(const std::string& path, const char* what, ErrorKind kind = Err
   return MakeError(kind, absl::StrFormat("%s: cannot %s: %s", path, what, std::strerror(errno)));
 }
 
-}  // namespace
+// A file of this machine.
+class LocalFile final : public RandomAccessFile {
+ public:
+  LocalFile(std::string path, ErrorKind kind, int fd, uint64_t size_bytes)
+      : RandomAccessFile(std::move(path), size_bytes), kind_(kind), fd_(fd) {}
+  ~LocalFile() override { close(fd_); }
 
-StatusOr<std::unique_ptr<RandomAccessFile>> RandomAccessFile::Open(const std::string& path,
-                                                                   ErrorKind kind) {
+  Status Read(uint64_t offset, std::span<std::byte> out) const override {
+    constexpr size_t kMaxRead = size_t{64} << 20;
+    size_t done = 0;
+    while (done < out.size()) {
+      const size_t want = std::min(out.size() - done, kMaxRead);
+      const ssize_t got = pread(fd_, out.data() + done, want, static_cast<off_t>(offset + done));
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) return FileError(path(), "read", kind_);
+      if (got == 0) {
+        return ModelError(
+            "%s: ends at byte %d, expected at least %d; the file was cut, fetch it again", path(),
+            offset + done, offset + out.size());
+      }
+      done += static_cast<size_t>(got);
+    }
+    return OkStatus();
+  }
+
+ private:
+  const ErrorKind kind_;
+  const int fd_;
+};
+
+StatusOr<std::unique_ptr<RandomAccessFile>> OpenLocal(const std::string& path, ErrorKind kind) {
   const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (fd < 0) return FileError(path, "open", kind);
   struct stat info {};
@@ -29,28 +61,61 @@ StatusOr<std::unique_ptr<RandomAccessFile>> RandomAccessFile::Open(const std::st
     return MakeError(kind, path + ": not a regular file");
   }
   os::AdviseExactReads(fd);
-  return std::unique_ptr<RandomAccessFile>(
-      new RandomAccessFile(path, kind, fd, static_cast<uint64_t>(info.st_size)));
+  return std::make_unique<LocalFile>(path, kind, fd, static_cast<uint64_t>(info.st_size));
 }
 
-RandomAccessFile::~RandomAccessFile() { close(fd_); }
+// The mounted directories. Few: looked through one by one.
+struct Mounts {
+  std::mutex mutex;
+  std::map<std::string, const FileSource*> sources;
 
-Status RandomAccessFile::Read(uint64_t offset, std::span<std::byte> out) const {
-  constexpr size_t kMaxRead = size_t{64} << 20;
-  size_t done = 0;
-  while (done < out.size()) {
-    const size_t want = std::min(out.size() - done, kMaxRead);
-    const ssize_t got = pread(fd_, out.data() + done, want, static_cast<off_t>(offset + done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) return FileError(path_, "read", kind_);
-    if (got == 0) {
-      return ModelError(
-          "%s: ends at byte %d, expected at least %d; the file was cut, fetch it again", path_,
-          offset + done, offset + out.size());
-    }
-    done += static_cast<size_t>(got);
+  static Mounts& Get() {
+    static Mounts mounts;
+    return mounts;
   }
+};
+
+// The source that `path` belongs to, and the name there (empty: the directory itself); nullptr for
+// files of this machine.
+const FileSource* MountOf(const std::string& path, std::string* name) {
+  Mounts& mounts = Mounts::Get();
+  const std::lock_guard lock(mounts.mutex);
+  for (const auto& [directory, source] : mounts.sources) {
+    if (path.compare(0, directory.size(), directory) != 0) continue;
+    if (path.size() > directory.size() && path[directory.size()] != '/') continue;
+    *name = path.size() > directory.size() ? path.substr(directory.size() + 1) : "";
+    return source;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<RandomAccessFile>> RandomAccessFile::Open(const std::string& path,
+                                                                   ErrorKind kind) {
+  std::string name;
+  const FileSource* source = MountOf(path, &name);
+  if (source == nullptr) return OpenLocal(path, kind);
+  if (name.empty()) return MakeError(kind, path + ": not a regular file");
+  return source->Open(name);
+}
+
+Status RandomAccessFile::ReadParts(std::span<const FilePart> parts) const {
+  for (const FilePart& part : parts) LOCKSTEP_RETURN_IF_ERROR(Read(part.offset, part.out));
   return OkStatus();
+}
+
+MountedFiles::MountedFiles(std::string directory, const FileSource& source)
+    : directory_(std::move(directory)) {
+  Mounts& mounts = Mounts::Get();
+  const std::lock_guard lock(mounts.mutex);
+  LOCKSTEP_CHECK(mounts.sources.emplace(directory_, &source).second);
+}
+
+MountedFiles::~MountedFiles() {
+  Mounts& mounts = Mounts::Get();
+  const std::lock_guard lock(mounts.mutex);
+  mounts.sources.erase(directory_);
 }
 
 StatusOr<std::string> ReadTextFile(const std::string& path, uint64_t limit_bytes, ErrorKind kind) {
@@ -91,13 +156,36 @@ Status WriteFileAtomically(const std::string& path, std::span<const std::byte> c
 }
 
 bool FileExists(const std::string& path) {
+  std::string name;
+  if (const FileSource* source = MountOf(path, &name)) return name.empty() || source->Exists(name);
   struct stat info {};
   return stat(path.c_str(), &info) == 0;
 }
 
 bool IsDirectory(const std::string& path) {
+  std::string name;
+  if (MountOf(path, &name) != nullptr) return name.empty();
   struct stat info {};
   return stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+StatusOr<std::vector<std::string>> NamesIn(const std::string& directory, ErrorKind kind) {
+  std::string name;
+  std::vector<std::string> names;
+  if (const FileSource* source = MountOf(directory, &name); source != nullptr && name.empty()) {
+    names = source->List();
+  } else {
+    std::error_code error;
+    std::filesystem::directory_iterator entry(directory, error);
+    for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error))
+      names.push_back(entry->path().filename().string());
+    if (error) {
+      return MakeError(
+          kind, absl::StrFormat("%s: cannot list the directory: %s", directory, error.message()));
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 }  // namespace lockstep

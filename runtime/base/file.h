@@ -1,4 +1,5 @@
-// Files: whole small ones, exact ranges of large ones, and atomic replacement.
+// Files: whole small ones, exact ranges of large ones, and atomic replacement. Paths may also mean
+// files of another machine, while those are mounted.
 #pragma once
 
 #include <cstddef>
@@ -6,33 +7,67 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "runtime/base/status.h"
 
 namespace lockstep {
 
-// A file opened for reads of exact ranges (no read-ahead). Thread-safe.
+// A piece of a file and where it goes.
+struct FilePart {
+  uint64_t offset = 0;
+  std::span<std::byte> out;
+};
+
+// A file opened for reads of exact ranges. Thread-safe.
 class RandomAccessFile {
  public:
-  // Errors of opening and reading are of `kind`.
+  // `path`: of this machine, or of mounted files. Errors of opening and reading are of `kind`.
   static StatusOr<std::unique_ptr<RandomAccessFile>> Open(const std::string& path,
                                                           ErrorKind kind = ErrorKind::kUsage);
-  ~RandomAccessFile();
+  virtual ~RandomAccessFile() = default;
   RandomAccessFile(const RandomAccessFile&) = delete;
   RandomAccessFile& operator=(const RandomAccessFile&) = delete;
 
   const std::string& path() const { return path_; }
   uint64_t size_bytes() const { return size_bytes_; }
   // Fills `out` from `offset`; an error if the file ends before.
-  Status Read(uint64_t offset, std::span<std::byte> out) const;
+  virtual Status Read(uint64_t offset, std::span<std::byte> out) const = 0;
+  // The same for many parts, in any order: a file for which a read takes long by itself reads
+  // several at once, and those that lie close together as one.
+  virtual Status ReadParts(std::span<const FilePart> parts) const;
+
+ protected:
+  RandomAccessFile(std::string path, uint64_t size_bytes)
+      : path_(std::move(path)), size_bytes_(size_bytes) {}
 
  private:
-  RandomAccessFile(std::string path, ErrorKind kind, int fd, uint64_t size_bytes)
-      : path_(std::move(path)), kind_(kind), fd_(fd), size_bytes_(size_bytes) {}
-  std::string path_;
-  ErrorKind kind_;
-  int fd_;
-  uint64_t size_bytes_;
+  const std::string path_;
+  const uint64_t size_bytes_;
+};
+
+// The files of one folder somewhere else. Thread-safe.
+class FileSource {
+ public:
+  virtual ~FileSource() = default;
+  virtual StatusOr<std::unique_ptr<RandomAccessFile>> Open(const std::string& name) const = 0;
+  // False only if the file is known not to be there: what else is wrong, Open says.
+  virtual bool Exists(const std::string& name) const = 0;
+  // All names, as far as they are known.
+  virtual std::vector<std::string> List() const = 0;
+};
+
+// While one lives, `directory` (no slash at its end) is a directory to all functions of this
+// header, and "directory/NAME" the file NAME of `source`, which must outlive it.
+class MountedFiles {
+ public:
+  MountedFiles(std::string directory, const FileSource& source);
+  ~MountedFiles();
+  MountedFiles(const MountedFiles&) = delete;
+  MountedFiles& operator=(const MountedFiles&) = delete;
+
+ private:
+  const std::string directory_;
 };
 
 // The whole file as text, refused above `limit_bytes`.
@@ -43,5 +78,8 @@ StatusOr<std::string> ReadTextFile(const std::string& path,
 Status WriteFileAtomically(const std::string& path, std::span<const std::byte> contents);
 bool FileExists(const std::string& path);
 bool IsDirectory(const std::string& path);
+// The names in a directory, sorted; files of this machine include folders and dot files.
+StatusOr<std::vector<std::string>> NamesIn(const std::string& directory,
+                                           ErrorKind kind = ErrorKind::kUsage);
 
 }  // namespace lockstep

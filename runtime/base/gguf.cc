@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <iterator>
 #include <type_traits>
 #include <utility>
 
@@ -22,32 +23,54 @@ constexpr uint64_t kDefaultAlignment = 32;
 constexpr uint32_t kMaxDimensions = 4;
 constexpr const char* kRefetch = "the file is damaged; fetch it again";
 
+// Of those without a size only the name is known, for errors.
 constexpr GgufType kTypes[] = {
-    {0, "F32", 1, 4},       {1, "F16", 1, 2},       {30, "BF16", 1, 2},
-    {2, "Q4_0", 32, 18},    {3, "Q4_1", 32, 20},    {6, "Q5_0", 32, 22},
-    {7, "Q5_1", 32, 24},    {8, "Q8_0", 32, 34},    {10, "Q2_K", 256, 84},
-    {11, "Q3_K", 256, 110}, {12, "Q4_K", 256, 144}, {13, "Q5_K", 256, 176},
-    {14, "Q6_K", 256, 210}, {20, "IQ4_NL", 32, 18}, {23, "IQ4_XS", 256, 136},
+    {0, "F32", 1, 4},
+    {1, "F16", 1, 2},
+    {30, "BF16", 1, 2},
+    {2, "Q4_0", 32, 18},
+    {3, "Q4_1", 32, 20},
+    {6, "Q5_0", 32, 22},
+    {7, "Q5_1", 32, 24},
+    {8, "Q8_0", 32, 34},
+    {10, "Q2_K", 256, 84},
+    {11, "Q3_K", 256, 110},
+    {12, "Q4_K", 256, 144},
+    {13, "Q5_K", 256, 176},
+    {14, "Q6_K", 256, 210},
+    {20, "IQ4_NL", 32, 18},
+    {23, "IQ4_XS", 256, 136},
     {39, "MXFP4", 32, 17},
+    {40, "NVFP4", 64, 36},
+    {9, "Q8_1"},
+    {15, "Q8_K"},
+    {16, "IQ2_XXS"},
+    {17, "IQ2_XS"},
+    {18, "IQ3_XXS"},
+    {19, "IQ1_S"},
+    {21, "IQ3_S"},
+    {22, "IQ2_S"},
+    {24, "I8"},
+    {25, "I16"},
+    {26, "I32"},
+    {27, "I64"},
+    {28, "F64"},
+    {29, "IQ1_M"},
+    {34, "TQ1_0"},
+    {35, "TQ2_0"},
 };
 
-// Names for errors only.
-constexpr std::pair<uint32_t, const char*> kOtherTypes[] = {
-    {9, "Q8_1"},   {15, "Q8_K"},  {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"},
-    {21, "IQ3_S"}, {22, "IQ2_S"}, {24, "I8"},      {25, "I16"},    {26, "I32"},     {27, "I64"},
-    {28, "F64"},   {29, "IQ1_M"}, {34, "TQ1_0"},   {35, "TQ2_0"},  {40, "NVFP4"},
-};
-
-std::string OtherTypeName(uint32_t id) {
-  for (const auto& [other, name] : kOtherTypes) {
-    if (other == id) return name;
-  }
-  return absl::StrFormat("number %d", id);
+const GgufType* FindAnyType(uint32_t id) {
+  const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                   [&](const GgufType& type) { return type.id == id; });
+  return found == std::end(kTypes) ? nullptr : found;
 }
 
 std::string TypeNames() {
   std::string names;
-  for (const GgufType& type : kTypes) names += (names.empty() ? "" : ", ") + std::string(type.name);
+  for (const GgufType& type : kTypes) {
+    if (type.block_bytes > 0) names += (names.empty() ? "" : ", ") + std::string(type.name);
+  }
   return names;
 }
 
@@ -315,7 +338,7 @@ bool Parser::GetTensor() {
     return Refuse(absl::StrFormat(
         "%s is of type %s, which is not read; use a file of the types %s (for example one named "
         "Q4_K_M, Q6_K or Q8_0)",
-        what, OtherTypeName(tensor.type), TypeNames()));
+        what, GgufTypeName(tensor.type), TypeNames()));
   }
   if (!GetShape(what, *type, &tensor)) return false;
   if (!gguf_.tensors.emplace(tensor_name, std::move(tensor)).second) {
@@ -394,10 +417,13 @@ bool Parser::Parse() {
 }  // namespace
 
 const GgufType* FindGgufType(uint32_t id) {
-  for (const GgufType& type : kTypes) {
-    if (type.id == id) return &type;
-  }
-  return nullptr;
+  const GgufType* type = FindAnyType(id);
+  return type != nullptr && type->block_bytes > 0 ? type : nullptr;
+}
+
+std::string GgufTypeName(uint32_t id) {
+  const GgufType* type = FindAnyType(id);
+  return type != nullptr ? type->name : absl::StrFormat("number %d", id);
 }
 
 const int64_t* Gguf::Integer(const std::string& key) const { return FindKind<int64_t>(*this, key); }

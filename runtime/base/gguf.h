@@ -20,7 +20,7 @@ namespace lockstep {
 using GgufValue = std::variant<int64_t, double, bool, std::string, std::vector<int64_t>,
                                std::vector<double>, std::vector<bool>, std::vector<std::string>>;
 
-// A type of tensors: rows of blocks. Only those are listed that lockstep reads.
+// A type of tensors that lockstep reads: rows of blocks.
 struct GgufType {
   uint32_t id = 0;  // ggml_type
   const char* name = "";
@@ -29,6 +29,8 @@ struct GgufType {
 };
 // nullptr for the others.
 const GgufType* FindGgufType(uint32_t id);
+// "Q4_K"; also of types that are not read: "IQ2_XXS", or "number 4" if there is no such type.
+std::string GgufTypeName(uint32_t id);
 
 struct GgufTensor {
   uint32_t type = 0;           // ggml_type, one that FindGgufType knows
@@ -65,7 +67,7 @@ Status ParseGgufBeginning(std::string_view header, uint64_t file_bytes, const st
                           Gguf* gguf, bool* more);
 
 // A file that holds this metadata and no tensors. Keys about parts (split.*) are left out.
-std::string GgufMetadataFile(const std::map<std::string, GgufValue>& metadata);
+std::string GgufMetadataText(const std::map<std::string, GgufValue>& metadata);
 
 // Whether `path` means a GGUF model: a file whose name ends in .gguf, or a directory that holds
 // such files and no *.safetensors. Reads no file.

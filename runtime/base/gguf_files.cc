@@ -58,14 +58,13 @@ PartName NameOf(const std::string& path) {
 std::vector<std::string> ListDirectory(const std::string& directory, bool* safetensors) {
   std::vector<std::string> paths;
   *safetensors = false;
-  std::error_code error;
-  fs::directory_iterator entry(directory, error);
-  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
-    const std::string file = entry->path().filename().string();
+  const StatusOr<std::vector<std::string>> names = NamesIn(directory);
+  if (!names.ok()) return paths;
+  for (const std::string& file : *names) {
     if (file.ends_with(".safetensors") || file.ends_with(".safetensors.index.json"))
       *safetensors = true;
     if (file.ends_with(kSuffix) && file.find("mmproj") == std::string::npos) {
-      paths.push_back(entry->path().string());
+      paths.push_back((fs::path(directory) / file).string());
     }
   }
   std::sort(paths.begin(), paths.end());

@@ -55,7 +55,7 @@ class Writer {
 
 }  // namespace
 
-std::string GgufMetadataFile(const std::map<std::string, GgufValue>& metadata) {
+std::string GgufMetadataText(const std::map<std::string, GgufValue>& metadata) {
   Writer writer;
   writer.text = "GGUF";
   writer.Put(uint32_t{3});

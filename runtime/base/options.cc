@@ -20,6 +20,10 @@ std::vector<OptionSpec> ModelOptions() {
           {"kernels", &O::kernels, "kernel set", {"auto", "ref", "cpu"}},
           {"exact", &O::exact,
            "multiply quantized weights with float32 activations, not with 8-bit ones"},
+          {"kv-cache-dtype",
+           &O::kv_cache_dtype,
+           "numbers in the KV cache; auto: f32 (bf16 and f16: half the memory, q8: a third)",
+           {"auto", "f32", "bf16", "f16", "q8"}},
           {"chat-template",
            &O::chat_template,
            "template family; auto: recognised in the checkpoint",
@@ -37,7 +41,7 @@ std::vector<OptionSpec> RankOptions() {
        "-tp,--tensor-parallel-size"},
       {"rank",
        &O::rank,
-       "this process's rank, for nodes started one by one from a YAML",
+       "this process's rank, for nodes started one by one from a YAML; of shard: only its file",
        {},
        0,
        1023},
@@ -141,11 +145,24 @@ std::vector<OptionSpec> PromptOptions() {
       {"ignore-eos", &O::ignore_eos, "go on after the model's end tokens"}};
 }
 
+std::vector<OptionSpec> BenchOptions() {
+  return {{"benchmark", &O::benchmark, "what to measure", {"kernels", "decode", "prefill"}},
+          {"prompt-tokens", &O::prompt_tokens, "lengths of the prompts of bench prefill"},
+          {"context", &O::context, "tokens before those of bench decode", {}, 0, 16'777'216},
+          {"repeat", &O::repeat, "repetitions of every test, after a warm-up", {}, 1, 1000},
+          {"formats", &O::formats, "weight formats of bench kernels, by their names, or all"},
+          {"rows", &O::rows, "rows that bench kernels multiplies at once"}};
+}
+
 std::vector<OptionSpec> OutputOptions() {
-  return {{"tokens", &O::tokens, "JSON file with token id lists"},
+  return {{"tokens", &O::tokens, "JSON file with token id lists; of bench: how many to decode, 32"},
           {"out", &O::out, "output file; of shard: directory"},
           {"quantize", &O::quantize,
            "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0, fp8, or by group, experts=q4_k,head=q6_k"},
+          {"record", &O::record,
+           "record the probe prompt's logits in place of comparing them; needs --exact"},
+          {"from", &O::from,
+           "URL in place of --model: a directory (lockstep files, Hugging Face) or a .gguf file"},
           {"step",
            &O::step,
            "tokens per step through the cache; default: --prefill-chunk",
@@ -155,6 +172,9 @@ std::vector<OptionSpec> OutputOptions() {
           {"together", &O::together, "run all sequences as one batch"},
           {"dump-hidden", &O::dump_hidden,
            "also write the final hidden states, and every rank's copy of them"},
+          {"fast", &O::fast,
+           "compute as the other commands do, quantized weights with 8-bit activations; default: "
+           "--exact"},
           {"draft", &O::draft,
            "also write what the draft layer (MTP) says: row t is for position t + 2"},
           {"json", &O::json, "print one JSON object instead of text"},
@@ -167,8 +187,8 @@ std::vector<OptionSpec> OutputOptions() {
 const std::vector<OptionSpec>& Table() {
   static const std::vector<OptionSpec> table = [] {
     std::vector<OptionSpec> all;
-    for (const auto& part :
-         {ModelOptions(), RankOptions(), ServingOptions(), PromptOptions(), OutputOptions()}) {
+    for (const auto& part : {ModelOptions(), RankOptions(), ServingOptions(), PromptOptions(),
+                             BenchOptions(), OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

@@ -19,6 +19,7 @@ struct Options {
   std::string model;
   std::string kernels = "auto";
   bool exact = false;
+  std::string kv_cache_dtype = "auto";
   std::string chat_template = "auto";
   // Group of ranks.
   int64_t ranks = 0;  // 0: as the launcher, the YAML or a single process says
@@ -65,9 +66,20 @@ struct Options {
   int64_t step = 0;
   bool together = false;
   bool dump_hidden = false;
+  bool fast = false;  // as the other commands compute, not --exact
   bool draft = false;
   // `shard`.
   std::string quantize;
+  std::string from;
+  // `verify`.
+  bool record = false;
+  // `bench`.
+  std::string benchmark;
+  std::string prompt_tokens = "128,512";
+  int64_t context = 0;
+  int64_t repeat = 3;
+  std::string formats = "q4_0,q8_0,q4_k,q6_k";
+  std::string rows = "1,8,32,128";
   // Output.
   bool json = false;
   std::string log_level = "info";

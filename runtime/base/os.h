@@ -22,9 +22,19 @@ Status SetAffinity(const std::vector<int>& cpus);
 // Bytes this process caused to be read from storage (Linux: read_bytes of /proc/self/io). 0 if
 // unknown.
 uint64_t StorageBytesRead();
+// Parts of this node's memory that are nearer to some CPUs than to others (NUMA nodes); at least 1.
+int MemoryNodes();
 uint64_t MemoryBytesTotal();
+// What this process may still take: of the machine, of its control groups' limits (containers,
+// systemd's MemoryMax) and of its address space (ulimit -v). 0: not known.
 uint64_t MemoryBytesAvailable();
+// Linux: what the limits of the control groups leave to this process, of both versions, read below
+// `root` ("": of this machine): /proc/self/cgroup says which groups, /sys/fs/cgroup what they have.
+// Cached files count as free. UINT64_MAX: no limit.
+uint64_t ControlGroupBytesLeft(const std::string& root);
 uint64_t ResidentBytes();
+// The most that ResidentBytes has been.
+uint64_t PeakResidentBytes();
 // Asks the kernel to kill this process when its parent dies, so that no rank outlives its launcher.
 void DieWithParent();
 // Hints that [offset, offset + bytes) of an open file will be read at exactly these places (no

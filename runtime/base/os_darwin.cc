@@ -48,12 +48,20 @@ uint64_t StorageBytesRead() {
 
 uint64_t MemoryBytesTotal() { return SysctlNumber("hw.memsize"); }
 uint64_t MemoryBytesAvailable() { return SysctlNumber("hw.memsize"); }
+uint64_t ControlGroupBytesLeft(const std::string&) { return UINT64_MAX; }
+
+int MemoryNodes() { return 1; }
 
 uint64_t ResidentBytes() {
   rusage_info_current usage;
   if (proc_pid_rusage(getpid(), RUSAGE_INFO_CURRENT, reinterpret_cast<rusage_info_t*>(&usage)) != 0)
     return 0;
   return usage.ri_resident_size;
+}
+
+uint64_t PeakResidentBytes() {
+  rusage usage = {};
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? static_cast<uint64_t>(usage.ru_maxrss) : 0;
 }
 
 void DieWithParent() {}  // the control channel notices a parent that is gone

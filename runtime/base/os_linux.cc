@@ -3,8 +3,10 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -27,6 +29,34 @@ uint64_t ProcNumber(const char* path, const std::string& key) {
     }
   }
   return 0;
+}
+
+// A file of one number; `otherwise` if it is not there or says something else ("max").
+uint64_t NumberIn(const std::string& path, uint64_t otherwise) {
+  std::ifstream file(path);
+  uint64_t value = 0;
+  return file >> value ? value : otherwise;
+}
+
+// What one control group's limit leaves.
+uint64_t GroupBytesLeft(const std::string& directory, bool old) {
+  const uint64_t limit =
+      NumberIn(directory + (old ? "/memory.limit_in_bytes" : "/memory.max"), UINT64_MAX);
+  if (limit == UINT64_MAX) return UINT64_MAX;
+  const uint64_t used =
+      NumberIn(directory + (old ? "/memory.usage_in_bytes" : "/memory.current"), 0);
+  const std::string stat = directory + "/memory.stat";
+  const uint64_t cached = ProcNumber(stat.c_str(), old ? "total_inactive_file" : "inactive_file");
+  const uint64_t kept = used > cached ? used - cached : 0;
+  return limit > kept ? limit - kept : 0;
+}
+
+// Of `ulimit -v`.
+uint64_t AddressBytesLeft() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return UINT64_MAX;
+  const uint64_t used = ProcNumber("/proc/self/status", "VmSize:") * 1024;
+  return limit.rlim_cur > used ? limit.rlim_cur - used : 0;
 }
 
 }  // namespace
@@ -68,9 +98,43 @@ Status SetAffinity(const std::vector<int>& cpus) {
 }
 
 uint64_t StorageBytesRead() { return ProcNumber("/proc/self/io", "read_bytes:"); }
+int MemoryNodes() {
+  int nodes = 0;
+  while (access(("/sys/devices/system/node/node" + std::to_string(nodes)).c_str(), F_OK) == 0)
+    ++nodes;
+  return nodes > 0 ? nodes : 1;
+}
+
 uint64_t MemoryBytesTotal() { return ProcNumber("/proc/meminfo", "MemTotal:") * 1024; }
-uint64_t MemoryBytesAvailable() { return ProcNumber("/proc/meminfo", "MemAvailable:") * 1024; }
+uint64_t MemoryBytesAvailable() {
+  const uint64_t free = ProcNumber("/proc/meminfo", "MemAvailable:") * 1024;
+  if (free == 0) return 0;
+  return std::max<uint64_t>(1, std::min({free, ControlGroupBytesLeft(""), AddressBytesLeft()}));
+}
+
+uint64_t ControlGroupBytesLeft(const std::string& root) {
+  uint64_t left = UINT64_MAX;
+  std::ifstream groups(root + "/proc/self/cgroup");
+  // "0::/user.slice/a.scope" (version 2), "4:memory:/docker/b" (version 1)
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
+    const bool old = controllers.find(",memory,") != std::string::npos;
+    if (!old && controllers != ",,") continue;
+    const std::string base = root + "/sys/fs/cgroup" + (old ? "/memory" : "");
+    // Every group above limits as well. In a container the path may be another machine's view.
+    std::string path = line.substr(second + 1);
+    while (true) {
+      left = std::min(left, GroupBytesLeft(base + path, old));
+      if (path.empty() || path == "/") break;
+      path.resize(path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
+    }
+  }
+  return left;
+}
 uint64_t ResidentBytes() { return ProcNumber("/proc/self/status", "VmRSS:") * 1024; }
+uint64_t PeakResidentBytes() { return ProcNumber("/proc/self/status", "VmHWM:") * 1024; }
 
 void DieWithParent() { prctl(PR_SET_PDEATHSIG, SIGKILL); }
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "runtime/base/os.h"
+
 namespace lockstep {
 namespace {
 
@@ -26,9 +28,14 @@ void SpinTurn(uint64_t turn) {
   }
 }
 
-ThreadPool::ThreadPool(int count) {
+ThreadPool::ThreadPool(int count, std::span<const int> cpus) {
+  const bool bound = static_cast<int>(cpus.size()) == count;
   for (int thread = 1; thread < count; ++thread) {
-    helpers_.emplace_back([this, thread] { HelperLoop(thread); });
+    const int cpu = bound ? cpus[static_cast<size_t>(thread)] : -1;
+    helpers_.emplace_back([this, thread, cpu] {
+      if (cpu >= 0) (void)os::SetAffinity({cpu});  // slower without, not wrong
+      HelperLoop(thread);
+    });
   }
 }
 

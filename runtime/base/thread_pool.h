@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -14,8 +15,11 @@ namespace lockstep {
 
 class ThreadPool {
  public:
-  // `count` >= 1 threads including the caller's.
-  explicit ThreadPool(int count);
+  // `count` >= 1 threads including the caller's. If `cpus` are as many, helper i stays on cpus[i]:
+  // nothing wakes it on a core where it would wait for another one. With fewer threads than CPUs
+  // nobody is bound, since another pool may share them. The caller's own thread is left alone, as
+  // those that it starts would inherit its CPU.
+  explicit ThreadPool(int count, std::span<const int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -17,6 +17,7 @@ uint64_t Chain(uint64_t digest, uint64_t value) { return DigestOf(&value, 1, dig
 struct Introduction {
   VocabSlice slice;
   ModelLimits limits;
+  bool draft_layer = false;
 };
 
 Status CheckIntroductions(const std::vector<Introduction>& all,
@@ -34,6 +35,17 @@ Status CheckIntroductions(const std::vector<Introduction>& all,
           names[r], other.max_rows, mine.max_rows, other.max_outputs, mine.max_outputs,
           other.max_model_len, mine.max_model_len, other.kv_blocks, mine.kv_blocks);
     }
+    if (mine.cache_type != other.cache_type) {
+      return UsageError(
+          "%s keeps its KV cache as %s, rank 0 as %s; start all ranks with the same "
+          "--kv-cache-dtype",
+          names[r], kernels::NameOf(other.cache_type), kernels::NameOf(mine.cache_type));
+    }
+    if (all[0].draft_layer != all[r].draft_layer) {
+      return UsageError(
+          "%s has %s draft layer, unlike rank 0; start all ranks with the same --draft", names[r],
+          all[r].draft_layer ? "a" : "no");
+    }
     if (all[r].slice.begin != next || all[r].slice.end < next) {
       return InternalError("%s holds the vocabulary rows %d .. %d, but the ranks before end at %d",
                            names[r], all[r].slice.begin, all[r].slice.end, next);
@@ -49,7 +61,7 @@ Status CheckIntroductions(const std::vector<Introduction>& all,
 
 StatusOr<std::unique_ptr<TensorParallelExecutor>> TensorParallelExecutor::Create(
     Model& model, Group& group, VocabSlice slice, std::vector<std::string> rank_names) {
-  const Introduction mine = {slice, model.limits()};
+  const Introduction mine = {slice, model.limits(), model.has_draft_layer()};
   std::vector<Introduction> all(group.size());
   LOCKSTEP_RETURN_IF_ERROR(AllGather(group, std::as_bytes(std::span<const Introduction>(&mine, 1)),
                                      std::as_writable_bytes(std::span(all))));

@@ -15,6 +15,7 @@
 
 #include "runtime/base/status.h"
 #include "runtime/base/thread_pool.h"
+#include "runtime/kernels/attention.h"
 #include "runtime/tensor/matrix.h"
 
 namespace lockstep::kernels {
@@ -61,66 +62,6 @@ struct ExpertGroups {
   int32_t* assignment_of = nullptr;  // [rows, top_k] assignment of each (row, slot)
 };
 
-// The heads of one step on this rank, and the KV pages of one layer.
-// A page holds kBlockTokens positions of one block for all local KV heads:
-// [kv_heads][positions][head_dim].
-struct AttentionArgs {
-  int64_t rows = 0;
-  int64_t query_heads = 0;       // local ones
-  int64_t kv_heads = 0;          // local ones
-  int64_t first_query_head = 0;  // global index of the first local query head
-  int64_t first_kv_head = 0;     // global index of the first local KV head
-  int64_t group = 1;             // query heads per KV head
-  int64_t head_dim = 0;
-  int64_t rotary_dim = 0;
-  int64_t block_tokens = 0;
-  double eps = 0;
-  const int32_t* positions = nullptr;            // [rows]
-  const int32_t* sequences = nullptr;            // [rows] index into block_tables
-  const int32_t* const* block_tables = nullptr;  // per sequence: its blocks
-  const float* cosines = nullptr;                // [rows, rotary_dim / 2]
-  const float* sines = nullptr;                  // [rows, rotary_dim / 2]
-  const float* query_norm = nullptr;             // [head_dim], nullptr: none
-  const float* key_norm = nullptr;               // [head_dim], nullptr: none
-  float* qkv = nullptr;  // [rows, (query_heads + 2 kv_heads) * head_dim]: queries, keys, values
-  float* key_pages = nullptr;    // [blocks, kv_heads, block_tokens, head_dim]
-  float* value_pages = nullptr;  // same
-  float* scores = nullptr;       // scratch [threads, group, score_stride]
-  int64_t score_stride = 0;      // at least the longest sequence rounded up to 16
-  float* out = nullptr;          // [rows, query_heads * head_dim]
-};
-
-// Heads of latent attention that one thread computes together.
-inline constexpr int64_t kLatentHeads = 4;
-
-// Latent attention (MLA) with absorbed weights: all heads read one latent and one rotated key a
-// token, and a page holds one position after the other, [block_tokens][latent_dim + rope_dim].
-// What a head owns is head-major, [heads, rows, n]: one group of rows for each matrix of a stack.
-struct LatentAttentionArgs {
-  int64_t rows = 0;
-  int64_t heads = 0;       // local ones
-  int64_t nope_dim = 0;    // plain dimensions of a query
-  int64_t rope_dim = 0;    // rotated dimensions behind them
-  int64_t latent_dim = 0;  // of the latent
-  int64_t block_tokens = 0;
-  double eps = 0;                                // of the latent's norm
-  const int32_t* positions = nullptr;            // [rows]
-  const int32_t* sequences = nullptr;            // [rows] index into block_tables
-  const int32_t* const* block_tables = nullptr;  // per sequence: its blocks
-  const float* cosines = nullptr;                // [rows, rope_dim / 2]
-  const float* sines = nullptr;                  // [rows, rope_dim / 2]
-  const float* latent_norm = nullptr;            // [latent_dim]
-  const float* latents = nullptr;                // [rows, latent_dim + rope_dim] as projected
-  const float* queries = nullptr;                // [rows, heads, nope_dim + rope_dim] as projected
-  float* plain_queries = nullptr;                // [heads, rows, nope_dim]
-  float* rotated_queries = nullptr;              // [heads, rows, rope_dim]
-  const float* absorbed_queries = nullptr;       // [heads, rows, latent_dim]
-  float* pages = nullptr;                        // [blocks, block_tokens, latent_dim + rope_dim]
-  float* scores = nullptr;                       // scratch [threads, kLatentHeads, score_stride]
-  int64_t score_stride = 0;                      // at least the longest sequence rounded up to 16
-  float* out = nullptr;                          // [heads, rows, latent_dim]
-};
-
 struct RouterArgs {
   int64_t rows = 0;
   int64_t experts = 0;
@@ -154,6 +95,11 @@ class Backend {
   // Takes the matrix over in the layout that MatMul wants, in its own memory (a copy of at most
   // sixteen rows is made on the way). Not while an op runs.
   virtual StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const = 0;
+  // For the plan of memory, before there is any: PackedMatrix::bytes of what Pack would make of a
+  // matrix of this shape (which has no data); and bytes of the memory that products with it need
+  // besides. All matrices share that: the largest value counts.
+  virtual uint64_t PackedBytes(const HostMatrix& shape) const = 0;
+  virtual uint64_t WorkBytes(const HostMatrix& shape) const = 0;
 
   // y[r * y_stride + n] = bias[n] + sum over k of x[r, k] * w[n, k]. bias may be nullptr. x [rows,
   // inputs]; y_stride >= outputs.
@@ -181,8 +127,9 @@ class Backend {
   virtual void PrepareAttention(Queue& queue, const AttentionArgs& args) const = 0;
   // Causal softmax(q k / sqrt(head_dim)) v over positions 0 .. positions[r] of the row's sequence.
   virtual void Attention(Queue& queue, const AttentionArgs& args) const = 0;
-  // Norms latents, turns the rotated key and the rotated part of queries (pairs 2i, 2i + 1), writes
-  // latents and keys into the pages, and parts the queries into plain_queries and rotated_queries.
+  // Norms latents, turns the rotated key and the rotated part of queries (pairs 2i, 2i + 1), both
+  // in place, writes latents and keys into the pages, and parts the queries into plain_queries and
+  // rotated_queries.
   virtual void PrepareLatentAttention(Queue& queue, const LatentAttentionArgs& args) const = 0;
   // Causal softmax((absorbed . latent + rotated . key) / sqrt(nope_dim + rope_dim)) latent over
   // positions 0 .. positions[r] of the row's sequence.

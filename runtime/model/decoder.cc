@@ -3,7 +3,9 @@
 // takes the top k, V this rank's vocabulary rows.
 #include "runtime/model/decoder.h"
 
+#include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <span>
 
 #include "runtime/base/check.h"
@@ -29,12 +31,17 @@ Status Decoder::Allocate(const MemoryPlan& plan, uint64_t bytes_read) {
   LOCKSTEP_ASSIGN_OR_RETURN(kv_, Buffer::Allocate(memory_.kv_bytes + 64, "the KV cache"));
   LOCKSTEP_ASSIGN_OR_RETURN(storage_,
                             Buffer::Allocate(memory_.scratch_bytes, "the step's scratch"));
+  // Pages that a first step touches cost it a tenth of its time and more.
+  std::memset(storage_.data(), 0, storage_.bytes());
   Arena arena(&storage_);
   scratch_ = TakeScratch(config_, shape_, limits_, queue_.pool->count(), &arena);
+  last_rows_.reserve(static_cast<size_t>(limits_.max_rows));
+  last_positions_.resize(static_cast<size_t>(limits_.max_rows));
+  if (has_draft_layer()) drafted_.resize(static_cast<size_t>(limits_.kv_blocks));
   return OkStatus();
 }
 
-Status Decoder::CheckBatch(const Batch& batch) const {
+Status Decoder::CheckBatch(const Batch& batch) {
   const int64_t rows = batch.rows();
   if (rows < 1 || rows > limits_.max_rows || batch.positions.size() != batch.tokens.size() ||
       batch.sequences.size() != batch.tokens.size() ||
@@ -43,16 +50,7 @@ Status Decoder::CheckBatch(const Batch& batch) const {
     return InternalError("a step of %d rows and %d outputs does not fit the limits of %d and %d",
                          rows, batch.output_rows.size(), limits_.max_rows, limits_.max_outputs);
   }
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t position = batch.positions[row];
-    const auto sequence = static_cast<size_t>(batch.sequences[row]);
-    const bool inside =
-        batch.tokens[row] >= 0 && batch.tokens[row] < config_.vocab_size && position >= 0 &&
-        position < limits_.max_model_len && sequence < batch.block_tables.size() &&
-        static_cast<size_t>(position / kBlockTokens) < batch.block_tables[sequence].size();
-    if (!inside)
-      return InternalError("row %d of a step has a token, position or sequence out of range", row);
-  }
+  LOCKSTEP_RETURN_IF_ERROR(CheckRows(batch));
   for (const auto& table : batch.block_tables) {
     for (const int32_t block : table) {
       if (block < 0 || block >= limits_.kv_blocks)
@@ -61,6 +59,26 @@ Status Decoder::CheckBatch(const Batch& batch) const {
   }
   for (const int32_t row : batch.output_rows) {
     if (row < 0 || row >= rows) return InternalError("output row %d is out of range", row);
+  }
+  return OkStatus();
+}
+
+Status Decoder::CheckRows(const Batch& batch) {
+  std::fill(last_positions_.begin(), last_positions_.end(), -1);
+  for (int64_t row = 0; row < batch.rows(); ++row) {
+    const int32_t position = batch.positions[row];
+    const auto sequence = static_cast<size_t>(batch.sequences[row]);
+    const bool inside =
+        batch.tokens[row] >= 0 && batch.tokens[row] < config_.vocab_size && position >= 0 &&
+        position < limits_.max_model_len && sequence < batch.block_tables.size() &&
+        static_cast<size_t>(position / kBlockTokens) < batch.block_tables[sequence].size();
+    if (!inside)
+      return InternalError("row %d of a step has a token, position or sequence out of range", row);
+    if (position <= last_positions_[sequence]) {
+      return InternalError("row %d of a step has position %d, not behind its sequence's %d", row,
+                           position, last_positions_[sequence]);
+    }
+    last_positions_[sequence] = position;
   }
   return OkStatus();
 }
@@ -78,12 +96,11 @@ StatusOr<StepOutput> Decoder::Step(const Batch& batch) {
               static_cast<size_t>(rows * config_.hidden_size) * sizeof(float));
   ops_.RmsNorm(queue_, scratch_.residual, layers[0].input_norm.data(), config_.rms_norm_eps, rows,
                config_.hidden_size, scratch_.normed);
-  for (size_t index = 0; index < layers.size(); ++index) {
-    const bool last = index + 1 == layers.size();
-    LOCKSTEP_RETURN_IF_ERROR(RunLayer(layers[index], index,
-                                      last ? weights_.final_norm : layers[index + 1].input_norm,
-                                      rows, &sum));
+  for (size_t index = 0; index + 1 < layers.size(); ++index) {
+    LOCKSTEP_RETURN_IF_ERROR(
+        RunLayer(layers[index], index, layers[index + 1].input_norm, rows, &sum));
   }
+  LOCKSTEP_RETURN_IF_ERROR(RunLastLayer(batch, &sum));
   return Head(batch, *weights_.head);
 }
 
@@ -106,6 +123,35 @@ Status Decoder::RunLayer(const Layer& layer, size_t index, const std::vector<flo
   FeedForwardPart(layer, rows, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce());  // second exchange of the layer
   AddAndNorm(fed, next_norm, rows);
+  return OkStatus();
+}
+
+Status Decoder::RunLastLayer(const Batch& batch, PartialSum* sum) {
+  const Layer& layer = weights_.layers.back();
+  const int64_t width = config_.hidden_size;
+  LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(batch.rows() * width));
+  Attention(layer, weights_.layers.size() - 1, batch.rows(), partial);
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum->Reduce());
+  // Behind the attention no row reads another: without a draft layer, which wants them all, those
+  // that nobody asked for end here.
+  std::vector<int32_t>& rows = last_rows_;
+  rows.assign(batch.output_rows.begin(), batch.output_rows.end());
+  if (has_draft_layer()) {
+    rows.resize(static_cast<size_t>(batch.rows()));
+    std::iota(rows.begin(), rows.end(), 0);
+  }
+  const auto count = static_cast<int64_t>(rows.size());
+  if (count == 0) return OkStatus();
+  const bool all = count == batch.rows();
+  for (int64_t i = 0; i < count && !all; ++i) {
+    std::memmove(scratch_.residual + i * width, scratch_.residual + rows[i] * width, width * 4);
+    std::memmove(scratch_.final_hidden + i * width, attended + rows[i] * width, width * 4);
+  }
+  AddAndNorm(all ? attended : scratch_.final_hidden, layer.post_attention_norm, count);
+  LOCKSTEP_ASSIGN_OR_RETURN(partial, sum->Begin(count * width));
+  FeedForwardPart(layer, count, partial);
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce());
+  AddAndNorm(fed, weights_.final_norm, count);
   return OkStatus();
 }
 
@@ -179,7 +225,8 @@ StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) 
   StepOutput output;
   output.outputs = static_cast<int64_t>(batch.output_rows.size());
   for (int64_t i = 0; i < output.outputs; ++i) {
-    std::memcpy(scratch_.final_hidden + i * hidden, scratch_.normed + batch.output_rows[i] * hidden,
+    const int64_t row = has_draft_layer() ? batch.output_rows[i] : i;  // RunLastLayer
+    std::memcpy(scratch_.final_hidden + i * hidden, scratch_.normed + row * hidden,
                 static_cast<size_t>(hidden) * sizeof(float));
   }
   ops_.MatMul(queue_, head, nullptr, scratch_.final_hidden, output.outputs, scratch_.logits,
@@ -189,14 +236,16 @@ StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) 
       std::span(scratch_.logits, static_cast<size_t>(output.outputs * shape_.vocab.size()));
   output.hidden =
       std::span<const float>(scratch_.final_hidden, static_cast<size_t>(output.outputs * hidden));
-  output.all_hidden =
-      std::span<const float>(scratch_.normed, static_cast<size_t>(batch.rows() * hidden));
+  if (has_draft_layer()) {
+    output.all_hidden =
+        std::span<const float>(scratch_.normed, static_cast<size_t>(batch.rows() * hidden));
+  }
   output.digest = DigestOf(output.hidden.data(), output.hidden.size(), digest_);
   return output;
 }
 
-int64_t Decoder::CacheElements() const {
-  return limits_.kv_blocks * kBlockTokens * shape_.cache_width;
+int64_t Decoder::CacheBytes() const {
+  return limits_.kv_blocks * kBlockTokens * CacheBytesPerToken(config_, shape_, limits_.cache_type);
 }
 
 }  // namespace lockstep

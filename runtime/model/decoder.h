@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/base/os.h"
 #include "runtime/model/architectures.h"
 #include "runtime/model/model.h"
 #include "runtime/model/partial_sum.h"
@@ -38,8 +39,8 @@ class Decoder : public Model {
   // the layer's place in the cache.
   virtual void Attention(const Layer& layer, size_t index, int64_t rows, float* partial) = 0;
 
-  // Elements of one layer's cache.
-  int64_t CacheElements() const;
+  // Bytes of one layer's cache.
+  int64_t CacheBytes() const;
 
   const ModelConfig config_;
   const ModelLimits limits_;
@@ -48,12 +49,15 @@ class Decoder : public Model {
   Group& group_;
   const kernels::Backend& ops_;
   kernels::Queue queue_;
-  Buffer kv_;  // [layers][CacheElements()], the draft layer last
+  Buffer kv_;  // [layers][CacheBytes()], the draft layer last
   Scratch scratch_;
 
  private:
   // Batches come from another rank's plan: sizes are checked before anything indexes by them.
-  Status CheckBatch(const Batch& batch) const;
+  Status CheckBatch(const Batch& batch);
+  Status CheckRows(const Batch& batch);
+  // That the rows' positions follow those in the draft layer's cache; counts them in.
+  Status ContinueDraft(const Batch& batch);
   // What the layers share in this step: where rows stand, their rotations, the router's settings.
   void PrepareRows(const Batch& batch);
   // The tokens' rows of the table, [R, D]; valid until the sum's next Begin.
@@ -63,6 +67,9 @@ class Decoder : public Model {
   // `index` is its place in the cache, `next_norm` the norm that follows it.
   Status RunLayer(const Layer& layer, size_t index, const std::vector<float>& next_norm,
                   int64_t rows, PartialSum* sum);
+  // The last layer, behind whose attention only the rows go on whose results are wanted: all of
+  // them with a draft layer, else output row i stands in row i of normed.
+  Status RunLastLayer(const Batch& batch, PartialSum* sum);
   // residual += delta; normed = rms_norm(residual).
   void AddAndNorm(const float* delta, const std::vector<float>& norm, int64_t rows);
   // normed [R, D] -> partial [R, D]: this rank's columns of the layer's feed-forward.
@@ -72,9 +79,19 @@ class Decoder : public Model {
   void DenseFeedForward(const FeedForward& ffn, int64_t rows, float* partial);
   void MixtureOfExperts(const Mixture& mixture, int64_t rows, float* partial);
 
+  // What a block of the draft layer's cache holds: its first `count` positions, behind those of
+  // block `before` (-1: none).
+  struct DraftedBlock {
+    int32_t before = -1;
+    int32_t count = 0;
+  };
+
   MemoryPlan memory_;
+  std::vector<DraftedBlock> drafted_;    // [kv_blocks] with a draft layer
+  std::vector<int32_t> last_positions_;  // [sequences] of the rows checked so far
   uint64_t bytes_read_ = 0;
   Buffer storage_;
+  std::vector<int32_t> last_rows_;  // of RunLastLayer
   kernels::RouterArgs router_;
   uint64_t digest_ = 0;
 };
@@ -87,15 +104,19 @@ StatusOr<std::unique_ptr<Model>> LoadDecoder(ModelConfig config, const Checkpoin
   const int rank = place.group.rank();
   const LocalShape shape = ShapeOf(config, slice.cuts, rank);
   const MemoryPlan plan = PlanMemory(config, slice, options.limits, rank, place.pool.count());
-  SliceLoader loader(checkpoint, place.group, options.shares, [&](uint64_t bytes) {
-    if (options.progress) options.progress(LoadProgress{bytes, plan.weight_bytes});
-  });
-  WeightReader reader(loader, place.backend);
+  // Gone, with what tensors passed through, before the cache and the scratch are taken.
+  auto loader =
+      std::make_unique<SliceLoader>(checkpoint, place.group, options.shares, [&](uint64_t bytes) {
+        if (options.progress) options.progress(LoadProgress{bytes, plan.weight_bytes});
+      });
+  WeightReader reader(*loader, place.backend, os::MemoryNodes() > 1 ? &place.pool : nullptr);
   LOCKSTEP_ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, slice.cuts, reader));
-  LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, loader.Unused()));
+  LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, reader.Unused()));
+  const uint64_t bytes_read = loader->bytes_read();
+  loader.reset();
   auto model = std::make_unique<Architecture>(std::move(config), options.limits, shape,
                                               std::move(weights), place);
-  LOCKSTEP_RETURN_IF_ERROR(model->Allocate(plan, loader.bytes_read()));
+  LOCKSTEP_RETURN_IF_ERROR(model->Allocate(plan, bytes_read));
   return model;
 }
 

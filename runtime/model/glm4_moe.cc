@@ -18,9 +18,9 @@ class Glm4Moe final : public Decoder {
     args.rows = rows;
     args.query_norm = layer.query_norm.empty() ? nullptr : layer.query_norm.data();
     args.key_norm = layer.key_norm.empty() ? nullptr : layer.key_norm.data();
-    // [layers][keys, values][blocks][K][kBlockTokens][d]
-    args.key_pages = kv_.as<float>() + static_cast<int64_t>(index) * CacheElements();
-    args.value_pages = args.key_pages + CacheElements() / 2;
+    // [layers][keys, values][blocks][K][kBlockTokens] rows of d
+    args.key_pages = kv_.data() + static_cast<int64_t>(index) * CacheBytes();
+    args.value_pages = args.key_pages + CacheBytes() / 2;
     const float* bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data();
     layer.qkv.MatMul(ops_, queue_, bias, scratch_.normed, rows, scratch_.qkv);  // [R, (H + 2 K) d]
     ops_.PrepareAttention(queue_, args);
@@ -38,6 +38,7 @@ class Glm4Moe final : public Decoder {
     attention_.head_dim = config_.head_dim;
     attention_.rotary_dim = config_.rotary_dim;
     attention_.block_tokens = kBlockTokens;
+    attention_.cache_type = limits_.cache_type;
     attention_.eps = config_.rms_norm_eps;
     attention_.positions = batch.positions.data();
     attention_.sequences = batch.sequences.data();
@@ -45,8 +46,7 @@ class Glm4Moe final : public Decoder {
     attention_.cosines = scratch_.cosines;
     attention_.sines = scratch_.sines;
     attention_.qkv = scratch_.qkv;
-    attention_.scores = scratch_.scores;
-    attention_.score_stride = scratch_.score_stride;
+    attention_.scratch = scratch_.attention;
     attention_.out = scratch_.attended;
   }
 

@@ -7,8 +7,9 @@
 // They are never made: with absorbed weights a head's query is taken to the latents,
 // (K_h^T q) . latent = q . (K_h latent), and V_h follows after the weighted sum of latents.
 // transformers makes them; the sums are the same in another order. A prompt's rows take this form
-// too, although longer steps could make keys and values once for all their rows at less cost: a
-// position's bits may not depend on the step that it was computed in.
+// too: steps of a few hundred rows would pay more for making keys and values of all positions than
+// they save, and a position's bits may not depend on the step that it was computed in
+// (docs/adr/0010-absorbed-prompts.md).
 //
 // Shapes: R rows of this step, D hidden, H this rank's heads of n plain and r rotated query
 // dimensions and v value dimensions, Q the query's latent, L the latent.
@@ -33,7 +34,7 @@ class Glm4MoeLite final : public Decoder {
     kernels::LatentAttentionArgs args = attention_;
     args.rows = rows;
     args.latent_norm = weights.latent_norm.data();
-    args.pages = kv_.as<float>() + static_cast<int64_t>(index) * CacheElements();
+    args.pages = kv_.data() + static_cast<int64_t>(index) * CacheBytes();
     ops_.MatMul(queue_, *weights.query_down, nullptr, scratch_.normed, rows, scratch.query_latents,
                 config_.q_lora_rank);  // [R, Q]
     ops_.RmsNorm(queue_, scratch.query_latents, weights.query_norm.data(), kLatentNormEps, rows,
@@ -66,6 +67,7 @@ class Glm4MoeLite final : public Decoder {
     attention_.rope_dim = config_.qk_rope_head_dim;
     attention_.latent_dim = config_.kv_lora_rank;
     attention_.block_tokens = kBlockTokens;
+    attention_.cache_type = limits_.cache_type;
     attention_.eps = kLatentNormEps;
     attention_.positions = batch.positions.data();
     attention_.sequences = batch.sequences.data();
@@ -77,8 +79,7 @@ class Glm4MoeLite final : public Decoder {
     attention_.plain_queries = scratch.plain_queries;
     attention_.rotated_queries = scratch.rotated_queries;
     attention_.absorbed_queries = scratch.absorbed_queries;
-    attention_.scores = scratch_.scores;
-    attention_.score_stride = scratch_.score_stride;
+    attention_.scratch = scratch_.attention;
     attention_.out = scratch.attended_latents;
   }
 

@@ -1,8 +1,8 @@
 // From the tensors of a checkpoint to one rank's packed weights. Names: transformers' glm4_moe.
 #include <algorithm>
-#include <cstdlib>
 #include <utility>
 
+#include "runtime/model/tensor_groups.h"
 #include "runtime/model/weights.h"
 
 namespace lockstep {
@@ -113,12 +113,30 @@ StatusOr<FeedForward> LoadFeedForward(WeightReader& reader, const std::string& p
   return result;
 }
 
+// Which experts a row takes hangs on the last bits of the router, whose products therefore see
+// float32 activations in every mode: a quantized router becomes F32, exactly.
+StatusOr<PackedPtr> LoadRouter(WeightReader& reader, const RowPart& part, int64_t inputs) {
+  constexpr const char* kWhat = "router";
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const TensorInfo* info,
+      FindShaped(reader.checkpoint(), part.names.front(), {part.height, inputs}));
+  if (info->format.plain()) return reader.Rows(part, inputs, kWhat);
+  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix stored, reader.HostRows(part, inputs, kWhat));
+  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix wide,
+                            reader.Allocate(DType::kF32, 1, part.rows.size(), inputs, kWhat));
+  for (int64_t row = 0; row < part.rows.size() && !reader.counting(); ++row) {
+    DecodeRow(stored.format, stored.row(0, row), inputs, 0, 0, inputs,
+              reinterpret_cast<float*>(wide.row(0, row)));
+  }
+  return reader.Pack(std::move(wide), kWhat);
+}
+
 StatusOr<Mixture> LoadMixture(WeightReader& reader, const ModelConfig& config, const Cuts& cuts,
                               const std::string& prefix) {
   const int64_t experts = config.n_routed_experts;
   const RowPart router{{prefix + "gate.weight"}, experts, Range{0, experts}};
   Mixture mixture;
-  LOCKSTEP_ASSIGN_OR_RETURN(mixture.router, reader.Rows(router, config.hidden_size, "router"));
+  LOCKSTEP_ASSIGN_OR_RETURN(mixture.router, LoadRouter(reader, router, config.hidden_size));
   LOCKSTEP_ASSIGN_OR_RETURN(mixture.correction,
                             reader.Vector(prefix + "gate.e_score_correction_bias", experts));
   LOCKSTEP_ASSIGN_OR_RETURN(mixture.experts,
@@ -133,12 +151,10 @@ StatusOr<Mixture> LoadMixture(WeightReader& reader, const ModelConfig& config, c
 }
 
 Status CheckUnused(const ModelConfig& config, const std::vector<std::string>& unused) {
-  const std::string prefix = "model.layers.";
   for (const std::string& name : unused) {
     if (name.find("rotary_emb.inv_freq") != std::string::npos) continue;
-    const bool in_layer = name.compare(0, prefix.size(), prefix) == 0;
-    const int64_t layer = in_layer ? std::atoll(name.c_str() + prefix.size()) : -1;
-    const std::string mtp_mark = prefix + std::to_string(layer) + ".eh_proj.weight";
+    const int64_t layer = LayerOf(name).value_or(-1);
+    const std::string mtp_mark = kLayerPrefix + std::to_string(layer) + ".eh_proj.weight";
     const bool is_mtp = layer >= config.num_hidden_layers &&
                         std::find(unused.begin(), unused.end(), mtp_mark) != unused.end();
     if (is_mtp) continue;

@@ -3,54 +3,82 @@
 #include <algorithm>
 #include <utility>
 
+#include "runtime/model/tensor_groups.h"
 #include "runtime/model/weights.h"
 #include "runtime/weights/stored_rows.h"
 
 namespace lockstep {
 namespace {
 
-// Rows of a copy that are compared with the original. A layer trained with a table of its own
-// differs from the first row on, and a row that were missed could cost the quality of a draft
-// alone, never a token that is answered.
+// Rows of a copy that are compared with the original, spread evenly over all, and the last ones,
+// where a vocabulary that grew has its new tokens. A layer trained with a table of its own differs
+// from the first row on, and a row that were missed could cost the quality of a draft alone, never
+// a token that is answered.
 constexpr int64_t kComparedRows = 1024;
+constexpr int64_t kComparedLastRows = 512;
 
-// Whether two tensors say the same in the same format: by rows spread evenly over all, the same
-// ones on every rank.
+// The tensor as its file has it, whatever it is brought to on the way.
+const TensorInfo& OriginalOf(const TensorInfo& info) {
+  return info.original != nullptr ? *info.original : info;
+}
+
+// Whether two tensors say the same in the same format: by the same rows on every rank.
 StatusOr<bool> AreEqual(const Checkpoint& checkpoint, const RowPart& one, const RowPart& other,
                         int64_t inputs) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* first,
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* found,
                             FindShaped(checkpoint, one.names[0], {one.height, inputs}));
-  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* second,
-                            FindShaped(checkpoint, other.names[0], {other.height, inputs}));
-  if (first->format != second->format) return false;
+  const TensorInfo& first = OriginalOf(*found);
+  LOCKSTEP_ASSIGN_OR_RETURN(found, FindShaped(checkpoint, other.names[0], {other.height, inputs}));
+  const TensorInfo& second = OriginalOf(*found);
+  if (first.format != second.format) return false;
   StoredRowReader reader({});
-  const uint64_t row_bytes = LayoutOf(first->format, inputs, 0).row_bytes;
-  std::vector<std::byte> row_of_first(row_bytes), row_of_second(row_bytes);
+  const uint64_t row_bytes = LayoutOf(first.format, inputs, 0).row_bytes;
+  std::vector<std::byte> of_first, of_second;
+  const auto equal = [&](Range range) -> StatusOr<bool> {
+    of_first.resize(static_cast<uint64_t>(range.size()) * row_bytes);
+    of_second.resize(of_first.size());
+    LOCKSTEP_RETURN_IF_ERROR(reader.Read(first, one.names[0], range, of_first.data()));
+    LOCKSTEP_RETURN_IF_ERROR(reader.Read(second, other.names[0], range, of_second.data()));
+    return of_first == of_second;
+  };
   const int64_t rows = std::min(one.height, kComparedRows);
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = rows == one.height ? i : i * (one.height - 1) / (rows - 1);
-    const Range range{row, row + 1};
-    LOCKSTEP_RETURN_IF_ERROR(reader.Read(*first, one.names[0], range, row_of_first.data()));
-    LOCKSTEP_RETURN_IF_ERROR(reader.Read(*second, other.names[0], range, row_of_second.data()));
-    if (row_of_first != row_of_second) return false;
+    LOCKSTEP_ASSIGN_OR_RETURN(const bool same, equal({row, row + 1}));
+    if (!same) return false;
+  }
+  for (int64_t row = std::max<int64_t>(0, one.height - kComparedLastRows); row < one.height;
+       ++row) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const bool same, equal({row, row + 1}));
+    if (!same) return false;
   }
   return true;
 }
 
 // GLM-4.5's and GLM-4.7's files hold copies of the embedding and of the head in this layer,
 // GLM-4.6's do not. What equals the main model's is not loaded again (1.6 GB each for GLM-4.7):
-// nullptr.
+// nullptr. Files of ranks hold a copy only if it is none.
 StatusOr<PackedPtr> LoadUnlessEqual(WeightReader& reader, const RowPart& copy, const RowPart& main,
                                     int64_t inputs, const char* what) {
   const std::string& name = copy.names[0];
-  if (reader.checkpoint().Find(name) == nullptr) return PackedPtr();
+  const TensorInfo* info = reader.checkpoint().Find(name);
+  if (info == nullptr) return PackedPtr();
+  if (info->slice.has_value()) return reader.Rows(copy, inputs, what);
   LOCKSTEP_ASSIGN_OR_RETURN(const bool equal, AreEqual(reader.checkpoint(), copy, main, inputs));
   if (!equal) return reader.Rows(copy, inputs, what);
-  reader.Skip(name);
+  reader.LeaveOut(name);
   return PackedPtr();
 }
 
+std::string JoinName(const ModelConfig& config) {
+  return kLayerPrefix + std::to_string(config.num_hidden_layers) + ".eh_proj.weight";
+}
+
 }  // namespace
+
+bool HasDraftLayer(const ModelConfig& config, const Checkpoint& checkpoint) {
+  return config.num_nextn_predict_layers > 0 && checkpoint.Find(JoinName(config)) != nullptr;
+}
 
 StatusOr<DraftLayer> LoadDraftLayer(WeightReader& reader, const ModelConfig& config,
                                     const Cuts& cuts) {
@@ -61,19 +89,14 @@ StatusOr<DraftLayer> LoadDraftLayer(WeightReader& reader, const ModelConfig& con
   }
   const auto rank = static_cast<size_t>(reader.rank());
   const int64_t hidden = config.hidden_size;
-  const std::string prefix = "model.layers." + std::to_string(config.num_hidden_layers) + ".";
-  const RowPart join{{prefix + "eh_proj.weight"}, hidden, cuts.draft_rows[rank]};
-  const TensorInfo* embedding = reader.checkpoint().Find("model.embed_tokens.weight");
-  if (embedding != nullptr && embedding->storage == Storage::kPortable) {
-    return UsageError(
-        "%s: lockstep shard leaves the layer for drafts out; do without drafts, or start from the "
-        "checkpoint itself",
-        path);
-  }
+  const std::string prefix = kLayerPrefix + std::to_string(config.num_hidden_layers) + ".";
+  const RowPart join{{JoinName(config)}, hidden, cuts.draft_rows[rank]};
   if (reader.checkpoint().Find(join.names[0]) == nullptr) {
     return ModelError(
         "%s: tensor %s is missing, and with it the layer for drafts that the model's configuration "
-        "announces; fetch mtp.safetensors if the checkpoint has one, or do without drafts",
+        "announces; fetch mtp.safetensors if the checkpoint has one (of files of ranks: before "
+        "lockstep shard), or "
+        "do without drafts",
         path, join.names[0]);
   }
   DraftLayer draft;

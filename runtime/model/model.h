@@ -1,6 +1,7 @@
 // A model on one rank: its slice of the weights, its KV pages, and one step over a batch of rows.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -42,7 +43,8 @@ struct StepOutput {
   std::span<float> logits;  // [outputs, vocab.size()] raw; the caller may change them in place
   std::span<const float>
       hidden;  // [outputs, hidden_size] after the final norm, identical on all ranks
-  // The same of all rows of the batch, [rows, hidden_size], for a draft.
+  // The same of all rows of the batch, [rows, hidden_size], for a draft; empty without the layer
+  // for drafts.
   std::span<const float> all_hidden;
   uint64_t digest =
       0;  // over router choices and final hidden bits of this step, identical on all ranks
@@ -53,6 +55,7 @@ struct ModelLimits {
   int64_t max_outputs = 0;    // output rows in one step
   int64_t max_model_len = 0;  // positions per sequence
   int64_t kv_blocks = 0;      // KV blocks in the pool, each kBlockTokens positions
+  kernels::CacheType cache_type = kernels::CacheType::kF32;  // how the cache holds its numbers
 };
 
 inline constexpr int64_t kBlockTokens = 16;
@@ -74,16 +77,24 @@ struct LoadOptions {
 // What a rank holds of a checkpoint, known from the headers of its files.
 struct SlicePlan {
   Cuts cuts;
-  uint64_t weight_bytes = 0;            // of all matrices, in the portable layout
+  uint64_t weight_bytes = 0;            // in memory, as the backend keeps them
   uint64_t weight_bytes_per_token = 0;  // of those, what one token reads
+  uint64_t work_bytes = 0;              // what the backend needs for products with them
+  uint64_t staging_bytes = 0;           // the most memory that tensors pass through while loading
 };
 
 // Bytes that a rank will need, known before anything is read.
 struct MemoryPlan {
   uint64_t weight_bytes = 0;
   uint64_t kv_bytes = 0;
-  uint64_t scratch_bytes = 0;
-  uint64_t total() const { return weight_bytes + kv_bytes + scratch_bytes; }
+  uint64_t scratch_bytes = 0;  // of a step
+  uint64_t work_bytes = 0;     // of the backend
+  uint64_t staging_bytes = 0;  // while loading, before there are cache and scratch
+  // From the last weight on, and at the worst moment.
+  uint64_t lasting() const { return weight_bytes + work_bytes + kv_bytes + scratch_bytes; }
+  uint64_t total() const {
+    return weight_bytes + work_bytes + std::max(staging_bytes, kv_bytes + scratch_bytes);
+  }
 };
 
 class Model {
@@ -112,15 +123,30 @@ class Model {
   // of position t (hidden [rows, hidden_size], the same bits on all ranks): of a StepOutput, where
   // it may still stand, or kept from earlier. Its logits are for position t + 2. The layer keeps
   // its own cache under the same block tables, and a row reads all positions up to its own: they
-  // come in order and without gaps, a prompt's too, and are taken back and written again as in
-  // Step.
+  // come in order and without gaps, a prompt's too (an error otherwise), and are taken back and
+  // written again as in Step.
   // To guess further: a row of position t + 1 with the guessed token and the hidden state that came
   // with the guess (StepOutput::hidden).
   virtual StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden);
 };
 
+// A checkpoint as one rank sees it, checked and planned, before anything large is read.
+struct OpenedModel {
+  std::unique_ptr<Checkpoint> checkpoint;
+  ModelConfig config;
+  SlicePlan slice;
+};
+// `place.shares` has one validated share per rank. Bytes are planned for `backend`.
+StatusOr<OpenedModel> OpenModelFiles(const std::string& path, const RankPlace& place,
+                                     bool draft_layer, const kernels::Backend& backend);
+
 // Reads this rank's slices and makes the model ready. Collective: every rank of `group` calls it
-// with the same options. `group`, `backend` and `pool` must outlive the model.
+// with the same options. `group`, `backend` and `pool` must outlive the model, which is that of
+// `opened`; options.directory is not looked at.
+StatusOr<std::unique_ptr<Model>> LoadModel(const OpenedModel& opened, const LoadOptions& options,
+                                           Group& group, const kernels::Backend& backend,
+                                           ThreadPool& pool);
+// The same from options.directory.
 StatusOr<std::unique_ptr<Model>> LoadModel(const LoadOptions& options, Group& group,
                                            const kernels::Backend& backend, ThreadPool& pool);
 
@@ -128,10 +154,11 @@ StatusOr<std::unique_ptr<Model>> LoadModel(const LoadOptions& options, Group& gr
 StatusOr<ModelConfig> ConfigOf(const Checkpoint& checkpoint);
 
 // The slice of `rank`, with the draft layer if that is wanted. Tensors that are missing or
-// contradict the configuration are errors. Reads a few rows where a checkpoint has copies.
+// contradict the configuration are errors. Reads a few rows where a checkpoint has copies. Bytes
+// are those of `backend`; without one, those of the portable layout.
 StatusOr<SlicePlan> PlanSlice(const ModelConfig& config, const Checkpoint& checkpoint,
-                              const std::vector<double>& shares, int rank,
-                              bool draft_layer = false);
+                              const std::vector<double>& shares, int rank, bool draft_layer = false,
+                              const kernels::Backend* backend = nullptr);
 
 // The bytes one rank needs for its slice under `limits`, with `threads` compute threads.
 MemoryPlan PlanMemory(const ModelConfig& config, const SlicePlan& slice, const ModelLimits& limits,

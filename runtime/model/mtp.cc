@@ -24,6 +24,28 @@ void CopyHalf(const float* half, int64_t rows, int64_t hidden, float* joined) {
 
 }  // namespace
 
+// A block knows how many positions it holds and which block they follow, so a sequence that comes
+// to blocks of an earlier one has to fill them anew; only a first block looks alike for both.
+Status Decoder::ContinueDraft(const Batch& batch) {
+  for (int64_t row = 0; row < batch.rows(); ++row) {
+    const int32_t position = batch.positions[row];
+    const std::vector<int32_t>& table = batch.block_tables[batch.sequences[row]];
+    const int32_t place = position % kBlockTokens;
+    const auto index = static_cast<size_t>(position / kBlockTokens);
+    const int32_t before = index == 0 ? -1 : table[index - 1];
+    DraftedBlock& block = drafted_[table[index]];
+    const int32_t there = block.before == before ? block.count : 0;
+    if (place > there || (before >= 0 && drafted_[before].count < kBlockTokens)) {
+      return InternalError(
+          "a draft at position %d of sequence %d does not continue the draft layer's cache: "
+          "positions before it were never drafted",
+          position, batch.sequences[row]);
+    }
+    block = {before, place + 1};
+  }
+  return OkStatus();
+}
+
 StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> hidden) {
   if (!has_draft_layer()) return Model::Draft(batch, hidden);
   LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));
@@ -33,6 +55,7 @@ StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> h
     return InternalError("a draft of %d rows came with %d values of hidden states, not %d", rows,
                          hidden.size(), rows * width);
   }
+  LOCKSTEP_RETURN_IF_ERROR(ContinueDraft(batch));
   const DraftLayer& draft = *weights_.draft;
   const Layer& layer = draft.layer;
   const DraftScratch& scratch = scratch_.draft;

@@ -39,10 +39,12 @@ Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const Mo
   scratch.cosines = arena->Take<float>(rows * config.rotary_dim / 2);
   scratch.sines = arena->Take<float>(rows * config.rotary_dim / 2);
   scratch.tables = arena->Take<const int32_t*>(rows);
-  scratch.score_stride = (limits.max_model_len + 15) / 16 * 16;
   const bool latent = config.has_latent_attention();
-  const int64_t together = latent ? kernels::kLatentHeads : config.query_heads_per_kv_head();
-  scratch.scores = arena->Take<float>(threads * together * scratch.score_stride);
+  const kernels::AttentionScratch attention{
+      rows, shape.query_heads.size(),
+      latent ? kernels::kLatentHeads : config.query_heads_per_kv_head(),
+      latent ? config.kv_lora_rank : config.head_dim, threads};
+  scratch.attention = arena->Take<float>(attention.floats());
   if (latent) scratch.latent = TakeLatent(config, shape, rows, arena);
   if (shape.has_draft_layer) {
     scratch.draft.hidden = arena->Take<float>(rows * hidden);
@@ -74,10 +76,11 @@ MemoryPlan PlanMemory(const ModelConfig& config, const SlicePlan& slice, const M
   MemoryPlan plan;
   plan.weight_bytes = slice.weight_bytes;
   const int64_t layers = config.num_hidden_layers + (shape.has_draft_layer ? 1 : 0);
-  plan.kv_bytes =
-      static_cast<uint64_t>(layers * limits.kv_blocks * kBlockTokens * shape.cache_width) *
-      sizeof(float);
+  plan.kv_bytes = static_cast<uint64_t>(layers * limits.kv_blocks * kBlockTokens *
+                                        CacheBytesPerToken(config, shape, limits.cache_type));
   plan.scratch_bytes = arena.used_bytes();
+  plan.work_bytes = slice.work_bytes;
+  plan.staging_bytes = slice.staging_bytes;
   return plan;
 }
 

@@ -9,7 +9,12 @@
 
 namespace lockstep {
 
-// What latent attention needs besides. Letters as in glm4_moe_lite.cc.
+// Letters in shapes: R rows of the largest step, D hidden, H and K this rank's query and KV heads
+// of d dimensions, F this rank's feed-forward columns, E experts of which a row takes k, V this
+// rank's rows of the vocabulary. Latent attention has H heads of n plain and r rotated dimensions
+// and v value dimensions, Q the query's latent and L the latent.
+
+// What latent attention needs besides.
 struct LatentScratch {
   float* query_latents = nullptr;     // [R, Q]
   float* latents = nullptr;           // [R, L + r]
@@ -21,13 +26,12 @@ struct LatentScratch {
   kernels::ExpertGroups heads;        // every head with all rows
 };
 
-// What the draft layer needs besides. Letters as in mtp.cc.
+// What the draft layer needs besides.
 struct DraftScratch {
   float* hidden = nullptr;  // [R, D] normed hidden states
   float* joined = nullptr;  // [R, 2 D]
 };
 
-// Letters as in glm4_moe.cc; S is the longest sequence rounded up to 16.
 struct Scratch {
   float* residual = nullptr;  // [R, D]
   float* normed = nullptr;    // [R, D]
@@ -37,8 +41,7 @@ struct Scratch {
   float* cosines = nullptr;   // [R, rotary_dim / 2]
   float* sines = nullptr;
   const int32_t** tables = nullptr;  // [sequences]
-  float* scores = nullptr;           // [threads, heads together, S]
-  int64_t score_stride = 0;          // S
+  float* attention = nullptr;        // as kernels::AttentionScratch says
   LatentScratch latent;              // glm4_moe_lite alone
   DraftScratch draft;                // with a draft layer alone
   float* gate_up = nullptr;          // [R, 2 F], dense or shared

@@ -43,13 +43,20 @@ LocalShape ShapeOf(const ModelConfig& config, const Cuts& cuts, int rank) {
     shape.kv_heads = {};
     shape.qkv_width = shape.query_heads.size() * config.head_dim;
     shape.attention_width = shape.query_heads.size() * config.v_head_dim;
-    shape.cache_width = config.latent_width();  // every rank keeps the latents whole
     return shape;
   }
   shape.attention_width = shape.query_heads.size() * config.head_dim;
   shape.qkv_width = shape.attention_width + 2 * shape.kv_heads.size() * config.head_dim;
-  shape.cache_width = 2 * shape.kv_heads.size() * config.head_dim;
   return shape;
+}
+
+int64_t CacheBytesPerToken(const ModelConfig& config, const LocalShape& shape,
+                           kernels::CacheType type) {
+  if (!config.has_latent_attention())
+    return 2 * shape.kv_heads.size() * kernels::CacheRowBytes(type, config.head_dim);
+  // Every rank keeps the latents whole.
+  return kernels::CacheRowBytes(type, config.kv_lora_rank) +
+         kernels::CacheRowBytes(type, config.qk_rope_head_dim);
 }
 
 }  // namespace lockstep

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "runtime/kernels/cache_row.h"
 #include "runtime/model/config.h"
 #include "runtime/weights/checkpoint.h"
 #include "runtime/weights/partition.h"
@@ -38,11 +39,14 @@ struct LocalShape {
   Range query_heads, kv_heads, dense_columns, expert_columns, shared_columns, vocab;
   int64_t qkv_width = 0;        // of all heads' queries, keys and values; latent: queries alone
   int64_t attention_width = 0;  // of all heads' results
-  int64_t cache_width = 0;      // values that a token keeps in one layer
   bool has_draft_layer = false;
   Range draft_rows;
 };
 
 LocalShape ShapeOf(const ModelConfig& config, const Cuts& cuts, int rank);
+
+// Bytes that a token keeps in one layer's cache.
+int64_t CacheBytesPerToken(const ModelConfig& config, const LocalShape& shape,
+                           kernels::CacheType type);
 
 }  // namespace lockstep

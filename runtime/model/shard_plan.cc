@@ -1,9 +1,9 @@
 #include "runtime/model/shard_plan.h"
 
-#include <cstdlib>
 #include <set>
 
 #include "runtime/model/shape.h"
+#include "runtime/model/tensor_groups.h"
 #include "runtime/model/weights.h"
 #include "runtime/tensor/quantize.h"
 
@@ -12,28 +12,29 @@ namespace {
 
 constexpr const char* kGroups[] = {"attention", "dense", "experts", "shared", "embedding", "head"};
 constexpr size_t kDefaultGroups = 4;  // those that a format without a group is for
-constexpr char kLayers[] = "model.layers.";
 
-bool Has(std::string_view text, std::string_view part) {
-  return text.find(part) != std::string_view::npos;
-}
-
-bool IsOfDraftLayer(const ModelConfig& config, const std::string& name) {
-  const size_t prefix = std::string_view(kLayers).size();
-  return name.compare(0, prefix, kLayers) == 0 &&
-         std::atoll(name.c_str() + prefix) >= config.num_hidden_layers;
-}
-
-// The group of a matrix; empty if it is of none.
-std::string_view GroupOf(const ModelConfig& config, const std::string& name) {
-  if (!name.ends_with(".weight") || IsOfDraftLayer(config, name) || Has(name, "norm")) return {};
-  if (Has(name, "embed_tokens.")) return "embedding";
-  if (Has(name, "lm_head.")) return "head";
-  if (Has(name, "self_attn.")) return Has(name, ".kv_b_proj.") ? "" : "attention";
-  if (Has(name, "mlp.experts.")) return "experts";
-  if (Has(name, "mlp.shared_experts.")) return "shared";
-  if (Has(name, "mlp.gate.")) return {};
-  return Has(name, "mlp.") ? "dense" : "";
+// What --quantize calls the group of a matrix; empty if it has no word for it.
+std::string_view WordOf(const ModelConfig& config, std::string_view name) {
+  if (!name.ends_with(".weight") || name.find(".kv_b_proj.") != std::string_view::npos) return {};
+  switch (GroupOf(config, name)) {
+    case TensorGroup::kAttention:
+      return "attention";
+    case TensorGroup::kDense:
+      return "dense";
+    case TensorGroup::kExperts:
+      return "experts";
+    case TensorGroup::kShared:
+      return "shared";
+    case TensorGroup::kEmbedding:
+      return "embedding";
+    case TensorGroup::kHead:
+      return "head";
+    case TensorGroup::kRouter:
+    case TensorGroup::kNorms:
+    case TensorGroup::kDraft:
+      return {};
+  }
+  return {};
 }
 
 StatusOr<std::map<std::string, WeightFormat, std::less<>>> ParseChoices(std::string_view text) {
@@ -81,7 +82,7 @@ StatusOr<std::map<std::string, WeightFormat>> QuantizedFormats(const ModelConfig
   if (quantize.empty()) return formats;
   LOCKSTEP_ASSIGN_OR_RETURN(const auto choices, ParseChoices(quantize));
   for (const auto& [name, info] : checkpoint.tensors()) {
-    const auto choice = choices.find(GroupOf(config, name));
+    const auto choice = choices.find(WordOf(config, name));
     if (choice == choices.end() || info.shape.size() != 2) continue;
     const bool any_width = choice->second.encoding == Encoding::kFp8;
     if (!any_width && info.shape[1] % kBlockWeights != 0) continue;
@@ -94,22 +95,22 @@ StatusOr<std::vector<std::vector<SliceRequest>>> PlanShards(const ModelConfig& c
                                                             const Checkpoint& checkpoint,
                                                             const std::vector<double>& shares,
                                                             std::vector<std::string>* left_out) {
-  const Cuts cuts = CutModel(config, shares, CutUnitsOf(checkpoint));
+  Cuts cuts = CutModel(config, shares, CutUnitsOf(checkpoint));
+  if (HasDraftLayer(config, checkpoint)) cuts.draft_rows = CutByShares(config.hidden_size, shares);
   std::vector<std::vector<SliceRequest>> slices(shares.size());
+  std::vector<std::string> unused;
   for (size_t rank = 0; rank < shares.size(); ++rank) {
     WeightReader counter(checkpoint, static_cast<int>(rank));
     counter.RecordTo(&slices[rank]);
     LOCKSTEP_RETURN_IF_ERROR(LoadWeights(config, cuts, counter).status());
-  }
-  std::set<std::string_view> used;
-  for (const SliceRequest& request : slices[0]) used.insert(request.name);
-  std::vector<std::string> unused;
-  for (const auto& [name, info] : checkpoint.tensors()) {
-    if (!used.contains(name)) unused.push_back(name);
+    unused = counter.Unused();
   }
   LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, unused));
-  for (const std::string& name : unused) {
-    if (IsOfDraftLayer(config, name)) left_out->push_back(name);
+  std::set<std::string_view> written;
+  for (const SliceRequest& request : slices[0]) written.insert(request.name);
+  for (const auto& [name, info] : checkpoint.tensors()) {
+    if (GroupOf(config, name) == TensorGroup::kDraft && !written.contains(name))
+      left_out->push_back(name);
   }
   return slices;
 }

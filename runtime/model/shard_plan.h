@@ -22,8 +22,9 @@ StatusOr<std::map<std::string, WeightFormat>> QuantizedFormats(const ModelConfig
                                                                std::string_view quantize);
 
 // Of every rank all tensors in the order in which it loads them. `checkpoint` has the formats that
-// the files will have. What it holds beyond the model is an error, but for draft layers, whose
-// tensors are appended to `left_out`.
+// the files will have. What it holds beyond the model is an error. The draft layer (MTP) goes along
+// if it is there, but for copies of the embedding and of the head that equal the model's own: these
+// are appended to `left_out`, as are further draft layers, which nothing computes.
 StatusOr<std::vector<std::vector<SliceRequest>>> PlanShards(const ModelConfig& config,
                                                             const Checkpoint& checkpoint,
                                                             const std::vector<double>& shares,

@@ -1,11 +1,12 @@
 #include "runtime/model/weight_reader.h"
 
+#include <algorithm>
 #include <utility>
+
+#include "runtime/base/check.h"
 
 namespace lockstep {
 namespace {
-
-constexpr uint64_t kSpareBytes = 64;  // behind every HostMatrix
 
 // A matrix without memory: what HostMatrix::Allocate will be asked for.
 HostMatrix Shape(const WeightFormat& format, size_t count, int64_t outputs, int64_t inputs) {
@@ -17,21 +18,44 @@ HostMatrix Shape(const WeightFormat& format, size_t count, int64_t outputs, int6
   return shape;
 }
 
-StatusOr<HostMatrix> AllocateLike(const HostMatrix& shape, const char* what) {
-  return HostMatrix::Allocate(shape.format, shape.count, shape.outputs, shape.inputs, what,
-                              shape.phase);
-}
-
 }  // namespace
 
+std::vector<std::string> WeightReader::Unused() const {
+  std::vector<std::string> unused;
+  for (const auto& [name, info] : checkpoint_.tensors()) {
+    if (!used_.contains(name)) unused.push_back(name);
+  }
+  return unused;
+}
+
+StatusOr<HostMatrix> WeightReader::AllocateLike(const HostMatrix& shape, const char* what) const {
+  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix,
+                            HostMatrix::Allocate(shape.format, shape.count, shape.outputs,
+                                                 shape.inputs, what, shape.phase));
+  if (pool_ != nullptr) matrix.TouchFirst(*pool_);
+  return matrix;
+}
+
 Status WeightReader::Count(const HostMatrix& shape, const char* what, double read_per_token) {
-  LOCKSTEP_ASSIGN_OR_RETURN(int64_t size, CheckedProduct(shape.count, shape.outputs, what));
-  LOCKSTEP_ASSIGN_OR_RETURN(size,
-                            CheckedProduct(size, static_cast<int64_t>(shape.row_bytes()), what));
-  const uint64_t bytes = static_cast<uint64_t>(size) + kSpareBytes;
-  bytes_ += bytes;
+  LOCKSTEP_ASSIGN_OR_RETURN(const uint64_t bytes, HostMatrix::BytesOf(shape, what));
+  bytes_ += backend_ != nullptr ? backend_->PackedBytes(shape) : bytes;
   bytes_per_token_ += static_cast<double>(bytes) * read_per_token;
+  if (backend_ != nullptr) work_bytes_ = std::max(work_bytes_, backend_->WorkBytes(shape));
   return OkStatus();
+}
+
+void WeightReader::CountVector(Range elements) {
+  const auto bytes = static_cast<uint64_t>(elements.size()) * sizeof(float);
+  bytes_ += bytes;
+  bytes_per_token_ += static_cast<double>(bytes);
+}
+
+// What is allocated is what was planned.
+StatusOr<PackedPtr> WeightReader::PackAsPlanned(HostMatrix matrix) const {
+  const uint64_t planned = backend_->PackedBytes(matrix);
+  LOCKSTEP_ASSIGN_OR_RETURN(PackedPtr packed, backend_->Pack(std::move(matrix)));
+  LOCKSTEP_CHECK(packed->bytes() == planned);
+  return packed;
 }
 
 StatusOr<PackedPtr> WeightReader::RowMatrix(const std::vector<const RowPart*>& parts,
@@ -45,7 +69,7 @@ StatusOr<PackedPtr> WeightReader::RowMatrix(const std::vector<const RowPart*>& p
       at += part->rows.size();
     }
   }
-  return backend_->Pack(std::move(matrix));
+  return PackAsPlanned(std::move(matrix));
 }
 
 StatusOr<FusedMatrix> WeightReader::Rows(const std::vector<RowPart>& parts, int64_t inputs,
@@ -96,13 +120,16 @@ StatusOr<PackedPtr> WeightReader::Columns(const ColumnPart& part, const char* wh
   HostMatrix shape = Shape(format, part.names.size(), part.height, mine.size());
   if (!mine.empty()) shape.phase = PhaseAt(format, 0, mine.begin);
   LOCKSTEP_RETURN_IF_ERROR(Count(shape, what, read_per_token));
+  // One tensor's rows of this rank, as read and as cut for all ranks (SliceLoader::ReadColumns).
+  const uint64_t each = 2 * static_cast<uint64_t>(shape.outputs) * shape.row_bytes();
+  staging_bytes_ = std::max(staging_bytes_, kChunkBytes + each);
   if (counting()) return PackedPtr();
   LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix, AllocateLike(shape, what));
   for (int64_t index = 0; index < shape.count; ++index) {
     LOCKSTEP_RETURN_IF_ERROR(loader_->ReadColumns(part.names[static_cast<size_t>(index)],
                                                   part.width, part.columns, &matrix, index));
   }
-  return backend_->Pack(std::move(matrix));
+  return PackAsPlanned(std::move(matrix));
 }
 
 StatusOr<HostMatrix> WeightReader::Allocate(const WeightFormat& format, int64_t count,
@@ -119,6 +146,10 @@ StatusOr<HostMatrix> WeightReader::HostRows(const RowPart& part, int64_t inputs,
   LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix rows,
                             Allocate(info->format, 1, part.rows.size(), inputs, what));
   Record(name, SliceKind::kRows, part.rows);
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const uint64_t bytes,
+      HostMatrix::BytesOf(Shape(info->format, 1, part.rows.size(), inputs), what));
+  staging_bytes_ = std::max(staging_bytes_, kChunkBytes + bytes);
   if (!counting())
     LOCKSTEP_RETURN_IF_ERROR(loader_->ReadRows(name, part.height, part.rows, &rows, 0, 0));
   return rows;
@@ -127,14 +158,15 @@ StatusOr<HostMatrix> WeightReader::HostRows(const RowPart& part, int64_t inputs,
 StatusOr<PackedPtr> WeightReader::Pack(HostMatrix matrix, const char* what, double read_per_token) {
   LOCKSTEP_RETURN_IF_ERROR(Count(matrix, what, read_per_token));
   if (counting()) return PackedPtr();
-  return backend_->Pack(std::move(matrix));
+  return PackAsPlanned(std::move(matrix));
 }
 
 StatusOr<std::vector<float>> WeightReader::Vector(const std::string& name, int64_t length,
                                                   Range elements) {
+  CountVector(elements);
+  Record(name, SliceKind::kElements, elements);
   if (!counting()) return loader_->ReadVector(name, length, elements);
   LOCKSTEP_RETURN_IF_ERROR(FindShaped(checkpoint_, name, {length}).status());
-  Record(name, SliceKind::kElements, elements);
   return std::vector<float>();
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,23 +32,31 @@ struct ColumnPart {
 class WeightReader {
  public:
   // Counts: nothing is read, packed matrices come back as nullptr and vectors empty. Missing and
-  // misshapen tensors are errors here as well.
-  WeightReader(const Checkpoint& checkpoint, int rank) : checkpoint_(checkpoint), rank_(rank) {}
-  // Reads and packs. Collective where columns are read.
-  WeightReader(SliceLoader& loader, const kernels::Backend& backend)
+  // misshapen tensors are errors here as well. Bytes are those that `backend` will keep; without
+  // one, those of the portable layout.
+  WeightReader(const Checkpoint& checkpoint, int rank, const kernels::Backend* backend = nullptr)
+      : checkpoint_(checkpoint), rank_(rank), backend_(backend) {}
+  // Reads and packs. Collective where columns are read. With a pool, its threads touch what they
+  // will read first: for machines whose processors have memory of their own (NUMA).
+  WeightReader(SliceLoader& loader, const kernels::Backend& backend, ThreadPool* pool = nullptr)
       : checkpoint_(loader.checkpoint()),
         rank_(loader.rank()),
         loader_(&loader),
-        backend_(&backend) {}
+        backend_(&backend),
+        pool_(pool) {}
 
   // Counting only: what would be read is appended to `requests`, in order, with empty slices too.
   void RecordTo(std::vector<SliceRequest>* requests) { requests_ = requests; }
   bool counting() const { return loader_ == nullptr; }
   int rank() const { return rank_; }
   const Checkpoint& checkpoint() const { return checkpoint_; }
-  // Of all matrices so far: in memory, in the portable layout; and read for one token.
+  // Of all weights so far: in memory, and read for one token (in the portable layout).
   uint64_t bytes() const { return bytes_; }
   uint64_t bytes_per_token() const { return static_cast<uint64_t>(bytes_per_token_); }
+  // What the backend needs for products with them (Backend::WorkBytes), and the most memory that
+  // tensors pass through on their way.
+  uint64_t work_bytes() const { return work_bytes_; }
+  uint64_t staging_bytes() const { return staging_bytes_; }
 
   // The parts over one another; neighbours of equal format become one matrix. `read_per_token` is
   // the part of the bytes that a token reads; `what` is for errors.
@@ -67,9 +76,13 @@ class WeightReader {
   StatusOr<PackedPtr> Pack(HostMatrix matrix, const char* what, double read_per_token = 1);
   // The tensor has its place in the forward pass, but on another rank.
   void Skip(const std::string& name) {
-    if (!counting()) loader_->Skip(name);
+    used_.insert(name);
     if (checkpoint_.Find(name) != nullptr) Record(name, SliceKind::kRows, {});
   }
+  // The tensor says what another one says: it is not read and in no file of a rank.
+  void LeaveOut(const std::string& name) { used_.insert(name); }
+  // The tensors of the checkpoint that nothing asked for so far.
+  std::vector<std::string> Unused() const;
   // Elements of a vector of `length`, as float32.
   StatusOr<std::vector<float>> Vector(const std::string& name, int64_t length, Range elements);
   StatusOr<std::vector<float>> Vector(const std::string& name, int64_t length) {
@@ -77,10 +90,17 @@ class WeightReader {
   }
 
  private:
+  // What rows pass through while they are read, whatever their number.
+  static constexpr uint64_t kChunkBytes = uint64_t{8} << 20;
+
   void Record(const std::string& name, SliceKind kind, Range range) {
+    used_.insert(name);
     if (requests_ != nullptr) requests_->push_back({name, {kind, range}});
   }
   Status Count(const HostMatrix& shape, const char* what, double read_per_token);
+  void CountVector(Range elements);
+  StatusOr<HostMatrix> AllocateLike(const HostMatrix& shape, const char* what) const;
+  StatusOr<PackedPtr> PackAsPlanned(HostMatrix matrix) const;
   StatusOr<PackedPtr> RowMatrix(const std::vector<const RowPart*>& parts, const HostMatrix& shape,
                                 const char* what);
 
@@ -88,9 +108,13 @@ class WeightReader {
   int rank_;
   SliceLoader* loader_ = nullptr;
   const kernels::Backend* backend_ = nullptr;
+  ThreadPool* pool_ = nullptr;
   std::vector<SliceRequest>* requests_ = nullptr;
+  std::set<std::string> used_;
   uint64_t bytes_ = 0;
   double bytes_per_token_ = 0;
+  uint64_t work_bytes_ = 0;
+  uint64_t staging_bytes_ = kChunkBytes;
 };
 
 }  // namespace lockstep

@@ -91,7 +91,9 @@ StatusOr<Mixture> LoadMixture(WeightReader& reader, const ModelConfig& config, c
 Status LoadLatentAttention(WeightReader& reader, const ModelConfig& config, const Cuts& cuts,
                            const std::string& prefix, Layer* layer);
 
-// load_mtp.cc. A checkpoint without the layer, or with a part of it, is an error.
+// load_mtp.cc. Whether the checkpoint has the layer.
+bool HasDraftLayer(const ModelConfig& config, const Checkpoint& checkpoint);
+// A checkpoint without the layer, or with a part of it, is an error.
 StatusOr<DraftLayer> LoadDraftLayer(WeightReader& reader, const ModelConfig& config,
                                     const Cuts& cuts);
 

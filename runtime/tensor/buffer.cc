@@ -1,10 +1,18 @@
 #include "runtime/tensor/buffer.h"
 
+#include <atomic>
 #include <utility>
 
 #include "runtime/base/os.h"
 
 namespace lockstep {
+namespace {
+
+std::atomic<uint64_t> live_bytes{0};
+
+}  // namespace
+
+uint64_t Buffer::LiveBytes() { return live_bytes.load(); }
 
 StatusOr<Buffer> Buffer::Allocate(uint64_t bytes, const char* what) {
   Buffer buffer;
@@ -18,11 +26,14 @@ StatusOr<Buffer> Buffer::Allocate(uint64_t bytes, const char* what) {
                         bytes >> 20, what, os::HostName()));
   }
   buffer.bytes_ = bytes;
+  live_bytes += bytes;
   return buffer;
 }
 
 Buffer::~Buffer() {
-  if (data_ != nullptr) os::FreePages(data_, bytes_);
+  if (data_ == nullptr) return;
+  os::FreePages(data_, bytes_);
+  live_bytes -= bytes_;
 }
 
 Buffer::Buffer(Buffer&& other) noexcept

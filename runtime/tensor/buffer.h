@@ -18,6 +18,9 @@ class Buffer {
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
 
+  // Of all buffers that this process holds.
+  static uint64_t LiveBytes();
+
   std::byte* data() { return data_; }
   const std::byte* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "runtime/base/thread_pool.h"
 #include "runtime/tensor/buffer.h"
 #include "runtime/tensor/weight_format.h"
 
@@ -20,6 +21,12 @@ struct HostMatrix {
   // Sizes are checked: a matrix that cannot be is an error that says `what`.
   static StatusOr<HostMatrix> Allocate(const WeightFormat& format, int64_t count, int64_t outputs,
                                        int64_t inputs, const char* what, int64_t phase = 0);
+  // Bytes of `data` for the other members of `shape`, which needs none itself. Sizes are checked.
+  static StatusOr<uint64_t> BytesOf(const HostMatrix& shape, const char* what);
+  // Writes to every page, each from the thread of `pool` that a product gives its rows to, so that
+  // the page comes to lie in the memory of that thread's processor. Before anything else is
+  // written.
+  void TouchFirst(ThreadPool& pool);
   uint64_t row_bytes() const { return LayoutOf(format, inputs, phase).row_bytes; }
   std::byte* row(int64_t index, int64_t output) {
     return data.data() + static_cast<uint64_t>(index * outputs + output) * row_bytes();

@@ -10,6 +10,10 @@
 
 namespace lockstep {
 
+// Counts up with every change of the bytes that QuantizeRow writes: work that an older build began
+// is then not continued with other codes.
+inline constexpr uint64_t kQuantizerVersion = 1;
+
 // What `--quantize` calls a format: q8_0, q6_k, q5_k, q4_k, q4_0, fp8 (a scale per row). An error
 // lists them.
 StatusOr<WeightFormat> QuantizedFormat(std::string_view name);

@@ -154,21 +154,45 @@ StatusOr<std::unique_ptr<Tokenizer>> TokenizerOfGguf(const Gguf& gguf) {
 Status ReadSampling(const Gguf& gguf, const char* name, double lowest, double highest,
                     std::optional<double>* out) {
   const std::string key = std::string("general.sampling.") + name;
+  const int64_t* whole = gguf.Integer(key);
   const double* value = gguf.Number(key);
-  if (value == nullptr) return OkStatus();
+  const double number = whole != nullptr ? static_cast<double>(*whole) : value ? *value : 0;
+  if (whole == nullptr && value == nullptr) return OkStatus();
   // Float32 in the file: 0.95 and not 0.949999988.
-  const double rounded = std::round(*value * 1e6) / 1e6;
+  const double rounded = std::round(number * 1e6) / 1e6;
   if (!std::isfinite(rounded) || rounded < lowest || rounded > highest) {
     return ModelError("%s: %s is %g, outside %g to %g; convert the checkpoint again",
-                      gguf.files[0]->path(), key, *value, lowest, highest);
+                      gguf.files[0]->path(), key, number, lowest, highest);
   }
   *out = rounded;
   return OkStatus();
 }
 
+// Names the keys that are there but of a kind that says nothing.
+std::string WarnOfKinds(const Gguf& gguf) {
+  std::string keys;
+  const auto look = [&](const std::string& key, bool is_usable) {
+    if (gguf.metadata.contains(key) && !is_usable) keys += (keys.empty() ? "" : ", ") + key;
+  };
+  for (const char* name : {"temp", "top_p", "min_p", "penalty_repeat"}) {
+    const std::string key = std::string("general.sampling.") + name;
+    look(key, gguf.Number(key) != nullptr || gguf.Integer(key) != nullptr);
+  }
+  const std::string top_k = "general.sampling.top_k";
+  look(top_k, gguf.Integer(top_k) != nullptr);
+  for (const char* name : {"eos", "eot", "eom", "padding"}) {
+    const std::string key = absl::StrFormat("tokenizer.ggml.%s_token_id", name);
+    look(key, gguf.Integer(key) != nullptr);
+  }
+  if (keys.empty()) return keys;
+  return absl::StrFormat("%s: not numbers as they should be, and left out: %s",
+                         gguf.files[0]->path(), keys);
+}
+
 StatusOr<GenerationDefaults> GenerationOfGguf(const Gguf& gguf) {
   const std::string& path = gguf.files[0]->path();
   GenerationDefaults defaults;
+  defaults.warning = WarnOfKinds(gguf);
   LOCKSTEP_RETURN_IF_ERROR(ReadSampling(gguf, "temp", 0, 100, &defaults.temperature));
   LOCKSTEP_RETURN_IF_ERROR(ReadSampling(gguf, "top_p", 1e-6, 1, &defaults.top_p));
   LOCKSTEP_RETURN_IF_ERROR(ReadSampling(gguf, "min_p", 0, 1, &defaults.min_p));

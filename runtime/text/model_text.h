@@ -27,6 +27,9 @@ struct GenerationDefaults {
   std::optional<double> repetition_penalty;
   std::vector<int32_t> eos_token_ids;  // sorted, unique
   std::optional<int32_t> pad_token_id;
+  // Keys of a GGUF file that are of the wrong kind and therefore unset, by name: to be logged once
+  // as a warning. Empty: nothing to say.
+  std::string warning;
 };
 
 struct ModelText {

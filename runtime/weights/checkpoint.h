@@ -33,12 +33,13 @@ struct StoredArray {
 
 // How the bytes of a tensor's rows become portable rows (weights/transcode.h).
 enum class Storage : uint8_t {
-  kPlain,     // numbers as they are
-  kGgml,      // blocks of ggml
-  kFp8,       // e4m3 codes, scales apart
-  kMlx,       // codes in 32-bit words, scales and biases apart
-  kNvfp4,     // e2m1 codes in bytes (low nibble first), e4m3 scales of 16, one float32 scale
-  kPortable,  // portable rows as they are, of a slice (weights/shard_file.h)
+  kPlain,      // numbers as they are
+  kGgml,       // blocks of ggml
+  kFp8,        // e4m3 codes, scales apart
+  kMlx,        // codes in 32-bit words, scales and biases apart
+  kNvfp4,      // e2m1 codes in bytes (low nibble first), e4m3 scales of 16, one float32 scale
+  kPortable,   // portable rows as they are, of a slice (weights/shard_file.h)
+  kConverted,  // rows of another tensor, brought to this format (WithFormats)
 };
 
 // What a file of one rank holds of a tensor.
@@ -51,12 +52,13 @@ struct TensorInfo {
   StoredArray data;
   std::vector<int64_t> shape;  // in weights: [outputs, inputs], or [n]
   Storage storage = Storage::kPlain;
-  WeightFormat format;               // of its portable rows
-  StoredArray scales;                // kFp8, kMlx, kNvfp4
-  StoredArray biases;                // kMlx
-  StoredArray whole_scale;           // kNvfp4: one float32 for the whole tensor
-  bool whole_scale_divides = false;  // compressed-tensors stores the reciprocal
-  std::optional<StoredSlice> slice;  // kPortable
+  WeightFormat format;                         // of its portable rows
+  StoredArray scales;                          // kFp8, kMlx, kNvfp4
+  StoredArray biases;                          // kMlx
+  StoredArray whole_scale;                     // kNvfp4: one float32 for the whole tensor
+  bool whole_scale_divides = false;            // compressed-tensors stores the reciprocal
+  std::optional<StoredSlice> slice;            // kPortable
+  std::shared_ptr<const TensorInfo> original;  // kConverted
 
   std::string ShapeText() const { return lockstep::ShapeText(shape); }
   uint64_t stored_bytes() const {
@@ -86,18 +88,30 @@ class Checkpoint {
   const TensorInfo* Find(const std::string& name) const;  // nullptr if there is none
   // config.json's text, or what a GGUF file's metadata says in config.json's words.
   const std::string& config() const { return config_; }
+  // The file that says so, for errors.
+  const std::string& config_file() const { return config_file_; }
   // Over the config, and names, shapes, types, file sizes and a sample of every tensor's values, so
   // that a fine-tuned copy differs from its base. Reads one page a tensor. Of files of ranks: equal
   // for all that were made together.
   StatusOr<uint64_t> Digest() const;
+  // Whether it is the file of one rank (lockstep shard).
+  bool is_of_one_rank() const { return digest_.has_value(); }
 
  protected:
   std::string path_;
   std::string config_;
+  std::string config_file_;
   std::vector<std::unique_ptr<RandomAccessFile>> files_;
   std::map<std::string, TensorInfo> tensors_;
   std::optional<uint64_t> digest_;  // files of ranks: what Digest() says
 };
+
+// The checkpoint with these tensors in other formats: F32, exactly, or those of QuantizedFormat
+// (tensor/quantize.h), quantized row by row while they are read. `source` must outlive it.
+std::unique_ptr<Checkpoint> WithFormats(const Checkpoint& source,
+                                        const std::map<std::string, WeightFormat>& formats);
+// One such tensor.
+TensorInfo Converted(const TensorInfo& info, const WeightFormat& format);
 
 // The constructors of the file families.
 StatusOr<std::unique_ptr<Checkpoint>> OpenSafetensors(const std::string& directory);

@@ -2,24 +2,16 @@
 #include "runtime/weights/ggml_blocks.h"
 
 #include <cstring>
-#include <iterator>
 #include <string>
 
 #include "runtime/base/check.h"
+#include "runtime/base/gguf.h"
 
 namespace lockstep {
 namespace {
 
 constexpr int64_t kSuperWeights = 256;
 constexpr int64_t kSuperBlocks = kSuperWeights / kBlockWeights;
-
-// ggml_type by number; "" where there is none (any more).
-constexpr std::string_view kTypeNames[] = {
-    "F32",     "F16",   "Q4_0",   "Q4_1",  "",      "",       "Q5_0", "Q5_1",    "Q8_0",
-    "Q8_1",    "Q2_K",  "Q3_K",   "Q4_K",  "Q5_K",  "Q6_K",   "Q8_K", "IQ2_XXS", "IQ2_XS",
-    "IQ3_XXS", "IQ1_S", "IQ4_NL", "IQ3_S", "IQ2_S", "IQ4_XS", "I8",   "I16",     "I32",
-    "I64",     "F64",   "IQ1_M",  "BF16",  "",      "",       "",     "TQ1_0",   "TQ2_0",
-    "",        "",      "",       "MXFP4", "NVFP4"};
 
 constexpr Encoding kReadable[] = {
     Encoding::kF32,   Encoding::kF16,  Encoding::kBF16, Encoding::kQ4_0,  Encoding::kQ4_1,
@@ -234,10 +226,6 @@ SpreadSuper SpreadOf(Encoding encoding) {
 
 }  // namespace
 
-std::string_view NameOfGgml(uint32_t type) {
-  return type < std::size(kTypeNames) ? kTypeNames[type] : std::string_view();
-}
-
 StatusOr<WeightFormat> FormatOfGgml(std::string_view name) {
   std::string readable;
   for (const Encoding encoding : kReadable) {
@@ -249,10 +237,7 @@ StatusOr<WeightFormat> FormatOfGgml(std::string_view name) {
                     readable);
 }
 
-StatusOr<WeightFormat> FormatOfGgml(uint32_t type) {
-  if (!NameOfGgml(type).empty()) return FormatOfGgml(NameOfGgml(type));
-  return FormatOfGgml(std::to_string(type));
-}
+StatusOr<WeightFormat> FormatOfGgml(uint32_t type) { return FormatOfGgml(GgufTypeName(type)); }
 
 int64_t GgmlBlockWeights(const WeightFormat& format) {
   if (format.plain()) return 1;

@@ -15,8 +15,6 @@ namespace lockstep {
 StatusOr<WeightFormat> FormatOfGgml(uint32_t type);
 // The same by name: "Q4_K", "BF16".
 StatusOr<WeightFormat> FormatOfGgml(std::string_view name);
-// "Q4_K", "IQ2_XXS"; empty for numbers that mean nothing.
-std::string_view NameOfGgml(uint32_t type);
 
 // Weights per block of a ggml row: 1 for plain numbers, 32, 64 (NVFP4) or 256. 0 for formats that
 // ggml does not have (FP8, MLX).

@@ -66,6 +66,7 @@ Status GgufCheckpoint::Load(const std::string& path) {
   const std::string file = gguf.files[0]->path();
   LOCKSTEP_ASSIGN_OR_RETURN(const GgufArchitecture architecture, GgufArchitectureOf(gguf, file));
   LOCKSTEP_ASSIGN_OR_RETURN(config_, GgufConfig(gguf, architecture, file));
+  config_file_ = file;
   files_ = std::move(gguf.files);
   for (const auto& [gguf_name, tensor] : gguf.tensors) {
     GgufName name;

@@ -178,6 +178,24 @@ void ReadFlash(Reader& reader, const Gguf& gguf, json* config) {
   (*config)["topk_method"] = "noaux_tc";
 }
 
+// No GLM-4.x model stretches its positions. To llama.cpp a factor without a type is a linear one,
+// and type none turns all the others off.
+void RefuseRopeScaling(Reader& reader) {
+  constexpr char kNotComputed[] = "; no GLM-4.x model has it and it is not computed here";
+  const std::string* type = reader.Text("rope.scaling.type");
+  if (type != nullptr && *type == "none") return;
+  if (reader.Has("rope.scaling.type")) {
+    reader.Fail("rope.scaling.type",
+                (type != nullptr ? "is '" + *type + "'" : "is not a text") + kNotComputed);
+  }
+  for (const char* key : {"rope.scaling.factor", "rope.scaling.attn_factor", "rope.scale_linear"}) {
+    const double factor = reader.RealOr(key, 1);
+    if (factor != 0 && factor != 1) {
+      reader.Fail(key, absl::StrFormat("is %g", factor) + kNotComputed);
+    }
+  }
+}
+
 void ReadTokenIds(const Gguf& gguf, int64_t vocab_size, Reader& reader, json* config) {
   json ids = json::array();
   for (const char* name : {"eos", "eot", "eom"}) {
@@ -224,11 +242,7 @@ StatusOr<std::string> GgufConfig(const Gguf& gguf, GgufArchitecture architecture
   } else {
     ReadGlm4Moe(reader, &config);
   }
-  if (const std::string* scaling = reader.Text("rope.scaling.type");
-      scaling != nullptr && *scaling != "none") {
-    reader.Fail("rope.scaling.type",
-                "is '" + *scaling + "'; no GLM-4.x model has it and it is not computed here");
-  }
+  RefuseRopeScaling(reader);
   ReadTokenIds(gguf, vocab_size, reader, &config);
   LOCKSTEP_RETURN_IF_ERROR(reader.status());
   return config.dump(2);

@@ -40,6 +40,13 @@ StatusOr<std::vector<double>> ValidateShares(const std::vector<double>& shares, 
   return shares;
 }
 
+std::string FormatShares(const std::vector<double>& shares) {
+  std::string text;
+  for (const double share : shares)
+    text += (text.empty() ? "" : ",") + absl::StrFormat("%g", share);
+  return text;
+}
+
 Range KvHeadsOf(Range query, int64_t group) {
   if (query.empty()) return Range{};
   return Range{query.begin / group, (query.end + group - 1) / group};

@@ -46,6 +46,9 @@ std::vector<Range> CutByShares(int64_t total, const std::vector<double>& shares,
 // rank.
 StatusOr<std::vector<double>> ValidateShares(const std::vector<double>& shares, int ranks);
 
+// "3,1,2"
+std::string FormatShares(const std::vector<double>& shares);
+
 // The KV heads that the query heads `query` read, each shared by `group` query heads.
 Range KvHeadsOf(Range query, int64_t group);
 

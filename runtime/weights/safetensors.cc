@@ -163,14 +163,11 @@ StatusOr<std::vector<std::string>> ListFiles(const std::string& directory,
                                              const std::map<std::string, std::string>& index) {
   std::vector<std::string> files;
   for (const auto& [tensor, file] : index) files.push_back(file);
-  std::error_code error;
-  std::filesystem::directory_iterator entry(directory, error);
-  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
-    if (entry->path().extension() == ".safetensors")
-      files.push_back(entry->path().filename().string());
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names,
+                            NamesIn(directory, ErrorKind::kModel));
+  for (const std::string& name : names) {
+    if (std::filesystem::path(name).extension() == ".safetensors") files.push_back(name);
   }
-  if (error)
-    return ModelError("--model %s: cannot list the directory: %s", directory, error.message());
   std::sort(files.begin(), files.end());
   files.erase(std::unique(files.begin(), files.end()), files.end());
   if (files.empty())
@@ -197,9 +194,10 @@ Status SafetensorsCheckpoint::Open(const std::string& directory) {
           directory, file, tensor);
     }
   }
-  const std::string config = directory + "/config.json";
-  if (FileExists(config)) {
-    LOCKSTEP_ASSIGN_OR_RETURN(config_, ReadTextFile(config, kMaxConfigBytes, ErrorKind::kModel));
+  config_file_ = directory + "/config.json";
+  if (FileExists(config_file_)) {
+    LOCKSTEP_ASSIGN_OR_RETURN(config_,
+                              ReadTextFile(config_file_, kMaxConfigBytes, ErrorKind::kModel));
   }
   LOCKSTEP_ASSIGN_OR_RETURN(tensors_, TensorsOfArrays(arrays_, config_, directory));
   arrays_.clear();

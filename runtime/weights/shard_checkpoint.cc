@@ -2,20 +2,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
 
 #include "runtime/weights/checkpoint.h"
 #include "runtime/weights/shard_file.h"
 
 namespace lockstep {
 namespace {
-
-std::string SharesText(const std::vector<double>& shares) {
-  std::string text;
-  for (const double share : shares)
-    text += (text.empty() ? "" : ",") + absl::StrFormat("%g", share);
-  return text;
-}
 
 // Shares that cut alike: equal but for a factor.
 bool SameShares(const std::vector<double>& one, const std::vector<double>& other) {
@@ -30,11 +22,9 @@ bool SameShares(const std::vector<double>& one, const std::vector<double>& other
 // For how many ranks there are files: "2", "2 and 4".
 std::string CountsIn(const std::string& directory) {
   std::vector<int> counts;
-  std::error_code error;
-  std::filesystem::directory_iterator entry(directory, error);
-  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+  const StatusOr<std::vector<std::string>> names = ShardFilesIn(directory);
+  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
     int rank = 0, ranks = 0;
-    const std::string name = entry->path().filename().string();
     if (std::sscanf(name.c_str(), "rank-%d-of-%d.", &rank, &ranks) == 2 && rank >= 0 &&
         ShardName(rank, ranks) == name) {
       counts.push_back(ranks);
@@ -75,10 +65,12 @@ class ShardCheckpoint final : public Checkpoint {
       return ModelError(
           "%s: was made for --shares %s, but the ranks compute with %s; give --shares %s, or run "
           "lockstep shard with the other ones",
-          path, SharesText(header.shares), SharesText(place.shares), SharesText(header.shares));
+          path, FormatShares(header.shares), FormatShares(place.shares),
+          FormatShares(header.shares));
     }
     LOCKSTEP_ASSIGN_OR_RETURN(auto file, RandomAccessFile::Open(path, ErrorKind::kModel));
     config_ = std::move(header.config);
+    config_file_ = path;
     digest_ = header.settings;
     for (ShardTensor& tensor : header.tensors) {
       TensorInfo info;

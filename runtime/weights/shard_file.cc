@@ -239,6 +239,19 @@ Status ParseShares(const Reader& reader, ShardHeader* header) {
 
 }  // namespace
 
+StatusOr<std::vector<std::string>> ShardFilesIn(const std::string& directory) {
+  LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> names, NamesIn(directory, ErrorKind::kModel));
+  std::erase_if(names, [](const std::string& name) { return !name.ends_with(kShardSuffix); });
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+StatusOr<bool> HoldsShards(const std::string& directory) {
+  if (!IsDirectory(directory)) return false;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, ShardFilesIn(directory));
+  return !names.empty();
+}
+
 std::string ShardName(int rank, int ranks) {
   return absl::StrFormat("rank-%d-of-%d%s", rank, ranks, kShardSuffix);
 }

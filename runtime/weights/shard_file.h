@@ -55,6 +55,11 @@ struct ShardHeader {
   int ranks() const { return static_cast<int>(shares.size()); }
 };
 
+// Whether the directory was made by `lockstep shard`; false if it is none.
+StatusOr<bool> HoldsShards(const std::string& directory);
+// The names of its files that end like those of ranks, sorted.
+StatusOr<std::vector<std::string>> ShardFilesIn(const std::string& directory);
+
 std::string ShardName(int rank, int ranks);  // "rank-0-of-2.lockstep"
 
 // Bytes of one row of a slice in the file; of elements, of all.

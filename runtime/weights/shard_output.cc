@@ -70,7 +70,13 @@ ShardOutput::~ShardOutput() {
 }
 
 std::string ShardOutput::FinalPath(size_t rank) const {
-  return directory_ + "/" + ShardName(static_cast<int>(rank), static_cast<int>(sizes_.size()));
+  return directory_ + "/" + ShardName(headers_[rank].rank, headers_[rank].ranks());
+}
+
+// Ranks that are made one by one need not wait for each other.
+std::string ShardOutput::JournalPath() const {
+  if (headers_.size() == headers_[0].shares.size()) return directory_ + "/shard.journal";
+  return absl::StrFormat("%s/shard-rank-%d.journal", directory_, headers_[0].rank);
 }
 
 std::string ShardOutput::JournalTitle() const {
@@ -81,7 +87,7 @@ bool ShardOutput::IsFinished(size_t rank) const {
   if (!FileExists(FinalPath(rank))) return false;
   const StatusOr<ShardHeader> header = ReadShardHeader(FinalPath(rank));
   return header.ok() && header->settings == headers_[rank].settings &&
-         header->rank == static_cast<int>(rank);
+         header->rank == headers_[rank].rank;
 }
 
 // Files of another sharding beside these would be taken for each other's.
@@ -91,12 +97,9 @@ Status ShardOutput::CheckOthers() const {
   for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
     const std::string path = entry->path().string();
     if (!path.ends_with(kShardSuffix)) continue;
-    bool mine = false;
-    for (size_t rank = 0; rank < sizes_.size(); ++rank) {
-      mine =
-          mine || (entry->path().filename() == std::filesystem::path(FinalPath(rank)).filename() &&
-                   IsFinished(rank));
-    }
+    const StatusOr<ShardHeader> header = ReadShardHeader(path);
+    const bool mine = header.ok() && header->settings == headers_[0].settings &&
+                      entry->path().filename() == ShardName(header->rank, header->ranks());
     if (!mine) {
       return UsageError(
           "%s: is of another checkpoint or other settings; give --out a directory of its own, or "

@@ -20,8 +20,9 @@ class ShardOutput {
     uint64_t bytes = 0;  // the journal is brought up to date after so many bytes
     int64_t ms = 0;      // or so long
   };
-  // `headers` (of all ranks, placed) and `sizes` of the files must outlive the output. The tasks
-  // are the tensors of headers[0]; `places` says for each the index of its tensor in every header.
+  // `headers` (of all ranks or of one, placed) and `sizes` of the files must outlive the output.
+  // The tasks are the tensors of headers[0]; `places` says for each the index of its tensor in
+  // every header.
   ShardOutput(std::string directory, std::vector<ShardHeader>* headers, std::vector<uint64_t> sizes,
               std::vector<std::vector<size_t>> places, Pace pace);
   ~ShardOutput();
@@ -44,7 +45,7 @@ class ShardOutput {
  private:
   std::string FinalPath(size_t rank) const;
   std::string PartPath(size_t rank) const { return FinalPath(rank) + ".part"; }
-  std::string JournalPath() const { return directory_ + "/shard.journal"; }
+  std::string JournalPath() const;
   std::string JournalTitle() const;
   Status OpenJournal();
   Status CheckOthers() const;

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <cstring>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -18,25 +16,10 @@
 namespace lockstep {
 namespace {
 
-class FormatsView final : public Checkpoint {
- public:
-  FormatsView(const Checkpoint& source, const std::map<std::string, WeightFormat>& formats) {
-    path_ = source.path();
-    config_ = source.config();
-    tensors_ = source.tensors();
-    for (const auto& [name, format] : formats) {
-      TensorInfo& info = tensors_.at(name);
-      info.format = format;
-      info.storage = Storage::kPortable;
-    }
-  }
-};
-
 // One tensor on its way to all ranks.
 struct Task {
-  const TensorInfo* info = nullptr;
+  TensorInfo info;  // in the format of the files
   std::string name;
-  WeightFormat format;         // in the files
   std::vector<size_t> places;  // its index in the header of every rank
 };
 
@@ -44,19 +27,20 @@ struct Plan {
   std::vector<ShardHeader> headers;
   std::vector<uint64_t> sizes;
   std::vector<Task> tasks;
+  std::map<std::string, WeightFormat> formats;  // those that change
 };
 
 // The format in the files: the wanted one where this can be cut.
 WeightFormat FormatOf(const Task& task, const std::vector<ShardHeader>& headers,
                       const ShardOptions& options) {
   const auto wanted = options.formats.find(task.name);
-  const WeightFormat format = wanted == options.formats.end() ? task.info->format : wanted->second;
+  const WeightFormat format = wanted == options.formats.end() ? task.info.format : wanted->second;
   std::vector<Range> columns;
   for (size_t rank = 0; rank < headers.size(); ++rank) {
     const TensorSlice& slice = headers[rank].tensors[task.places[rank]].slice;
     if (slice.kind == SliceKind::kColumns) columns.push_back(slice.range);
   }
-  const bool fits = columns.empty() || CutsFit(format, task.info->shape[1], columns);
+  const bool fits = columns.empty() || CutsFit(format, task.info.shape[1], columns);
   return fits ? format : WeightFormat(DType::kF32);
 }
 
@@ -95,7 +79,7 @@ StatusOr<Plan> MakePlan(const Checkpoint& source, const ShardOptions& options) {
     plan.headers.push_back(std::move(header));
   }
   for (const ShardTensor& tensor : plan.headers[0].tensors) {
-    Task task{source.Find(tensor.name), tensor.name, {}, {}};
+    Task task{*source.Find(tensor.name), tensor.name, {}};
     for (const auto& of_rank : places) {
       const auto place = of_rank.find(tensor.name);
       if (place == of_rank.end() || of_rank.size() != places[0].size())
@@ -105,17 +89,28 @@ StatusOr<Plan> MakePlan(const Checkpoint& source, const ShardOptions& options) {
     plan.tasks.push_back(std::move(task));
   }
   for (Task& task : plan.tasks) {
-    task.format = FormatOf(task, plan.headers, options);
+    const WeightFormat format = FormatOf(task, plan.headers, options);
+    if (format != task.info.format) {
+      task.info = Converted(task.info, format);
+      plan.formats[task.name] = format;
+    }
     for (size_t rank = 0; rank < plan.headers.size(); ++rank)
-      plan.headers[rank].tensors[task.places[rank]].format = task.format;
+      plan.headers[rank].tensors[task.places[rank]].format = format;
   }
-  uint64_t settings = 0;
+  uint64_t settings = plan.formats.empty() ? 0 : kQuantizerVersion;
   for (ShardHeader& header : plan.headers) {
     plan.sizes.push_back(PlaceShardTensors(&header));
     settings = ShardSettings(header, settings);
   }
   for (ShardHeader& header : plan.headers) header.settings = settings;
   return plan;
+}
+
+// The other ranks count for the digest of the settings only.
+void KeepRank(Plan* plan, size_t rank) {
+  plan->headers = {std::move(plan->headers[rank])};
+  plan->sizes = {plan->sizes[rank]};
+  for (Task& task : plan->tasks) task.places = {task.places[rank]};
 }
 
 // What all threads share.
@@ -163,7 +158,7 @@ class Worker {
     const Task& task = shared_.plan.tasks[index];
     digests_.clear();
     digests_.resize(shared_.plan.headers.size());
-    LOCKSTEP_RETURN_IF_ERROR(task.info->shape.size() == 1 ? Vector(task) : Matrix(task));
+    LOCKSTEP_RETURN_IF_ERROR(task.info.shape.size() == 1 ? Vector(task) : Matrix(task));
     std::vector<uint64_t> checksums;
     for (const DigestStream& digest : digests_) checksums.push_back(digest.Value());
     return shared_.output.Done(index, checksums);
@@ -182,7 +177,7 @@ class Worker {
   }
 
   Status Vector(const Task& task) {
-    const TensorInfo& info = *task.info;
+    const TensorInfo& info = task.info;
     if (info.storage != Storage::kPlain) {
       return ModelError("%s: tensor %s is quantized (%s), but a vector is kept in BF16, F16 or F32",
                         info.data.file->path(), task.name, info.format.Name());
@@ -202,72 +197,39 @@ class Worker {
 
   // The rows that any rank holds something of.
   Range RowsOf(const Task& task) const {
-    Range rows{task.info->shape[0], 0};
+    Range rows{task.info.shape[0], 0};
     for (size_t rank = 0; rank < digests_.size(); ++rank) {
       const TensorSlice& slice = TensorOf(task, rank).slice;
       if (slice.range.empty()) continue;
       const bool whole = slice.kind == SliceKind::kColumns;
       rows.begin = whole ? 0 : std::min(rows.begin, slice.range.begin);
-      rows.end = whole ? task.info->shape[0] : std::max(rows.end, slice.range.end);
+      rows.end = whole ? task.info.shape[0] : std::max(rows.end, slice.range.end);
     }
     return rows;
   }
 
   Status Matrix(const Task& task) {
-    const TensorInfo& info = *task.info;
+    const TensorInfo& info = task.info;
     const int64_t width = info.shape[1];
-    const uint64_t largest = std::max({LayoutOf(info.format, width, 0).row_bytes,
-                                       LayoutOf(task.format, width, 0).row_bytes, uint64_t{1}});
-    const auto step =
-        static_cast<int64_t>(std::max<uint64_t>(1, shared_.options.chunk_bytes / largest));
+    const uint64_t row_bytes = LayoutOf(info.format, width, 0).row_bytes;
+    const auto step = static_cast<int64_t>(
+        std::max<uint64_t>(1, shared_.options.chunk_bytes / std::max<uint64_t>(1, row_bytes)));
     const Range rows = RowsOf(task);
     for (int64_t begin = rows.begin; begin < rows.end; begin += step) {
       if (shared_.Stopped()) return InterruptedError();
       const Range chunk{begin, std::min(rows.end, begin + step)};
-      LOCKSTEP_RETURN_IF_ERROR(ReadChunk(task, chunk));
+      rows_.resize(static_cast<uint64_t>(chunk.size()) * row_bytes);
+      LOCKSTEP_RETURN_IF_ERROR(reader_.Read(info, task.name, chunk, rows_.data()));
       for (size_t rank = 0; rank < digests_.size(); ++rank)
         LOCKSTEP_RETURN_IF_ERROR(WriteChunk(task, chunk, rank));
     }
     return OkStatus();
   }
 
-  // Fills rows_ with the chunk in the files' format.
-  Status ReadChunk(const Task& task, Range chunk) {
-    const TensorInfo& info = *task.info;
-    const int64_t width = info.shape[1];
-    const bool same = task.format == info.format;
-    const uint64_t from = LayoutOf(info.format, width, 0).row_bytes;
-    const uint64_t to = LayoutOf(task.format, width, 0).row_bytes;
-    const auto count = static_cast<uint64_t>(chunk.size());
-    rows_.resize(count * to);
-    if (!same) stored_.resize(count * from);
-    LOCKSTEP_RETURN_IF_ERROR(
-        reader_.Read(info, task.name, chunk, same ? rows_.data() : stored_.data()));
-    if (same) return OkStatus();
-    values_.resize(static_cast<size_t>(width));
-    for (uint64_t row = 0; row < count; ++row) {
-      DecodeRow(info.format, stored_.data() + row * from, width, 0, 0, width, values_.data());
-      const bool finite =
-          std::all_of(values_.begin(), values_.end(), [](float v) { return std::isfinite(v); });
-      if (!finite) {
-        return ModelError(
-            "%s: tensor %s holds values that are not finite (NaN or infinity); the checkpoint is "
-            "broken",
-            info.data.file->path(), task.name);
-      }
-      if (task.format == WeightFormat(DType::kF32)) {
-        std::memcpy(rows_.data() + row * to, values_.data(), to);
-      } else {
-        QuantizeRow(task.format, values_.data(), width, rows_.data() + row * to);
-      }
-    }
-    return OkStatus();
-  }
-
   Status WriteChunk(const Task& task, Range chunk, size_t rank) {
     const ShardTensor& tensor = TensorOf(task, rank);
-    const int64_t width = task.info->shape[1];
-    const uint64_t row_bytes = LayoutOf(task.format, width, 0).row_bytes;
+    const int64_t width = task.info.shape[1];
+    const uint64_t row_bytes = LayoutOf(task.info.format, width, 0).row_bytes;
     const Range range = tensor.slice.range;
     if (range.empty()) return OkStatus();
     if (tensor.slice.kind == SliceKind::kRows) {
@@ -281,7 +243,7 @@ class Worker {
     const uint64_t cut_bytes = ShardRowBytes(tensor);
     cut_.resize(static_cast<uint64_t>(chunk.size()) * cut_bytes);
     for (int64_t row = 0; row < chunk.size(); ++row) {
-      CutRow(task.format, rows_.data() + static_cast<uint64_t>(row) * row_bytes, width, 0,
+      CutRow(task.info.format, rows_.data() + static_cast<uint64_t>(row) * row_bytes, width, 0,
              range.begin, range.end, cut_.data() + static_cast<uint64_t>(row) * cut_bytes);
     }
     return Put(task, rank, static_cast<uint64_t>(chunk.begin) * cut_bytes, cut_);
@@ -289,9 +251,8 @@ class Worker {
 
   Shared& shared_;
   StoredRowReader reader_;
-  std::vector<DigestStream> digests_;           // of the task's slices, by rank
-  std::vector<std::byte> stored_, rows_, cut_;  // a chunk as it is stored, converted, cut
-  std::vector<float> values_;
+  std::vector<DigestStream> digests_;  // of the task's slices, by rank
+  std::vector<std::byte> rows_, cut_;  // a chunk, and what a rank holds of it
 };
 
 Status WriteTasks(const Plan& plan, const ShardOptions& options, ShardOutput& output) {
@@ -312,17 +273,15 @@ Status WriteTasks(const Plan& plan, const ShardOptions& options, ShardOutput& ou
 
 }  // namespace
 
-std::unique_ptr<Checkpoint> WithFormats(const Checkpoint& source,
-                                        const std::map<std::string, WeightFormat>& formats) {
-  return std::make_unique<FormatsView>(source, formats);
-}
-
 StatusOr<ShardResult> WriteShards(const Checkpoint& source, const ShardOptions& options) {
   LOCKSTEP_ASSIGN_OR_RETURN(Plan plan, MakePlan(source, options));
+  if (options.only_rank >= 0) KeepRank(&plan, static_cast<size_t>(options.only_rank));
   std::vector<std::vector<size_t>> places;
   for (const Task& task : plan.tasks) places.push_back(task.places);
   ShardResult result;
   result.file_bytes = plan.sizes;
+  result.settings = plan.headers[0].settings;
+  result.formats = plan.formats;
   result.tensors = static_cast<int64_t>(plan.tasks.size());
   ShardOutput output(options.directory, &plan.headers, plan.sizes, std::move(places),
                      {options.journal_bytes, options.journal_ms});

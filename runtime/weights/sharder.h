@@ -14,11 +14,6 @@
 
 namespace lockstep {
 
-// What a checkpoint would be with these tensors in other formats: to plan with, its data cannot be
-// read. `source` must outlive it.
-std::unique_ptr<Checkpoint> WithFormats(const Checkpoint& source,
-                                        const std::map<std::string, WeightFormat>& formats);
-
 struct ShardOptions {
   std::string directory;       // is made if it is not there
   std::vector<double> shares;  // one per rank, validated
@@ -27,6 +22,8 @@ struct ShardOptions {
   // Of matrices that change their format: those of QuantizedFormat (tensor/quantize.h). Whole rows
   // are quantized and then cut. Where cuts do not fit a format the matrix becomes F32, exactly.
   std::map<std::string, WeightFormat> formats;
+  // Only this rank's file is made, of only what it holds; -1: all.
+  int only_rank = -1;
   int threads = 1;
   // Called with bytes written and to be written, from any thread, one at a time; may be empty.
   std::function<void(uint64_t done, uint64_t total)> progress;
@@ -40,9 +37,12 @@ struct ShardOptions {
 };
 
 struct ShardResult {
-  std::vector<uint64_t> file_bytes;  // of every rank
+  std::vector<uint64_t> file_bytes;  // of every rank, or of the only one
   int64_t tensors = 0;
   int64_t tensors_kept = 0;  // written by an earlier start
+  uint64_t settings = 0;     // the set's digest
+  // Of the tensors that the files hold in another format than the source.
+  std::map<std::string, WeightFormat> formats;
 };
 
 // Files appear under their names when all are whole; until then they are named .part, and

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "runtime/base/check.h"
+#include "runtime/weights/shard_file.h"
 
 namespace lockstep {
 namespace {
@@ -22,35 +23,32 @@ Status CheckReadable(const TensorInfo& info, const std::string& name) {
       info.data.file->path(), name, info.data.type);
 }
 
-}  // namespace
-
-StatusOr<const TensorInfo*> FindShaped(const Checkpoint& checkpoint, const std::string& name,
-                                       const std::vector<int64_t>& shape) {
+StatusOr<const TensorInfo*> FindReadable(const Checkpoint& checkpoint, const std::string& name) {
   const TensorInfo* info = checkpoint.Find(name);
   if (info == nullptr) {
     return ModelError(
         "%s: tensor %s is missing; the checkpoint is incomplete or not of this architecture",
         checkpoint.path(), name);
   }
-  if (info->shape != shape) {
-    return ModelError("%s: tensor %s has shape %s, but config.json means %s",
-                      info->data.file->path(), name, info->ShapeText(), ShapeText(shape));
-  }
   LOCKSTEP_RETURN_IF_ERROR(CheckReadable(*info, name));
   return info;
+}
+
+}  // namespace
+
+StatusOr<const TensorInfo*> FindShaped(const Checkpoint& checkpoint, const std::string& name,
+                                       const std::vector<int64_t>& shape) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindReadable(checkpoint, name));
+  if (info->shape == shape) return info;
+  return ModelError("%s: tensor %s has shape %s, but config.json means %s", info->data.file->path(),
+                    name, info->ShapeText(), ShapeText(shape));
 }
 
 StatusOr<WeightFormat> CommonFormat(const Checkpoint& checkpoint,
                                     const std::vector<std::string>& names) {
   std::optional<WeightFormat> common;
   for (const std::string& name : names) {
-    const TensorInfo* info = checkpoint.Find(name);
-    if (info == nullptr) {
-      return ModelError(
-          "%s: tensor %s is missing; the checkpoint is incomplete or not of this architecture",
-          checkpoint.path(), name);
-    }
-    LOCKSTEP_RETURN_IF_ERROR(CheckReadable(*info, name));
+    LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindReadable(checkpoint, name));
     if (common.has_value() && *common != info->format) return WeightFormat(DType::kF32);
     common = info->format;
   }
@@ -72,20 +70,6 @@ SliceLoader::SliceLoader(const Checkpoint& checkpoint, Group& group, std::vector
       shares_(std::move(shares)),
       reader_(std::move(progress)) {
   sends_.resize(static_cast<size_t>(group.size()));
-}
-
-StatusOr<const TensorInfo*> SliceLoader::FindAndMark(const std::string& name,
-                                                     const std::vector<int64_t>& shape) {
-  used_.insert(name);
-  return FindShaped(checkpoint_, name, shape);
-}
-
-std::vector<std::string> SliceLoader::Unused() const {
-  std::vector<std::string> unused;
-  for (const auto& [name, info] : checkpoint_.tensors()) {
-    if (!used_.contains(name)) unused.push_back(name);
-  }
-  return unused;
 }
 
 Status SliceLoader::ReadAs(const WeightFormat& format, const TensorInfo& info,
@@ -124,12 +108,12 @@ Status SliceLoader::ReadStoredSlice(const WeightFormat& format, const TensorInfo
   LOCKSTEP_CHECK(format == WeightFormat(DType::kF32));
   own_format_.resize(info.data.bytes);
   LOCKSTEP_RETURN_IF_ERROR(reader_.ReadSlice(info, name, own_format_.data()));
-  const bool columns = needed.kind == SliceKind::kColumns;
-  const int64_t rows =
-      columns ? info.shape[0] : (needed.kind == SliceKind::kRows ? needed.range.size() : 1);
+  const ShardTensor slice{name, info.shape, needed, info.format};
+  const int64_t rows = ShardRows(slice);
+  const uint64_t row_bytes = ShardRowBytes(slice);
   const int64_t width = needed.kind == SliceKind::kRows ? info.shape[1] : needed.range.size();
-  const int64_t phase = columns ? PhaseAt(info.format, 0, needed.range.begin) : 0;
-  const uint64_t row_bytes = LayoutOf(info.format, width, phase).row_bytes;
+  const int64_t phase =
+      needed.kind == SliceKind::kColumns ? PhaseAt(info.format, 0, needed.range.begin) : 0;
   auto* values = reinterpret_cast<float*>(to);
   for (int64_t row = 0; row < rows; ++row, values += width) {
     DecodeRow(info.format, own_format_.data() + static_cast<uint64_t>(row) * row_bytes, width,
@@ -140,7 +124,8 @@ Status SliceLoader::ReadStoredSlice(const WeightFormat& format, const TensorInfo
 
 Status SliceLoader::ReadRows(const std::string& name, int64_t height, Range rows, HostMatrix* to,
                              int64_t index, int64_t at) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindAndMark(name, {height, to->inputs}));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info,
+                            FindShaped(checkpoint_, name, {height, to->inputs}));
   if (info->slice.has_value()) {
     return ReadStoredSlice(to->format, *info, name, {SliceKind::kRows, rows}, to->row(index, at));
   }
@@ -152,7 +137,7 @@ Status SliceLoader::ReadRows(const std::string& name, int64_t height, Range rows
 Status SliceLoader::ReadColumns(const std::string& name, int64_t width,
                                 const std::vector<Range>& columns, HostMatrix* to, int64_t index) {
   const int64_t height = to->outputs;
-  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindAndMark(name, {height, width}));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindShaped(checkpoint_, name, {height, width}));
   LOCKSTEP_CHECK(CutsFit(to->format, width, columns));
   if (info->slice.has_value()) {
     const Range cut = columns[static_cast<size_t>(rank())];
@@ -186,7 +171,7 @@ Status SliceLoader::ReadColumns(const std::string& name, int64_t width,
 
 StatusOr<std::vector<float>> SliceLoader::ReadVector(const std::string& name, int64_t length,
                                                      Range elements) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindAndMark(name, {length}));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TensorInfo* info, FindShaped(checkpoint_, name, {length}));
   std::vector<float> values(static_cast<size_t>(elements.empty() ? 0 : elements.size()));
   if (info->slice.has_value()) {
     const TensorSlice needed{SliceKind::kElements, elements};

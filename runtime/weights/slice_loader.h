@@ -13,7 +13,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -48,11 +47,6 @@ class SliceLoader {
   // As the files store them, scales included.
   uint64_t bytes_read() const { return reader_.bytes_read(); }
   int rank() const { return group_.rank(); }
-  // The tensors of the checkpoint that nothing asked for so far.
-  std::vector<std::string> Unused() const;
-
-  // Counts the tensor as asked for: other ranks read it.
-  void Skip(const std::string& name) { used_.insert(name); }
 
   // Rows [rows.begin, rows.end) of a [height, width] tensor into matrix `index` of `to`, from its
   // row `at` on. `to` has the tensor's format or F32.
@@ -70,8 +64,6 @@ class SliceLoader {
   // slice that this rank needs.
   Status ReadStoredSlice(const WeightFormat& format, const TensorInfo& info,
                          const std::string& name, const TensorSlice& needed, std::byte* to);
-  StatusOr<const TensorInfo*> FindAndMark(const std::string& name,
-                                          const std::vector<int64_t>& shape);
   // Rows of a tensor as rows of `format`, its own or F32.
   Status ReadAs(const WeightFormat& format, const TensorInfo& info, const std::string& name,
                 Range rows, std::byte* to);
@@ -79,7 +71,6 @@ class SliceLoader {
   const Checkpoint& checkpoint_;
   Group& group_;
   std::vector<double> shares_;
-  std::set<std::string> used_;
   StoredRowReader reader_;
   std::vector<std::byte> own_format_;          // rows whose format changes
   std::vector<std::byte> rows_;                // whole rows of a column-sliced tensor

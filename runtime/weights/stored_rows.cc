@@ -1,9 +1,12 @@
 #include "runtime/weights/stored_rows.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 
 #include "runtime/base/check.h"
 #include "runtime/base/digest.h"
+#include "runtime/tensor/quantize.h"
 
 namespace lockstep {
 namespace {
@@ -13,6 +16,20 @@ namespace {
 constexpr uint64_t kChunkBytes = uint64_t{2} << 20;
 // Between two reports of progress.
 constexpr uint64_t kPlainChunkBytes = uint64_t{32} << 20;
+
+Status CompareChecksum(const TensorInfo& info, const std::string& name, uint64_t checksum) {
+  if (checksum == info.slice->checksum) return OkStatus();
+  return ModelError(
+      "%s: tensor %s does not match its checksum; the file is damaged: copy it again, or run "
+      "lockstep shard again",
+      info.data.file->path(), name);
+}
+
+Status NotFinite(const TensorInfo& info, const std::string& name) {
+  return ModelError(
+      "%s: tensor %s holds values that are not finite (NaN or infinity); the checkpoint is broken",
+      info.data.file->path(), name);
+}
 
 }  // namespace
 
@@ -39,10 +56,7 @@ Status StoredRowReader::ReadPlain(const TensorInfo& info, const std::string& nam
     const uint64_t bytes = std::min(kPlainChunkBytes, range.bytes - done);
     LOCKSTEP_RETURN_IF_ERROR(ReadRange(info.data, {range.offset + done, bytes}, to + done));
     if (!RowIsFinite(info.format, to + done, static_cast<int64_t>(bytes / element), 0)) {
-      return ModelError(
-          "%s: tensor %s holds values that are not finite (NaN or infinity); the checkpoint is "
-          "broken",
-          info.data.file->path(), name);
+      return NotFinite(info, name);
     }
   }
   return OkStatus();
@@ -60,8 +74,37 @@ Status StoredRowReader::ReadCoded(const TensorInfo& info, const std::string& nam
   return TranscodeRows(info, name, bytes, rows.begin, rows.size(), to);
 }
 
+Status StoredRowReader::ReadConverted(const TensorInfo& info, const std::string& name, Range rows,
+                                      std::byte* to) {
+  const TensorInfo& original = *info.original;
+  const int64_t width = info.shape[1];
+  const uint64_t from_bytes = LayoutOf(original.format, width, 0).row_bytes;
+  const uint64_t to_bytes = LayoutOf(info.format, width, 0).row_bytes;
+  const auto step = static_cast<int64_t>(std::max<uint64_t>(1, kChunkBytes / (from_bytes + 1)));
+  values_.resize(static_cast<size_t>(width));
+  for (int64_t begin = rows.begin; begin < rows.end; begin += step) {
+    const Range chunk{begin, std::min(rows.end, begin + step)};
+    original_.resize(static_cast<uint64_t>(chunk.size()) * from_bytes);
+    LOCKSTEP_RETURN_IF_ERROR(Read(original, name, chunk, original_.data()));
+    for (int64_t row = 0; row < chunk.size(); ++row, to += to_bytes) {
+      DecodeRow(original.format, original_.data() + static_cast<uint64_t>(row) * from_bytes, width,
+                0, 0, width, values_.data());
+      const bool finite =
+          std::all_of(values_.begin(), values_.end(), [](float v) { return std::isfinite(v); });
+      if (!finite) return NotFinite(info, name);
+      if (info.format == WeightFormat(DType::kF32)) {
+        std::memcpy(to, values_.data(), to_bytes);
+      } else {
+        QuantizeRow(info.format, values_.data(), width, to);
+      }
+    }
+  }
+  return OkStatus();
+}
+
 Status StoredRowReader::Read(const TensorInfo& info, const std::string& name, Range rows,
                              std::byte* to) {
+  if (info.storage == Storage::kConverted) return ReadConverted(info, name, rows, to);
   LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, name, rows.begin, rows.size()));
   if (info.storage == Storage::kPlain) return ReadPlain(info, name, ranges.data, to);
   const uint64_t row_bytes = LayoutOf(info.format, info.shape.back(), 0).row_bytes;
@@ -85,11 +128,19 @@ Status StoredRowReader::ReadSlice(const TensorInfo& info, const std::string& nam
     LOCKSTEP_RETURN_IF_ERROR(ReadRange(info.data, {info.data.offset + done, bytes}, to + done));
     digest.Add({to + done, bytes});
   }
-  if (digest.Value() == info.slice->checksum) return OkStatus();
-  return ModelError(
-      "%s: tensor %s does not match its checksum; the file is damaged: copy it again, or run "
-      "lockstep shard again",
-      info.data.file->path(), name);
+  return CompareChecksum(info, name, digest.Value());
+}
+
+Status StoredRowReader::CheckSlice(const TensorInfo& info, const std::string& name) {
+  LOCKSTEP_CHECK(info.slice.has_value());
+  DigestStream digest;
+  for (uint64_t done = 0; done < info.data.bytes; done += kPlainChunkBytes) {
+    const uint64_t bytes = std::min(kPlainChunkBytes, info.data.bytes - done);
+    LOCKSTEP_ASSIGN_OR_RETURN(const auto read,
+                              ReadInto(data_, info.data, {info.data.offset + done, bytes}));
+    digest.Add(read);
+  }
+  return CompareChecksum(info, name, digest.Value());
 }
 
 Status StoredRowReader::ReadVector(const TensorInfo& info, const std::string& name, Range elements,

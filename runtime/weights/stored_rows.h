@@ -22,17 +22,21 @@ class StoredRowReader {
 
   // Rows [rows.begin, rows.end) of a matrix in the tensor's own format, uncut, one behind the
   // other. Plain numbers and scales that are not finite are an error. Quantized rows pass through a
-  // few MiB of memory, plain ones are read where they stay.
+  // few MiB of memory, plain ones are read where they stay. Rows of a converted tensor are decoded
+  // and quantized, so they do not depend on how they are read.
   Status Read(const TensorInfo& info, const std::string& name, Range rows, std::byte* to);
   // Elements of a vector of plain numbers, in its own type.
   Status ReadVector(const TensorInfo& info, const std::string& name, Range elements, std::byte* to);
   // All bytes of a tensor that is stored as a slice, compared with their checksum.
   Status ReadSlice(const TensorInfo& info, const std::string& name, std::byte* to);
+  // The same without keeping the bytes: through a few MiB of memory.
+  Status CheckSlice(const TensorInfo& info, const std::string& name);
   // As the files store them, scales included.
   uint64_t bytes_read() const { return bytes_read_; }
 
  private:
   Status ReadPlain(const TensorInfo& info, const std::string& name, FileRange range, std::byte* to);
+  Status ReadConverted(const TensorInfo& info, const std::string& name, Range rows, std::byte* to);
   Status ReadCoded(const TensorInfo& info, const std::string& name, Range rows, std::byte* to);
   Status ReadRange(const StoredArray& array, FileRange range, std::byte* to);
   StatusOr<std::span<const std::byte>> ReadInto(std::vector<std::byte>& to,
@@ -41,6 +45,8 @@ class StoredRowReader {
   std::function<void(uint64_t)> progress_;
   uint64_t bytes_read_ = 0;
   std::vector<std::byte> data_, scales_, biases_, whole_scale_;  // as stored
+  std::vector<std::byte> original_;                              // rows before their conversion
+  std::vector<float> values_;
 };
 
 }  // namespace lockstep

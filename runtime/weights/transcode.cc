@@ -1,7 +1,9 @@
 #include "runtime/weights/transcode.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "runtime/base/check.h"
 
@@ -89,7 +91,8 @@ StatusOr<RowSizes> SizesOf(const TensorInfo& info, const std::string& name, cons
       sizes.data = inputs / 2;
       sizes.scales = inputs / kNvfp4Group;
       break;
-    case Storage::kPortable:  // a slice, which has no rows of the whole
+    case Storage::kPortable:   // a slice, which has no rows of the whole
+    case Storage::kConverted:  // has the rows of its original
       fits = false;
       break;
   }
@@ -182,6 +185,29 @@ bool NoFp8Nan(const std::byte* codes, uint64_t count) {
   return AllFinite<uint8_t>(codes, count, 0x7f);
 }
 
+// Scales may be finite and their products with codes not. A look at the scales is enough as a rule:
+// codes and inner scales are below 2^14.
+bool ProductsAreFinite(const WeightFormat& format, const std::byte* row, int64_t inputs) {
+  constexpr float kModest = 1e34f;
+  constexpr uint8_t kModestExponent = 127 + 113;  // of e8m0: 2^113
+  const RowLayout layout = LayoutOf(format, inputs, 0);
+  bool modest = true;
+  if (format.encoding == Encoding::kFp8 || format.encoding == Encoding::kNvfp4 ||
+      format.encoding == Encoding::kMlx) {
+    const DType type = format.encoding == Encoding::kMlx ? format.scale_type : DType::kF32;
+    const std::string name(NameOf(type));
+    for (uint64_t at = 0; at < layout.inner_at; at += SizeOf(type))
+      modest = modest && std::fabs(PlainValue(row + at, name)) < kModest;
+  } else if (format.encoding == Encoding::kMxfp4) {
+    for (uint64_t at = layout.inner_at; at < layout.codes_at; ++at)
+      modest = modest && std::to_integer<uint8_t>(row[at]) < kModestExponent;
+  }
+  if (modest) return true;
+  std::vector<float> values(static_cast<size_t>(inputs));
+  DecodeRow(format, row, inputs, 0, 0, inputs, values.data());
+  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
+}
+
 }  // namespace
 
 StatusOr<RowRanges> RangesOf(const TensorInfo& info, const std::string& name, int64_t first,
@@ -263,13 +289,21 @@ Status TranscodeRows(const TensorInfo& info, const std::string& name, const RowB
       case Storage::kNvfp4:
         Nvfp4Row(info, data, scales, whole, shape.inputs, portable);
         break;
-      case Storage::kPortable:  // RangesOf has no ranges of it
+      case Storage::kPortable:  // RangesOf has no ranges of these
+      case Storage::kConverted:
         break;
     }
     if (!RowIsFinite(info.format, portable, shape.inputs, 0)) {
       return ModelError(
           "%s: tensor %s holds values or scales that are not finite (NaN or infinity), first in "
           "row %d; the checkpoint is broken",
+          info.data.file->path(), name, first + row);
+    }
+    if (!ProductsAreFinite(info.format, portable, shape.inputs)) {
+      return ModelError(
+          "%s: tensor %s holds scales that make weights too large for float32, first in row %d; "
+          "the "
+          "checkpoint is broken",
           info.data.file->path(), name, first + row);
     }
   }

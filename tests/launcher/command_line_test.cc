@@ -134,7 +134,7 @@ TEST(CommandLine, HelpNamesEveryCommandAndEveryFlagWithItsMeaning) {
   ASSERT_TRUE(overview.ok());
   EXPECT_TRUE(overview->command.empty());
   for (const char* name : {"run", "chat", "serve", "worker", "logits", "tokenize", "detokenize",
-                           "render", "version"}) {
+                           "render", "bench", "version"}) {
     EXPECT_THAT(overview->text, HasSubstr(name));
     for (const std::vector<std::string>& form :
          {std::vector<std::string>{"help", name}, std::vector<std::string>{name, "--help"}}) {

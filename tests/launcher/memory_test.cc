@@ -4,12 +4,16 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <filesystem>
+
+#include "runtime/base/os.h"
+#include "tests/support/temporary.h"
 
 namespace lockstep {
 namespace {
 
-using testing::AllOf;
-using testing::HasSubstr;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
 
 MemoryQuestion TinyQuestion() {
   const auto checkpoint =
@@ -77,6 +81,46 @@ TEST(Memory, RanksOfOneHostShareWhatIsAvailable) {
   ASSERT_GT(alone, 0u);
   EXPECT_NEAR(static_cast<double>(together), static_cast<double>(alone) / 4,
               static_cast<double>(alone) * 0.05);
+}
+
+// Files as a kernel would show them.
+void Put(const testing::TemporaryDirectory& root, const std::string& path,
+         const std::string& text) {
+  std::filesystem::create_directories(std::filesystem::path(root.File(path)).parent_path());
+  root.Write(path, text);
+}
+
+TEST(ControlGroups, TheSmallestLimitOfAllGroupsAboveCounts) {
+  const testing::TemporaryDirectory root;
+  EXPECT_EQ(os::ControlGroupBytesLeft(root.path()), UINT64_MAX);
+  Put(root, "proc/self/cgroup", "0::/user.slice/a.scope\n");
+  EXPECT_EQ(os::ControlGroupBytesLeft(root.path()), UINT64_MAX);
+  const std::string scope = "sys/fs/cgroup/user.slice/a.scope/";
+  Put(root, scope + "memory.max", "max\n");
+  EXPECT_EQ(os::ControlGroupBytesLeft(root.path()), UINT64_MAX);
+  Put(root, "sys/fs/cgroup/user.slice/memory.max", "5000000\n");
+  Put(root, "sys/fs/cgroup/user.slice/memory.current", "1000000\n");
+  EXPECT_EQ(os::ControlGroupBytesLeft(root.path()), 4'000'000u);
+  // Cached files can be given up.
+  Put(root, scope + "memory.max", "3000000\n");
+  Put(root, scope + "memory.current", "2500000\n");
+  Put(root, scope + "memory.stat", "anon 7\ninactive_file 1500000\nactive_file 1\n");
+  EXPECT_EQ(os::ControlGroupBytesLeft(root.path()), 2'000'000u);
+  Put(root, scope + "memory.current", "9000000\n");
+  EXPECT_EQ(os::ControlGroupBytesLeft(root.path()), 0u);
+}
+
+TEST(ControlGroups, AContainersOwnViewAndTheOldVersionAreRead) {
+  const testing::TemporaryDirectory root;
+  Put(root, "proc/self/cgroup", "0::/\n");
+  Put(root, "sys/fs/cgroup/memory.max", "2147483648\n");
+  EXPECT_EQ(os::ControlGroupBytesLeft(root.path()), uint64_t{2} << 30);
+  // A path of the host that the container does not see.
+  Put(root, "proc/self/cgroup", "9:cpu:/x\n4:memory:/docker/abc\n");
+  Put(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", "1000000\n");
+  Put(root, "sys/fs/cgroup/memory/memory.usage_in_bytes", "400000\n");
+  Put(root, "sys/fs/cgroup/memory/memory.stat", "inactive_file 1\ntotal_inactive_file 100000\n");
+  EXPECT_EQ(os::ControlGroupBytesLeft(root.path()), 700'000u);
 }
 
 }  // namespace

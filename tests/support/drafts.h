@@ -1,29 +1,15 @@
 // Steps of the draft layer for tests: rows of one sequence, and what came out of them.
 #pragma once
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "runtime/model/model.h"
+#include "tests/support/compare.h"
 
 namespace lockstep::testing {
-
-// Largest difference, relative to the largest reference value.
-inline double RelativeError(const std::vector<float>& got, const std::vector<float>& want) {
-  EXPECT_EQ(got.size(), want.size());
-  if (got.size() != want.size()) return INFINITY;
-  double largest = 0, difference = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    largest = std::max(largest, std::fabs(double{want[i]}));
-    difference = std::max(difference, std::fabs(double{got[i]} - want[i]));
-    if (std::isnan(got[i])) return INFINITY;
-  }
-  return difference / largest;
-}
 
 // Tokens at positions first, first + 1, ... of one sequence, all of them outputs.
 inline Batch RowsAt(const std::vector<int32_t>& tokens, int32_t first) {

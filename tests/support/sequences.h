@@ -53,6 +53,7 @@ struct Collected {
   std::vector<std::vector<float>> logits;  // per sequence [n, vocab slice]
   std::vector<std::vector<float>> hidden;  // per sequence [n, hidden]
   std::vector<uint64_t> digests;           // per step
+  int64_t hidden_size = 0;
 };
 
 // Runs all tokens, `step` per sequence and step (0: all), all sequences in the same steps, all rows
@@ -61,6 +62,7 @@ inline Collected RunTogether(Model& model, std::vector<Sequence> sequences, int 
   Collected result;
   result.logits.resize(sequences.size());
   result.hidden.resize(sequences.size());
+  result.hidden_size = model.config().hidden_size;
   while (true) {
     Batch batch;
     for (size_t s = 0; s < sequences.size(); ++s) {

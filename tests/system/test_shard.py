@@ -84,10 +84,103 @@ class Shard(TestCase):
         command = ("logits", "--model", out, "--tokens", tokens, "--out", self.path("x"))
         self.assert_fails(run(*command), 3, "rank-0-of-1.lockstep", "files for 2 ranks", "lockstep shard --ranks 1")
         self.assert_fails(run(*command, "--ranks", 2), 3, "--shares 3,2")
-        self.assert_fails(run("inspect", "--model", out), 2, "slices of single ranks")
         self.assert_fails(run("shard", "--model", out, "--out", self.path("y"), "--ranks", 2), 2, "single ranks")
         os.remove(os.path.join(out, "rank-1-of-2.lockstep"))
         self.assert_fails(run(*command, "--ranks", 2, "--shares", "3,2"), 3, "rank-1-of-2.lockstep: missing")
+
+    def fails_after_text(self, result, *parts):
+        self.assertEqual(result.returncode, 3, result.stderr.decode())
+        last = result.stderr.decode().splitlines()[-1]
+        for part in parts:
+            self.assertIn(part, last)
+
+    def test_drafts_have_the_same_bits(self):
+        for model in ("tiny-b", "tiny-b-Q8_0.gguf"):
+            with self.subTest(model=model):
+                out = self.path(model)
+                self.shard(model, out, "--ranks", 3, "--shares", "3,1,2")
+                flags = ("--ranks", 3, "--shares", "3,1,2", "--draft")
+                self.assertEqual(self.logits(out, *flags), self.logits(os.path.join(MODELS, model), *flags))
+
+    def test_verify_says_what_it_checked(self):
+        out = self.path("out")
+        self.shard("tiny-k", out, "--ranks", 2, "--quantize", "q4_k")
+        for flags in ((), ("--exact",), ("--exact", "--kv-cache-dtype", "q8")):
+            result = run("verify", "--model", out, "--ranks", 2, *flags)
+            self.assertEqual(result.returncode, 0, result.stderr.decode())
+            lines = result.stdout.decode().splitlines()
+            self.assertIn("every checksum right", lines[0])
+            self.assertIn("rank 1:", lines[1])
+            self.assertIn("probe prompt: the recorded logits", lines[3])
+        result = json.loads(run("verify", "--model", out, "--ranks", 2, "--exact", "--json").stdout)
+        self.assertEqual(result["probe"]["result"], "right")
+        self.assertLess(max(result["probe"]["distances"]), 1e-5)
+        self.assert_fails(run("verify", "--model", os.path.join(MODELS, "tiny-k")), 2, "no files of ranks")
+
+    def test_other_logits_than_the_recorded_ones_never_start(self):
+        out = self.path("out")
+        self.shard("tiny-a", out, "--ranks", 2)
+        path = os.path.join(out, "probe.json")
+        with open(path, encoding="utf-8") as file:
+            record = json.load(file)
+        for row in record["rows"]:
+            row["projections"] = [value + row["deviation"] for value in row["projections"]]
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(record, file)
+        command = ("run", "--model", out, "--ranks", 2, "--raw", "--max-tokens", 2, "hello")
+        self.assert_fails(run(*command), 3, "probe prompt differ", path)
+        for flags in ((), ("--exact",)):
+            self.fails_after_text(run("verify", "--model", out, "--ranks", 2, *flags), "probe prompt differ", path)
+        result = run("verify", "--model", out, "--ranks", 2, "--exact", "--record")
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.assertEqual(run(*command).returncode, 0)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("{}")
+        self.assert_fails(run(*command), 3, path, "lockstep_probe")
+        os.remove(path)
+        result = run(*command)
+        self.assertEqual(result.returncode, 0)
+        self.assertIn("probe.json: missing", result.stderr.decode())
+        result = run("verify", "--model", out, "--ranks", 2, "--record")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn("--exact", result.stderr.decode())
+
+    def test_inspect_names_what_is_missing_or_foreign(self):
+        out, other = self.path("out"), self.path("other")
+        self.shard("tiny-b", out, "--ranks", 2, "--shares", "3,2")
+        result = run("inspect", "--model", out)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        text = result.stdout.decode()
+        for part in ("files for 2 ranks", "shares 3,2", "rank-1-of-2.lockstep", "mtp layer", "probe prompt: recorded"):
+            self.assertIn(part, text)
+        self.shard("tiny-b", other, "--ranks", 2)
+        os.replace(os.path.join(other, "rank-1-of-2.lockstep"), os.path.join(out, "rank-1-of-2.lockstep"))
+        self.fails_after_text(run("inspect", "--model", out), "rank-1-of-2.lockstep", "another set")
+        os.remove(os.path.join(out, "rank-1-of-2.lockstep"))
+        self.fails_after_text(run("inspect", "--model", out), "rank-1-of-2.lockstep: missing")
+
+    def test_a_model_that_does_not_fit_is_sharded_without_a_probe(self):
+        def shard_within(mib):
+            out = self.path(f"within-{mib}")
+            command = [BINARY, "shard", "--model", os.path.join(MODELS, "tiny-a"), "--out", out, "--ranks", "2",
+                       "--threads", "1"]
+            limit = mib << 20
+            result = subprocess.run(command, capture_output=True, timeout=60, check=False, stdin=subprocess.DEVNULL,
+                                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+            return result, os.path.exists(os.path.join(out, "probe.json"))
+
+        result, recorded = shard_within(4096)
+        if result.returncode != 0:
+            self.skipTest("the program does not run with a limited address space (address sanitizer)")
+        self.assertTrue(recorded)
+        # Less and less, until the model's plan does not fit beside the program.
+        for mib in range(200, 40, -4):
+            result, recorded = shard_within(mib)
+            if not recorded:
+                break
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.assertIn("the whole model needs", result.stderr.decode())
+        self.assertIn("verify", result.stderr.decode())
 
     def test_damage_is_named(self):
         out = self.path("out")

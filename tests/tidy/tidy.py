@@ -39,6 +39,8 @@ FOREIGN = {
     r"spdlog/": ["runtime/base"],
     r"xxhash": ["runtime/base"],
     r"openssl/": ["collectives"],
+    r"curl/": ["runtime/weights"],
+    r"boost/": ["launcher"],
     r"nlohmann/": ["runtime/text", "runtime/weights", "runtime/model", "runtime/serve", "launcher", "bench", "tests"],
     r"benchmark/": ["bench"],
     r"(gtest|gmock)/": ["tests"],

@@ -1,25 +1,21 @@
-// Norm, rotation and storing of heads, and causal attention over paged keys and values. A head's
-// sums run over absolute positions, sixteen at a time, so a prompt cut into other chunks gives the
-// same bits.
+// Norm, rotation and storing of heads, and softmax attention of a few heads over one chunk of
+// positions, whatever they are: queries against keys, or absorbed queries against latents. A tile
+// keeps kHeads x kTokens sums in registers; whichever tile a head falls into, its sums run over the
+// same lanes and positions in the same order, so tiles, threads and steps change the speed and
+// never the bits.
 #pragma once
 
-#include "runtime/kernels/cpu/kernel_table.h"
+#include "runtime/kernels/cpu/attention_rows.h"
+#include "runtime/kernels/cpu/cached_inl.h"
 #include "runtime/kernels/cpu/lanes.h"
+#include "runtime/kernels/cpu/norm_inl.h"
+#include "runtime/kernels/cpu/registers_inl.h"
 
 namespace lockstep::kernels {
 namespace {
 
-void RmsNormImpl(const float* x, const float* weight, float eps, int64_t dim, float* y) {
-  F32x16 squares = Splat(0);
-  int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) squares = MulAdd(Load(x + i), Load(x + i), squares);
-  const F32x16 rest = LoadPart(x + i, dim - i);
-  squares = MulAdd(rest, rest, squares);
-  const float scale = 1.0f / __builtin_sqrtf(SumLanes(squares) / static_cast<float>(dim) + eps);
-  for (i = 0; i + kLanes <= dim; i += kLanes) Store(Load(x + i) * scale * Load(weight + i), y + i);
-  const F32x16 last = LoadPart(x + i, dim - i) * scale * LoadPart(weight + i, dim - i);
-  StorePart(last, y + i, dim - i);
-}
+// Sums that fit the registers: 4 x 4 of sixteen lanes, or 2 x 2 of two or four registers each.
+constexpr int kAttentionTile = kParts == 1 ? 4 : 2;
 
 void RotateHead(const AttentionArgs& args, int64_t row, float* head) {
   const int64_t half = args.rotary_dim / 2;
@@ -33,11 +29,6 @@ void RotateHead(const AttentionArgs& args, int64_t row, float* head) {
   }
 }
 
-// First element of a block's page for one local KV head.
-inline int64_t PageOffset(const AttentionArgs& args, int64_t block, int64_t head) {
-  return (block * args.kv_heads + head) * args.block_tokens * args.head_dim;
-}
-
 void PrepareRowImpl(const AttentionArgs& args, int64_t row) {
   const int64_t dim = args.head_dim;
   float* heads = args.qkv + row * (args.query_heads + 2 * args.kv_heads) * dim;
@@ -47,104 +38,279 @@ void PrepareRowImpl(const AttentionArgs& args, int64_t row) {
       RmsNormImpl(heads + head * dim, norm, static_cast<float>(args.eps), dim, heads + head * dim);
     RotateHead(args, row, heads + head * dim);
   }
-  const int64_t position = args.positions[row];
-  const int64_t block = args.block_tables[args.sequences[row]][position / args.block_tokens];
-  const float* keys = heads + args.query_heads * dim;
-  for (int64_t head = 0; head < args.kv_heads; ++head) {
-    const int64_t at = PageOffset(args, block, head) + position % args.block_tokens * dim;
-    const auto bytes = static_cast<size_t>(dim) * sizeof(float);
-    std::memcpy(args.key_pages + at, keys + head * dim, bytes);
-    std::memcpy(args.value_pages + at, keys + (args.kv_heads + head) * dim, bytes);
+}
+
+// Turns the neighbours (2i, 2i + 1).
+inline void RotatePairs(const LatentAttentionArgs& args, int64_t row, const float* from,
+                        float* to) {
+  const int64_t half = args.rope_dim / 2;
+  const float* c = args.cosines + row * half;
+  const float* s = args.sines + row * half;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = from[2 * i];
+    const float b = from[2 * i + 1];
+    to[2 * i] = a * c[i] - b * s[i];
+    to[2 * i + 1] = b * c[i] + a * s[i];
   }
 }
 
-inline float Dot(const float* a, const float* b, int64_t dim) {
-  F32x16 sum = Splat(0);
-  int64_t i = 0;
-  for (; i + kLanes <= dim; i += kLanes) sum = MulAdd(Load(a + i), Load(b + i), sum);
-  if (i < dim) sum = MulAdd(LoadPart(a + i, dim - i), LoadPart(b + i, dim - i), sum);
-  return SumLanes(sum);
+void PrepareLatentRowImpl(const LatentAttentionArgs& args, int64_t row) {
+  float* latent = args.latents + row * (args.latent_dim + args.rope_dim);
+  float* key = latent + args.latent_dim;
+  RmsNormImpl(latent, args.latent_norm, static_cast<float>(args.eps), args.latent_dim, latent);
+  RotatePairs(args, row, key, key);
+
+  const int64_t head_dim = args.nope_dim + args.rope_dim;
+  for (int64_t head = 0; head < args.heads; ++head) {
+    const float* query = args.queries + (row * args.heads + head) * head_dim;
+    const int64_t at = head * args.rows + row;
+    std::memcpy(args.plain_queries + at * args.nope_dim, query,
+                static_cast<size_t>(args.nope_dim) * sizeof(float));
+    RotatePairs(args, row, query + args.nope_dim, args.rotated_queries + at * args.rope_dim);
+  }
 }
 
-// Turns scores[0 .. count) into probabilities; the tail up to a whole group of lanes is set to
-// zero.
-inline void Softmax(float* scores, int64_t count) {
+// Where heads stand in one of the two parts of a query, and the part of a position's row that they
+// are multiplied with.
+struct QueryPart {
+  const float* first;
+  int64_t stride;     // between heads
+  int64_t dim;        // may be 0
+  int64_t row_begin;  // bytes into a position's row
+};
+
+// sums[h][t] += the products of query h and position t, lane by lane.
+template <CacheType kType, int kHeads, int kTokens>
+inline void AddProducts(const QueryPart& part, int64_t head, const std::byte* rows, int64_t stride,
+                        F32x16 (&sums)[kHeads][kTokens]) {
+  const float* queries = part.first + head * part.stride;
+  rows += part.row_begin;
+  int64_t i = 0;
+  for (; i + kLanes <= part.dim; i += kLanes) {
+    F32x16 query[kHeads];
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) query[h] = Load(queries + h * part.stride + i);
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      const F32x16 token = LoadCached<kType>(rows + t * stride, part.dim, i);
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) sums[h][t] = MulAdd(query[h], token, sums[h][t]);
+    }
+  }
+  if (i == part.dim) return;
+  for (int t = 0; t < kTokens; ++t) {
+    const F32x16 token = LoadCachedPart<kType>(rows + t * stride, part.dim, i);
+    for (int h = 0; h < kHeads; ++h) {
+      sums[h][t] = MulAdd(LoadPart(queries + h * part.stride + i, part.dim - i), token, sums[h][t]);
+    }
+  }
+}
+
+// scores[h * kAttentionChunk + t] = scale * sums[h][t], each folded as SumLanes does.
+template <int kHeads, int kTokens>
+inline void StoreScores(const F32x16 (&sums)[kHeads][kTokens], float scale, float* scores) {
+#if defined(__AVX512F__)
+  if constexpr (kHeads == 4 && kTokens == 4) {
+    StoreFourByFour(sums, scale, scores, kAttentionChunk);
+    return;
+  }
+#endif
+  for (int h = 0; h < kHeads; ++h) {
+    for (int t = 0; t < kTokens; ++t)
+      scores[h * kAttentionChunk + t] = SumLanes(sums[h][t]) * scale;
+  }
+}
+
+template <CacheType kType, int kHeads, int kTokens>
+void ScoreTile(const ChunkPart& part, int64_t head, const std::byte* rows, float* scores) {
+  F32x16 sums[kHeads][kTokens];
+  for (int h = 0; h < kHeads; ++h) {
+    for (int t = 0; t < kTokens; ++t) sums[h][t] = Splat(0);
+  }
+  const QueryPart plain{part.queries, part.query_stride, part.dim, 0};
+  AddProducts<kType, kHeads, kTokens>(plain, head, rows, part.row_bytes, sums);
+  if (part.second_dim > 0) {
+    const QueryPart second{part.second_queries, part.second_stride, part.second_dim,
+                           part.second_at};
+    AddProducts<kType, kHeads, kTokens>(second, head, rows, part.row_bytes, sums);
+  }
+  StoreScores<kHeads, kTokens>(sums, part.scale, scores);
+}
+
+// The scores of kHeads heads at the `count` positions of a page.
+template <CacheType kType, int kHeads>
+void ScorePage(const ChunkPart& part, int64_t head, const std::byte* page, int64_t count,
+               float* scores) {
+  int64_t t = 0;
+  for (; t + kAttentionTile <= count; t += kAttentionTile) {
+    ScoreTile<kType, kHeads, kAttentionTile>(part, head, page + t * part.row_bytes, scores + t);
+  }
+  for (; t < count; ++t)
+    ScoreTile<kType, kHeads, 1>(part, head, page + t * part.row_bytes, scores + t);
+}
+
+// weighted[h] += sum over the page's first `count` positions of weights[h] * value, kVectors times
+// sixteen dimensions from `i` on.
+template <CacheType kType, int kHeads, int kVectors>
+inline void AddValues(const ChunkPart& part, const std::byte* page, int64_t count, int64_t i,
+                      const float* weights, float* weighted) {
+  F32x16 sums[kHeads][kVectors];
+  for (int h = 0; h < kHeads; ++h) {
+    for (int v = 0; v < kVectors; ++v)
+      sums[h][v] = Load(weighted + h * part.value_dim + i + v * kLanes);
+  }
+  for (int64_t t = 0; t < count; ++t) {
+    F32x16 values[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      values[v] = LoadCached<kType>(page + t * part.row_bytes, part.value_dim, i + v * kLanes);
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const F32x16 weight = Splat(weights[h * kAttentionChunk + t]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[h][v] = MulAdd(values[v], weight, sums[h][v]);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    for (int v = 0; v < kVectors; ++v)
+      Store(sums[h][v], weighted + h * part.value_dim + i + v * kLanes);
+  }
+}
+
+template <CacheType kType, int kHeads>
+void AddPage(const ChunkPart& part, const std::byte* page, int64_t count, const float* weights,
+             float* weighted) {
+  const int64_t dim = part.value_dim;
+  int64_t i = 0;
+  for (; i + kAttentionTile * kLanes <= dim; i += kAttentionTile * kLanes)
+    AddValues<kType, kHeads, kAttentionTile>(part, page, count, i, weights, weighted);
+  for (; i + kLanes <= dim; i += kLanes)
+    AddValues<kType, kHeads, 1>(part, page, count, i, weights, weighted);
+  if (i == dim) return;
+  for (int h = 0; h < kHeads; ++h) {
+    F32x16 sum = LoadPart(weighted + h * dim + i, dim - i);
+    for (int64_t t = 0; t < count; ++t) {
+      const F32x16 value = LoadCachedPart<kType>(page + t * part.row_bytes, dim, i);
+      sum = MulAdd(value, Splat(weights[h * kAttentionChunk + t]), sum);
+    }
+    StorePart(sum, weighted + h * dim + i, dim - i);
+  }
+}
+
+// Turns scores[0 .. count) into e^(score - maximum), zeros behind them up to a whole group of
+// lanes.
+inline void Exponentials(float* scores, int64_t count, float* maximum, float* sum) {
   const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
   for (int64_t i = count; i < padded; ++i) scores[i] = -__builtin_inff();
   F32x16 highest = Load(scores);
   for (int64_t i = kLanes; i < padded; i += kLanes) highest = Max(highest, Load(scores + i));
-  const F32x16 top = Splat(MaxLanes(highest));
-  F32x16 sum = Splat(0);
+  *maximum = MaxLanes(highest);
+  const F32x16 top = Splat(*maximum);
+  F32x16 total = Splat(0);
   for (int64_t i = 0; i < padded; i += kLanes) {
     const F32x16 value = Exp(Load(scores + i) - top);
-    sum = sum + value;
+    total = total + value;
     Store(value, scores + i);
   }
-  const float scale = 1.0f / SumLanes(sum);
-  for (int64_t i = 0; i < padded; i += kLanes) Store(Load(scores + i) * scale, scores + i);
+  *sum = SumLanes(total);
 }
 
-// out += sum over the page's first `count` positions of p[position] * values[position].
-inline void AddWeighted(const float* p, const float* values, int64_t count, int64_t dim,
-                        float* out) {
+// f(first position of a page, relative to the chunk; its positions; the page).
+template <typename F>
+inline void ForPages(const ChunkPart& part, const std::byte* pages, const F& f) {
+  for (int64_t at = 0; at < part.count; at += part.block_tokens) {
+    const int64_t left = part.count - at;
+    const int64_t block = part.blocks[at / part.block_tokens];
+    if (left > part.block_tokens) {
+      // Pages lie apart, which the processor's own prefetcher does not follow.
+      const std::byte* next = pages + part.blocks[at / part.block_tokens + 1] * part.page_bytes;
+      for (int64_t line = 0; line < part.block_tokens * part.row_bytes; line += 64)
+        __builtin_prefetch(next + line);
+    }
+    f(at, left < part.block_tokens ? left : part.block_tokens, pages + block * part.page_bytes);
+  }
+}
+
+// f.template operator()<kHeads>(head) for tiles of heads.
+template <typename F>
+inline void ForHeads(int64_t heads, const F& f) {
+  int64_t head = 0;
+  for (; head + kAttentionTile <= heads; head += kAttentionTile)
+    f.template operator()<kAttentionTile>(head);
+  for (; head < heads; ++head) f.template operator()<1>(head);
+}
+
+template <CacheType kType>
+void AttendChunk(const ChunkPart& part) {
+  ForPages(part, part.keys, [&](int64_t at, int64_t count, const std::byte* page) {
+    ForHeads(part.heads, [&]<int kHeads>(int64_t head) {
+      ScorePage<kType, kHeads>(part, head, page, count, part.scores + head * kAttentionChunk + at);
+    });
+  });
+  float* ends = part.chunk + part.together * part.value_dim;
+  for (int64_t head = 0; head < part.heads; ++head) {
+    Exponentials(part.scores + head * kAttentionChunk, part.count, ends + 2 * head,
+                 ends + 2 * head + 1);
+  }
+  std::memset(part.chunk, 0, static_cast<size_t>(part.heads * part.value_dim) * sizeof(float));
+  ForPages(part, part.values, [&](int64_t at, int64_t count, const std::byte* page) {
+    ForHeads(part.heads, [&]<int kHeads>(int64_t head) {
+      AddPage<kType, kHeads>(part, page, count, part.scores + head * kAttentionChunk + at,
+                             part.chunk + head * part.value_dim);
+    });
+  });
+}
+
+void AttendChunkImpl(const ChunkPart& part) {
+  switch (part.type) {
+    case CacheType::kF32:
+      return AttendChunk<CacheType::kF32>(part);
+    case CacheType::kBF16:
+      return AttendChunk<CacheType::kBF16>(part);
+    case CacheType::kF16:
+      return AttendChunk<CacheType::kF16>(part);
+    case CacheType::kQ8:
+      return AttendChunk<CacheType::kQ8>(part);
+  }
+}
+
+inline float FirstLane(const F32x16& lanes) {
+  float part[kLanes];
+  Store(lanes, part);
+  return part[0];
+}
+
+// out = out * kept + chunk * added, with a group of lanes at a time.
+inline void FoldValues(const float* chunk, const F32x16& kept, const F32x16& added, int64_t dim,
+                       float* out) {
   int64_t i = 0;
-  for (; i + 4 * kLanes <= dim; i += 4 * kLanes) {
-    F32x16 sums[4] = {Load(out + i), Load(out + i + 16), Load(out + i + 32), Load(out + i + 48)};
-    for (int64_t position = 0; position < count; ++position) {
-      const float* from = values + position * dim + i;
-#pragma GCC unroll 4
-      for (int lane = 0; lane < 4; ++lane) {
-        sums[lane] = MulAdd(Load(from + lane * kLanes), Splat(p[position]), sums[lane]);
-      }
-    }
-    for (int lane = 0; lane < 4; ++lane) Store(sums[lane], out + i + lane * kLanes);
-  }
-  for (; i < dim; i += kLanes) {
-    const int64_t width = dim - i < kLanes ? dim - i : kLanes;
-    F32x16 sum = LoadPart(out + i, width);
-    for (int64_t position = 0; position < count; ++position) {
-      sum = MulAdd(LoadPart(values + position * dim + i, width), Splat(p[position]), sum);
-    }
-    StorePart(sum, out + i, width);
-  }
+  for (; i + kLanes <= dim; i += kLanes)
+    Store(Fused(Load(chunk + i), added, Load(out + i) * kept), out + i);
+  if (i == dim) return;
+  const F32x16 last = LoadPart(out + i, dim - i) * kept;
+  StorePart(Fused(LoadPart(chunk + i, dim - i), added, last), out + i, dim - i);
 }
 
-// All local query heads that read one local KV head, for one row.
-void AttendImpl(const AttentionArgs& args, int64_t row, int64_t kv_head, float* scores) {
-  const int64_t dim = args.head_dim;
-  const int64_t global_kv_head = args.first_kv_head + kv_head;
-  int64_t first = global_kv_head * args.group - args.first_query_head;
-  int64_t last = first + args.group;
-  if (first < 0) first = 0;
-  if (last > args.query_heads) last = args.query_heads;
-  const float* queries = args.qkv + row * (args.query_heads + 2 * args.kv_heads) * dim;
-  float* out = args.out + row * args.query_heads * dim;
-  const int64_t count = args.positions[row] + 1;
-  const int32_t* table = args.block_tables[args.sequences[row]];
-  const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(dim));
-  for (int64_t begin = 0; begin < count; begin += args.block_tokens) {
-    const float* keys =
-        args.key_pages + PageOffset(args, table[begin / args.block_tokens], kv_head);
-    const int64_t here = count - begin < args.block_tokens ? count - begin : args.block_tokens;
-    for (int64_t head = first; head < last; ++head) {
-      float* to = scores + (head - first) * args.score_stride + begin;
-      for (int64_t i = 0; i < here; ++i)
-        to[i] = Dot(queries + head * dim, keys + i * dim, dim) * scale;
-    }
+void FoldChunkImpl(const ChunkFold& fold) {
+  if (fold.first) {
+    std::memcpy(fold.out, fold.values, static_cast<size_t>(fold.dim) * sizeof(float));
+    fold.state[0] = fold.ends[0];
+    fold.state[1] = fold.ends[1];
+  } else {
+    const float highest = fold.ends[0] > fold.state[0] ? fold.ends[0] : fold.state[0];
+    const F32x16 kept = Exp(Splat(fold.state[0] - highest));
+    const F32x16 added = Exp(Splat(fold.ends[0] - highest));
+    FoldValues(fold.values, kept, added, fold.dim, fold.out);
+    fold.state[0] = highest;
+    fold.state[1] = FirstLane(Fused(Splat(fold.ends[1]), added, Splat(fold.state[1]) * kept));
   }
-  for (int64_t head = first; head < last; ++head) {
-    Softmax(scores + (head - first) * args.score_stride, count);
-    std::memset(out + head * dim, 0, static_cast<size_t>(dim) * sizeof(float));
-  }
-  for (int64_t begin = 0; begin < count; begin += args.block_tokens) {
-    const float* values =
-        args.value_pages + PageOffset(args, table[begin / args.block_tokens], kv_head);
-    const int64_t here = count - begin < args.block_tokens ? count - begin : args.block_tokens;
-    for (int64_t head = first; head < last; ++head) {
-      AddWeighted(scores + (head - first) * args.score_stride + begin, values, here, dim,
-                  out + head * dim);
-    }
-  }
+  if (!fold.last) return;
+  const float scale = 1.0f / fold.state[1];
+  for (int64_t i = 0; i < fold.dim; ++i) fold.out[i] *= scale;
+}
+
+constexpr AttentionKernels MakeAttention() {
+  return AttentionKernels{PrepareRowImpl, PrepareLatentRowImpl, AttendChunkImpl, FoldChunkImpl};
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "runtime/kernels/backend.h"
+#include "runtime/kernels/cpu/attention_rows.h"
 #include "runtime/kernels/cpu/cpu_matrix.h"
 #include "runtime/kernels/cpu/kernel_table.h"
 #include "runtime/kernels/cpu/quantized_product.h"
@@ -19,19 +20,25 @@ constexpr int64_t kOutputGrain = 8;
 
 class CpuBackend final : public Backend {
  public:
-  CpuBackend(const KernelTable* table, const QuantizedKernels* quantized, Precision precision)
-      : table_(table), precision_(precision), quantized_(quantized) {}
+  CpuBackend(const KernelTable* table, const AttentionKernels& attention,
+             const QuantizedKernels* quantized, Precision precision)
+      : table_(table), attention_(attention), precision_(precision), quantized_(quantized) {}
 
   std::string name() const override {
     return std::string("cpu/") + table_->name + (precision_ == Precision::kFast ? "+q8" : "");
   }
 
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
-    if (precision_ == Precision::kExact || !HasPanels(matrix.format)) {
-      return CpuMatrix::Portable(std::move(matrix));
-    }
+    if (!BecomesPanels(matrix)) return CpuMatrix::Portable(std::move(matrix));
     LOCKSTEP_RETURN_IF_ERROR(quantized_.Reserve(matrix.inputs));
     return CpuMatrix::Panels(std::move(matrix));
+  }
+  uint64_t PackedBytes(const HostMatrix& shape) const override {
+    const uint64_t bytes = HostMatrix::BytesOf(shape, "weights").value_or(0);
+    return bytes + (BecomesPanels(shape) ? CpuMatrix::LastPanelBytes(shape) : 0);
+  }
+  uint64_t WorkBytes(const HostMatrix& shape) const override {
+    return BecomesPanels(shape) ? QuantizedProduct::BytesFor(shape.inputs) : 0;
   }
 
   void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
@@ -120,38 +127,19 @@ class CpuBackend final : public Backend {
   }
 
   void PrepareAttention(Queue& queue, const AttentionArgs& args) const override {
-    queue.pool->ParallelFor(args.rows, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t row = begin; row < end; ++row) table_->prepare_row(args, row);
-    });
+    PrepareRows(attention_, queue, args);
   }
 
   void Attention(Queue& queue, const AttentionArgs& args) const override {
-    queue.pool->ParallelFor(
-        args.rows * args.kv_heads, 1, [&](int64_t begin, int64_t end, int thread) {
-          float* scores = args.scores + thread * args.group * args.score_stride;
-          for (int64_t task = begin; task < end; ++task) {
-            table_->attend(args, task / args.kv_heads, task % args.kv_heads, scores);
-          }
-        });
+    Attend(attention_, queue, args);
   }
 
   void PrepareLatentAttention(Queue& queue, const LatentAttentionArgs& args) const override {
-    queue.pool->ParallelFor(args.rows, 1, [&](int64_t begin, int64_t end, int) {
-      for (int64_t row = begin; row < end; ++row) table_->prepare_latent_row(args, row);
-    });
+    PrepareRows(attention_, queue, args);
   }
 
   void LatentAttention(Queue& queue, const LatentAttentionArgs& args) const override {
-    // A head's bits do not depend on the heads computed beside it: parts are cut anywhere.
-    queue.pool->ParallelFor(args.rows * args.heads, 1, [&](int64_t begin, int64_t end, int thread) {
-      float* scores = args.scores + thread * kLatentHeads * args.score_stride;
-      for (int64_t task = begin; task < end;) {
-        const int64_t head = task % args.heads;
-        const int64_t count = std::min({kLatentHeads, args.heads - head, end - task});
-        table_->attend_latent(args, task / args.heads, head, count, scores);
-        task += count;
-      }
-    });
+    Attend(attention_, queue, args);
   }
 
   void JoinHeads(Queue& queue, const float* x, int64_t heads, int64_t rows, int64_t dim,
@@ -194,6 +182,9 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  bool BecomesPanels(const HostMatrix& matrix) const {
+    return precision_ == Precision::kFast && HasPanels(matrix.format);
+  }
   static MatMulPart PartOf(const CpuMatrix& matrix) {
     MatMulPart part;
     part.format = matrix.format();
@@ -205,6 +196,7 @@ class CpuBackend final : public Backend {
   }
 
   const KernelTable* table_;
+  const AttentionKernels& attention_;
   Precision precision_;
   mutable QuantizedProduct quantized_;
 };
@@ -213,22 +205,24 @@ class CpuBackend final : public Backend {
 struct InstructionSet {
   std::string_view name;
   const KernelTable* table;
+  const AttentionKernels& (*attention)();
   const QuantizedKernels* quantized;
 };
 
 std::vector<InstructionSet> InstructionSets() {
   std::vector<InstructionSet> sets;
-  const auto add = [&](const KernelTable* table, const QuantizedKernels* quantized) {
+  const auto add = [&](const KernelTable* table, const AttentionKernels& (*attention)(),
+                       const QuantizedKernels* quantized) {
     if (table != nullptr && quantized != nullptr)
-      sets.push_back({quantized->name, table, quantized});
+      sets.push_back({quantized->name, table, attention, quantized});
   };
-  add(Avx512Kernels(), Avx512VnniQuantized());
-  add(Avx512Kernels(), Avx512Quantized());
-  add(Avx2Kernels(), Avx2Quantized());
+  add(Avx512Kernels(), Avx512Attention, Avx512VnniQuantized());
+  add(Avx512Kernels(), Avx512Attention, Avx512Quantized());
+  add(Avx2Kernels(), Avx2Attention, Avx2Quantized());
 #if defined(__aarch64__)
-  add(BaselineKernels(), NeonDotQuantized());
+  add(BaselineKernels(), BaselineAttention, NeonDotQuantized());
 #endif
-  add(BaselineKernels(), BaselineQuantized());
+  add(BaselineKernels(), BaselineAttention, BaselineQuantized());
   return sets;
 }
 
@@ -239,7 +233,7 @@ StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(std::string_view instruction_s
   std::string known;
   for (const InstructionSet& set : InstructionSets()) {
     if (instruction_set.empty() || instruction_set == set.name)
-      return std::make_unique<CpuBackend>(set.table, set.quantized, precision);
+      return std::make_unique<CpuBackend>(set.table, set.attention(), set.quantized, precision);
     known += (known.empty() ? "" : ", ") + std::string(set.name);
   }
   return UsageError("--kernels: this processor has no 'cpu/%s'; it has %s",

@@ -17,15 +17,19 @@ std::unique_ptr<CpuMatrix> CpuMatrix::Portable(HostMatrix matrix) {
   return std::unique_ptr<CpuMatrix>(new CpuMatrix(std::move(matrix), Buffer(), false));
 }
 
+uint64_t CpuMatrix::LastPanelBytes(const HostMatrix& shape) {
+  if (shape.outputs % kPanelOutputs == 0 || shape.count == 0) return 0;
+  return static_cast<uint64_t>(shape.count) * shape.row_bytes() * kPanelOutputs + 64;
+}
+
 StatusOr<std::unique_ptr<CpuMatrix>> CpuMatrix::Panels(HostMatrix matrix) {
   const uint64_t row_bytes = matrix.row_bytes();
   const uint64_t panel_bytes = row_bytes * kPanelOutputs;
   const int64_t rest = matrix.outputs % kPanelOutputs;
   Buffer last_panels;
-  if (rest > 0 && matrix.count > 0) {
-    LOCKSTEP_ASSIGN_OR_RETURN(
-        last_panels, Buffer::Allocate(static_cast<uint64_t>(matrix.count) * panel_bytes + 64,
-                                      "the last rows of packed weights"));
+  if (const uint64_t bytes = LastPanelBytes(matrix); bytes > 0) {
+    LOCKSTEP_ASSIGN_OR_RETURN(last_panels,
+                              Buffer::Allocate(bytes, "the last rows of packed weights"));
   }
   std::vector<std::byte> rows(panel_bytes);
   const auto interleave = [&](const std::byte* from, uint64_t bytes, std::byte* to) {

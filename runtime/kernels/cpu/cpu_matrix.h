@@ -18,6 +18,8 @@ class CpuMatrix final : public PackedMatrix {
   // Turns every sixteen rows into a panel in their place. Outputs behind the last whole panel of a
   // matrix get panels of their own.
   static StatusOr<std::unique_ptr<CpuMatrix>> Panels(HostMatrix matrix);
+  // What Panels takes for the panels of those outputs.
+  static uint64_t LastPanelBytes(const HostMatrix& shape);
 
   bool in_panels() const { return in_panels_; }
   const WeightFormat& format() const { return matrix_.format; }

@@ -32,12 +32,6 @@ struct KernelTable {
   void (*matmul)(const MatMulPart& part);
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t dim, float* y);
   void (*add)(float* x, const float* delta, int64_t count);
-  void (*prepare_row)(const AttentionArgs& args, int64_t row);
-  void (*attend)(const AttentionArgs& args, int64_t row, int64_t kv_head, float* scores);
-  void (*prepare_latent_row)(const LatentAttentionArgs& args, int64_t row);
-  // Heads [head, head + count), at most kLatentHeads of them; scores [kLatentHeads, score_stride].
-  void (*attend_latent)(const LatentAttentionArgs& args, int64_t row, int64_t head, int64_t count,
-                        float* scores);
   void (*silu_mul)(const float* gate, const float* up, int64_t count, float* out);
   void (*route_row)(const RouterArgs& args, int64_t row);
   // y = sum over top_k slots of weights[s] * (expert_out + slot_of[s] * dim), + shared.

@@ -5,6 +5,7 @@
 
 #include <type_traits>
 
+#include "runtime/kernels/cpu/exact_inl.h"
 #include "runtime/kernels/cpu/kernel_table.h"
 #include "runtime/kernels/cpu/lanes.h"
 
@@ -20,6 +21,13 @@ inline __attribute__((always_inline)) void AddInputs(const float* const (&x)[kRo
                                                      const Weight* const (&w)[kOutputs],
                                                      int64_t begin, int64_t end,
                                                      F32x16 (&sums)[kRows][kOutputs]) {
+  // A copy that only constants index: compilers keep it in registers.
+  F32x16 added[kRows][kOutputs];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kOutputs; ++n) added[r][n] = sums[r][n];
+  }
   int64_t k = begin;
   for (; k + kLanes <= end; k += kLanes) {
     F32x16 lanes[kRows];
@@ -29,8 +37,13 @@ inline __attribute__((always_inline)) void AddInputs(const float* const (&x)[kRo
     for (int n = 0; n < kOutputs; ++n) {
       const F32x16 weight = LoadWide(w[n] + k);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) sums[r][n] = MulAdd(lanes[r], weight, sums[r][n]);
+      for (int r = 0; r < kRows; ++r) added[r][n] = MulAdd(lanes[r], weight, added[r][n]);
     }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kOutputs; ++n) sums[r][n] = added[r][n];
   }
   if (k < end) {
     // Weights may be read past the row's end (the matrix has spare bytes): zeros in x cancel them.
@@ -68,13 +81,14 @@ inline void AddGroups(const MatMulPart& part, const float* const (&x)[kRows],
   }
 }
 
+// Outputs that are `apart` from each other.
 template <typename Weight, int kRows, int kOutputs>
-void Tile(const MatMulPart& part, int64_t row, int64_t output) {
+void Tile(const MatMulPart& part, int64_t row, int64_t output, int64_t apart) {
   const std::byte* rows[kOutputs];
   const float* x[kRows];
   for (int n = 0; n < kOutputs; ++n) {
     rows[n] = static_cast<const std::byte*>(part.weights) +
-              static_cast<uint64_t>(output + n) * part.row_bytes;
+              static_cast<uint64_t>(output + n * apart) * part.row_bytes;
   }
   for (int r = 0; r < kRows; ++r) {
     x[r] = part.x + (part.row_of != nullptr ? part.row_of[row + r] : row + r) * part.inputs;
@@ -92,8 +106,9 @@ void Tile(const MatMulPart& part, int64_t row, int64_t output) {
   }
   for (int r = 0; r < kRows; ++r) {
     for (int n = 0; n < kOutputs; ++n) {
-      part.y[(row + r) * part.y_stride + output + n] =
-          SumLanes(sums[r][n]) + (part.bias != nullptr ? part.bias[output + n] : 0.0f);
+      const int64_t at = output + n * apart;
+      part.y[(row + r) * part.y_stride + at] =
+          SumLanes(sums[r][n]) + (part.bias != nullptr ? part.bias[at] : 0.0f);
     }
   }
 }
@@ -101,8 +116,29 @@ void Tile(const MatMulPart& part, int64_t row, int64_t output) {
 template <typename Weight, int kRows, int kOutputs>
 void Strip(const MatMulPart& part, int64_t row, int64_t output, int64_t output_end) {
   for (; output + kOutputs <= output_end; output += kOutputs)
-    Tile<Weight, kRows, kOutputs>(part, row, output);
-  for (; output < output_end; ++output) Tile<Weight, kRows, 1>(part, row, output);
+    Tile<Weight, kRows, kOutputs>(part, row, output, 1);
+  for (; output < output_end; ++output) Tile<Weight, kRows, 1>(part, row, output, 1);
+}
+
+// A few rows, all outputs: the weights that are read side by side lie far apart, each in a long
+// stream.
+template <typename Weight, int kRows, int kOutputs>
+void Streams(const MatMulPart& part, int64_t row) {
+  const int64_t apart = (part.output_end - part.output_begin) / kOutputs;
+  int64_t output = part.output_begin;
+  for (; output < part.output_begin + apart; ++output)
+    Tile<Weight, kRows, kOutputs>(part, row, output, apart);
+  output += (kOutputs - 1) * apart;
+  for (; output < part.output_end; ++output) Tile<Weight, kRows, 1>(part, row, output, 1);
+}
+
+template <typename Weight, int kRows>
+void FewRows(const MatMulPart& part, int64_t row, int64_t rows) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows)
+      return Streams < Weight, kRows, kRows == 1 ? kSingleRowOutputs : kTileOutputs > (part, row);
+    FewRows<Weight, kRows - 1>(part, row, rows);
+  }
 }
 
 // The rows behind the last whole tile, fewer than kRows of them.
@@ -118,8 +154,8 @@ template <typename Weight>
 void MatMulTyped(const MatMulPart& part) {
   for (int64_t block = part.row_begin; block < part.row_end; block += kRowBlock) {
     const int64_t block_end = block + kRowBlock < part.row_end ? block + kRowBlock : part.row_end;
-    if (block_end - block == 1) {
-      Strip<Weight, 1, kSingleRowOutputs>(part, block, part.output_begin, part.output_end);
+    if (block_end - block <= kTileRows) {
+      FewRows<Weight, kTileRows>(part, block, block_end - block);
       continue;
     }
     for (int64_t output = part.output_begin; output < part.output_end; output += kTileOutputs) {
@@ -144,6 +180,7 @@ constexpr int kDecodedOutputs = 8;
 template <int kOutputs>
 inline void AddPiece(const float* x, const float* weights, int64_t count, F32x16* sums) {
   F32x16 lanes[kOutputs];
+#pragma GCC unroll 8
   for (int n = 0; n < kOutputs; ++n) lanes[n] = sums[n];
   int64_t k = 0;
   for (; k + kLanes <= count; k += kLanes) {
@@ -152,17 +189,20 @@ inline void AddPiece(const float* x, const float* weights, int64_t count, F32x16
     for (int n = 0; n < kOutputs; ++n)
       lanes[n] = MulAdd(value, Load(weights + n * kPiece + k), lanes[n]);
   }
+#pragma GCC unroll 8
+  for (int n = 0; n < kOutputs; ++n) sums[n] = lanes[n];
   if (k < count) {
     const F32x16 rest = LoadPart(x + k, count - k);
     for (int n = 0; n < kOutputs; ++n)
-      lanes[n] = MulAdd(rest, LoadPart(weights + n * kPiece + k, count - k), lanes[n]);
+      sums[n] = MulAdd(rest, LoadPart(weights + n * kPiece + k, count - k), sums[n]);
   }
-  for (int n = 0; n < kOutputs; ++n) sums[n] = lanes[n];
 }
 
 // Outputs [output, output + outputs) of at most kRowBlock rows; outputs <= kDecodedOutputs.
-inline void DecodedStrip(const MatMulPart& part, int64_t row, int64_t row_end, int64_t output,
-                         int64_t outputs) {
+// `piece(output, first, count, to)` decodes `count` weights of an output.
+template <typename Piece>
+void DecodedStrip(const MatMulPart& part, int64_t row, int64_t row_end, int64_t output,
+                  int64_t outputs, const Piece& piece) {
   alignas(64) float weights[kDecodedOutputs * kPiece];
   alignas(64) F32x16 sums[kRowBlock][kDecodedOutputs];
   const int64_t rows = row_end - row;
@@ -172,9 +212,7 @@ inline void DecodedStrip(const MatMulPart& part, int64_t row, int64_t row_end, i
   for (int64_t k = 0; k < part.inputs; k += kPiece) {
     const int64_t count = part.inputs - k < kPiece ? part.inputs - k : kPiece;
     for (int64_t n = 0; n < outputs; ++n) {
-      const std::byte* from = static_cast<const std::byte*>(part.weights) +
-                              static_cast<uint64_t>(output + n) * part.row_bytes;
-      DecodeRow(part.format, from, part.inputs, part.phase, k, count, weights + n * kPiece);
+      piece(output + n, k, count, weights + n * kPiece);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t from = part.row_of != nullptr ? part.row_of[row + r] : row + r;
@@ -195,14 +233,35 @@ inline void DecodedStrip(const MatMulPart& part, int64_t row, int64_t row_end, i
   }
 }
 
-inline void MatMulDecoded(const MatMulPart& part) {
+template <typename Piece>
+void MatMulDecoded(const MatMulPart& part, const Piece& piece) {
   for (int64_t row = part.row_begin; row < part.row_end; row += kRowBlock) {
     const int64_t row_end = row + kRowBlock < part.row_end ? row + kRowBlock : part.row_end;
     for (int64_t output = part.output_begin; output < part.output_end; output += kDecodedOutputs) {
       const int64_t left = part.output_end - output;
-      DecodedStrip(part, row, row_end, output, left < kDecodedOutputs ? left : kDecodedOutputs);
+      DecodedStrip(part, row, row_end, output, left < kDecodedOutputs ? left : kDecodedOutputs,
+                   piece);
     }
   }
+}
+
+void MatMulExact(const MatMulPart& part) {
+  const uint64_t inner_at = LayoutOf(part.format, part.inputs, part.phase).inner_at;
+  const bool done = WithExactFormat(part.format, [&](auto decoder) {
+    using D = decltype(decoder);
+    if (part.row_end - part.row_begin == 1) {
+      return ExactSingleRow<D>(part, inner_at, part.row_begin);
+    }
+    MatMulDecoded(part, [&](int64_t output, int64_t first, int64_t count, float* to) {
+      ExactPiece<D>(part, inner_at, output, first, count, to);
+    });
+  });
+  if (done) return;
+  MatMulDecoded(part, [&](int64_t output, int64_t first, int64_t count, float* to) {
+    const std::byte* row = static_cast<const std::byte*>(part.weights) +
+                           static_cast<uint64_t>(output) * part.row_bytes;
+    DecodeRow(part.format, row, part.inputs, part.phase, first, count, to);
+  });
 }
 
 void MatMulImpl(const MatMulPart& part) {
@@ -216,7 +275,7 @@ void MatMulImpl(const MatMulPart& part) {
     case Encoding::kFp8:
       return MatMulTyped<Fp8>(part);
     default:
-      return MatMulDecoded(part);
+      return MatMulExact(part);
   }
 }
 

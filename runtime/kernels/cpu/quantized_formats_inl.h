@@ -79,11 +79,23 @@ struct Iq4Codes {
     return Lookup(Codes<4>::Word<j>(codes), kIq4Values);
   }
 };
+// Moved up by the largest magnitude, so that no code is negative.
+inline constexpr int8_t kE2m1Zero = 12;
+struct MovedE2m1 {
+  int8_t values[16];
+};
+constexpr MovedE2m1 MoveE2m1() {
+  MovedE2m1 moved{};
+  for (int i = 0; i < 16; ++i) moved.values[i] = static_cast<int8_t>(kE2m1Doubled[i] + kE2m1Zero);
+  return moved;
+}
+inline constexpr MovedE2m1 kMovedE2m1 = MoveE2m1();
+
 struct E2m1Codes {
-  static constexpr bool kSigned = true;
+  static constexpr bool kSigned = false;
   template <int j>
   static U32x16 Word(const std::byte* codes) {
-    return Lookup(Codes<4>::Word<j>(codes), kE2m1Doubled);
+    return Lookup(Codes<4>::Word<j>(codes), kMovedE2m1.values);
   }
 };
 
@@ -174,18 +186,11 @@ struct E8m0Scale {  // mxfp4; half the scale, since the codes are doubled
 struct E4m3Halves {  // nvfp4, likewise
   static constexpr bool kTwo = true, kMinimum = false;
   static constexpr uint64_t kOuterBytes = 4, kInnerBytes = 2;
-  static F32x16 E4m3(const U32x16& code) {
-    return MapAs<F32x16>(
-        [](NativeU32 a) {
-          const NativeF32 value = (NativeF32)((a & 0x7fu) << 20) * 0x1p120f;
-          return (NativeF32)((NativeU32)value | ((a & 0x80u) << 24));
-        },
-        code);
-  }
   static void Load(DType, const std::byte* outer, const std::byte* inner, BlockScales* to) {
-    const F32x16 whole = AsFloat(LoadWords(outer));
+    // The codes are doubled, and LoadWide gives a 256th.
+    const F32x16 whole = AsFloat(LoadWords(outer)) * 128.0f;
     for (uint64_t half = 0; half < 2; ++half) {
-      to->scale[half] = whole * E4m3(WidenBytes(Unsigned(inner + half * kLaneCount))) * 0.5f;
+      to->scale[half] = whole * LoadWide(reinterpret_cast<const Fp8*>(inner + half * kLaneCount));
     }
   }
 };
@@ -241,9 +246,9 @@ inline __attribute__((always_inline)) void WithFormat(const WeightFormat& format
     case Encoding::kIq4Xs:
       return body(Format<Iq4Codes, SuperScale, 16>{});
     case Encoding::kMxfp4:
-      return body(Format<E2m1Codes, E8m0Scale, 16>{});
+      return body(Format<E2m1Codes, E8m0Scale, 16, kE2m1Zero>{});
     case Encoding::kNvfp4:
-      return body(Format<E2m1Codes, E4m3Halves, 16>{});
+      return body(Format<E2m1Codes, E4m3Halves, 16, kE2m1Zero>{});
     case Encoding::kMlx:
       switch (format.bits) {
         case 2:

@@ -1,5 +1,6 @@
 // Products with quantized weights in panels of sixteen outputs. A tile keeps one register of
-// sixteen sums for each of its rows (and panels); weights are unpacked once for all rows.
+// sixteen sums for each of its rows and panels: weights are unpacked once for all of its rows,
+// activations are spread over the lanes once for all of its panels.
 #pragma once
 
 #include "runtime/kernels/cpu/quantized_formats_inl.h"
@@ -9,10 +10,10 @@ namespace {
 
 // Activations that stay in the second-level cache while panels pass by.
 constexpr int64_t kActivationBytes = 512 << 10;
-// Panels that a single row reads side by side, far apart in memory: one core gets more out of
-// several streams than out of one.
+// Panels that are read side by side, far apart in memory: one core gets more out of several streams
+// than out of one.
 constexpr int kStreams = 4;
-// How far ahead of use a lone stream is fetched.
+// How far ahead of use the streams of a tile are fetched, all together, where they are fewer.
 constexpr int kPrefetchBytes = 4096;
 
 inline const std::byte* PanelAt(const QuantizedPart& part, int64_t panel) {
@@ -50,51 +51,69 @@ inline int32_t XWord(const ActivationBlock& block, int word) {
   return value;
 }
 
-// The integer sums of words [begin, end) of one block, for kRows rows.
-template <typename F, int kBegin, int kEnd, int kRows>
-inline __attribute__((always_inline)) void DotWords(const std::byte* codes,
+// sums[r][p] += words [kBegin, kEnd) of one block of panel p times those of row r. A word of x is
+// spread over the lanes once for all panels, a word of a panel is unpacked once for all rows.
+template <typename F, int kBegin, int kEnd, int kRows, int kPanels>
+inline __attribute__((always_inline)) void DotWords(const std::byte* const (&codes)[kPanels],
                                                     const ActivationBlock* const (&x)[kRows],
-                                                    I32x16 (&sums)[kRows]) {
+                                                    I32x16 (&sums)[kRows][kPanels]) {
   if constexpr (kBegin < kEnd) {
-    const U32x16 w = F::Words::template Word<kBegin>(codes);
+    U32x16 w[kPanels];
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) w[p] = F::Words::template Word<kBegin>(codes[p]);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r)
-      sums[r] = Dot<F::Words::kSigned>(sums[r], w, XWord(*x[r], kBegin));
-    DotWords<F, kBegin + 1, kEnd, kRows>(codes, x, sums);
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t word = XWord(*x[r], kBegin);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) sums[r][p] = Dot<F::Words::kSigned>(sums[r][p], w[p], word);
+    }
+    DotWords<F, kBegin + 1, kEnd>(codes, x, sums);
   }
 }
 
-// One block of one panel: y[r] += x[r] . w.
-template <typename F, int kRows>
-inline __attribute__((always_inline)) void AddBlock(DType scale_type, const std::byte* outer,
-                                                    const std::byte* inner,
+// The integer sums of words [kBegin, kEnd), begun with the rows' starts for that part.
+template <typename F, int kBegin, int kEnd, int kRows, int kPanels>
+inline __attribute__((always_inline)) void SumWords(const std::byte* const (&codes)[kPanels],
                                                     const ActivationBlock* const (&x)[kRows],
-                                                    F32x16 (&y)[kRows]) {
-  constexpr bool kStarts = F::kZero != 0;
-  const std::byte* codes = inner + F::kInnerBytes * kLaneCount;
-  I32x16 sums[kRows];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) sums[r] = SplatInt(kStarts ? x[r]->start[0] : 0);
-  DotWords<F, 0, F::kTwo ? 4 : 8, kRows>(codes, x, sums);
-  I32x16 second[kRows];
-  if constexpr (F::kTwo) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) second[r] = SplatInt(kStarts ? x[r]->start[1] : 0);
-    DotWords<F, 4, 8, kRows>(codes, x, second);
-  }
-  BlockScales scales;
-  F::Load(scale_type, outer, inner, &scales);
+                                                    I32x16 (&sums)[kRows][kPanels]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    F32x16 t = scales.scale[0] * ToFloat(sums[r]);
-    if constexpr (F::kTwo) t = Fused(scales.scale[1], ToFloat(second[r]), t);
-    if constexpr (F::kMinimum && F::kTwo) {
-      t = Fused(scales.minimum[0], Splat(x[r]->half_sums[0]), t);
-      t = Fused(scales.minimum[1], Splat(x[r]->half_sums[1]), t);
-    } else if constexpr (F::kMinimum) {
-      t = Fused(scales.minimum[0], Splat(x[r]->sum), t);
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p)
+      sums[r][p] = SplatInt(F::kZero != 0 ? x[r]->start[kBegin / 4] : 0);
+  }
+  DotWords<F, kBegin, kEnd>(codes, x, sums);
+}
+
+// One block of kPanels panels: y[r][p] += x[r] . w[p].
+template <typename F, int kRows, int kPanels>
+inline __attribute__((always_inline)) void AddBlock(DType scale_type,
+                                                    const std::byte* const (&outer)[kPanels],
+                                                    const std::byte* const (&inner)[kPanels],
+                                                    const ActivationBlock* const (&x)[kRows],
+                                                    F32x16 (&y)[kRows][kPanels]) {
+  const std::byte* codes[kPanels];
+#pragma GCC unroll 4
+  for (int p = 0; p < kPanels; ++p) codes[p] = inner[p] + F::kInnerBytes * kLaneCount;
+  I32x16 sums[kRows][kPanels], second[kRows][kPanels];
+  SumWords<F, 0, F::kTwo ? 4 : 8>(codes, x, sums);
+  if constexpr (F::kTwo) SumWords<F, 4, 8>(codes, x, second);
+#pragma GCC unroll 4
+  for (int p = 0; p < kPanels; ++p) {
+    BlockScales scales;
+    F::Load(scale_type, outer[p], inner[p], &scales);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      F32x16 t = scales.scale[0] * ToFloat(sums[r][p]);
+      if constexpr (F::kTwo) t = Fused(scales.scale[1], ToFloat(second[r][p]), t);
+      if constexpr (F::kMinimum && F::kTwo) {
+        t = Fused(scales.minimum[0], Splat(x[r]->half_sums[0]), t);
+        t = Fused(scales.minimum[1], Splat(x[r]->half_sums[1]), t);
+      } else if constexpr (F::kMinimum) {
+        t = Fused(scales.minimum[0], Splat(x[r]->sum), t);
+      }
+      y[r][p] = Fused(Splat(x[r]->scale), t, y[r][p]);
     }
-    y[r] = Fused(Splat(x[r]->scale), t, y[r]);
   }
 }
 
@@ -117,96 +136,108 @@ inline void StoreOutputs(const QuantizedPart& part, int64_t assignment, int64_t 
   }
 }
 
-// `rows` <= kRows rows of one panel; the rows that are missing repeat the last one.
-template <typename F, int kRows>
+// `rows` <= kRows rows of kPanels panels that lie `apart` panels from each other; the rows that are
+// missing repeat the last one.
+template <typename F, int kRows, int kPanels>
 void PanelTile(const QuantizedPart& part, const PanelShape& shape, int64_t row, int64_t rows,
-               int64_t panel) {
+               int64_t panel, int64_t apart) {
   constexpr uint64_t kBlockBytes = (F::kInnerBytes + F::kCodeBytes) * kLaneCount;
   const ActivationBlock* x[kRows];
-  F32x16 y[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    x[r] = RowAt(part, row + (r < rows ? r : rows - 1));
-    y[r] = Splat(0);
+  F32x16 y[kRows][kPanels];
+  const std::byte *start[kPanels], *outer[kPanels], *inner[kPanels];
+  for (int r = 0; r < kRows; ++r) x[r] = RowAt(part, row + (r < rows ? r : rows - 1));
+  for (int p = 0; p < kPanels; ++p) {
+    start[p] = PanelAt(part, panel + p * apart);
+    inner[p] = start[p] + shape.blocks_at;
+    for (int r = 0; r < kRows; ++r) y[r][p] = Splat(0);
   }
-  const std::byte* outer = PanelAt(part, panel);
-  const std::byte* inner = outer + shape.blocks_at;
   for (int64_t block = 0; block < part.blocks; ++block) {
-    for (uint64_t line = 0; line < kBlockBytes; line += 64)
-      __builtin_prefetch(inner + kPrefetchBytes + line);
-    const auto entry = static_cast<uint64_t>((part.phase + block) >> shape.outer_shift);
-    AddBlock<F, kRows>(shape.scale_type, outer + entry * shape.outer_bytes, inner, x, y);
-    inner += kBlockBytes;
+    const uint64_t entry =
+        static_cast<uint64_t>((part.phase + block) >> shape.outer_shift) * shape.outer_bytes;
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) {
+      for (uint64_t line = 0; kPanels < kStreams && line < kBlockBytes; line += 64)
+        __builtin_prefetch(inner[p] + kPrefetchBytes / kPanels + line);
+      outer[p] = start[p] + entry;
+    }
+    AddBlock<F, kRows, kPanels>(shape.scale_type, outer, inner, x, y);
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) inner[p] += kBlockBytes;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) ++x[r];
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    if (r < rows) StoreOutputs(part, row + r, panel, y[r]);
-  }
-}
-
-// One row of kStreams panels, `apart` panels from each other.
-template <typename F>
-void StreamTile(const QuantizedPart& part, const PanelShape& shape, int64_t row, int64_t panel,
-                int64_t apart) {
-  constexpr uint64_t kBlockBytes = (F::kInnerBytes + F::kCodeBytes) * kLaneCount;
-  const ActivationBlock* x[1] = {RowAt(part, row)};
-  const std::byte* outer[kStreams];
-  F32x16 y[kStreams][1];
-  for (int s = 0; s < kStreams; ++s) {
-    outer[s] = PanelAt(part, panel + s * apart);
-    y[s][0] = Splat(0);
-  }
-  uint64_t at = shape.blocks_at;
-  for (int64_t block = 0; block < part.blocks; ++block) {
-    const uint64_t entry =
-        static_cast<uint64_t>((part.phase + block) >> shape.outer_shift) * shape.outer_bytes;
 #pragma GCC unroll 4
-    for (int s = 0; s < kStreams; ++s) {
-      AddBlock<F, 1>(shape.scale_type, outer[s] + entry, outer[s] + at, x, y[s]);
+    for (int p = 0; p < kPanels; ++p) {
+      if (r < rows) StoreOutputs(part, row + r, panel + p * apart, y[r][p]);
     }
-    at += kBlockBytes;
-    ++x[0];
   }
-#pragma GCC unroll 4
-  for (int s = 0; s < kStreams; ++s) StoreOutputs(part, row, panel + s * apart, y[s][0]);
 }
 
+// Panels of a tile of `rows` rows: as many as leave all sums in registers. One row takes all
+// streams, wherever sums stay, since nothing but memory holds it up.
 template <typename F>
-void SingleRow(const QuantizedPart& part, const PanelShape& shape, int64_t row) {
-  const int64_t apart = (part.panel_end - part.panel_begin) / kStreams;
-  for (int64_t panel = 0; panel < apart; ++panel)
-    StreamTile<F>(part, shape, row, part.panel_begin + panel, apart);
-  for (int64_t panel = part.panel_begin + apart * kStreams; panel < part.panel_end; ++panel)
-    PanelTile<F, 1>(part, shape, row, 1, panel);
+constexpr int TilePanels(int rows) {
+  if (rows == 1) return kStreams;
+  if (kParts > 1) return 1;
+  if (rows <= (F::kTwo ? 2 : 3)) return kStreams;
+  return rows <= 4 || !F::kTwo ? 2 : 1;
 }
 
+// kRows rows of kStreams panels.
+template <typename F, int kRows>
+void StreamTile(const QuantizedPart& part, const PanelShape& shape, int64_t row, int64_t rows,
+                int64_t panel, int64_t apart) {
+  constexpr int kPanels = TilePanels<F>(kRows);
+  for (int p = 0; p < kStreams; p += kPanels)
+    PanelTile<F, kRows, kPanels>(part, shape, row, rows, panel + p * apart, apart);
+}
+
+// All rows of kStreams panels.
+template <typename F>
+void RowsOfPanels(const QuantizedPart& part, const PanelShape& shape, int64_t row, int64_t end,
+                  int64_t panel, int64_t apart) {
+  for (; row + kQuantizedTileRows <= end; row += kQuantizedTileRows)
+    StreamTile<F, kQuantizedTileRows>(part, shape, row, kQuantizedTileRows, panel, apart);
+  const int64_t rest = end - row;
+  if constexpr (kQuantizedTileRows > 4) {
+    if (rest == 7) return StreamTile<F, 7>(part, shape, row, rest, panel, apart);
+    if (rest == 6) return StreamTile<F, 6>(part, shape, row, rest, panel, apart);
+    if (rest == 5) return StreamTile<F, 5>(part, shape, row, rest, panel, apart);
+    if (rest == 4) return StreamTile<F, 4>(part, shape, row, rest, panel, apart);
+  }
+  if (rest == 3) return StreamTile<F, 3>(part, shape, row, rest, panel, apart);
+  if (rest == 2) return StreamTile<F, 2>(part, shape, row, rest, panel, apart);
+  if (rest == 1) return StreamTile<F, 1>(part, shape, row, rest, panel, apart);
+}
+
+// All rows of one panel: of those that are left over, few of many.
 template <typename F>
 void RowsOfPanel(const QuantizedPart& part, const PanelShape& shape, int64_t row, int64_t end,
                  int64_t panel) {
-  for (; row + kQuantizedTileRows <= end; row += kQuantizedTileRows)
-    PanelTile<F, kQuantizedTileRows>(part, shape, row, kQuantizedTileRows, panel);
-  const int64_t rest = end - row;
-  if (rest <= 0) return;
-  if constexpr (kQuantizedTileRows > 4) {
-    if (rest > 6) return PanelTile<F, 8>(part, shape, row, rest, panel);
-    if (rest > 4) return PanelTile<F, 6>(part, shape, row, rest, panel);
+  for (; row < end; row += kQuantizedTileRows) {
+    const int64_t rest = end - row < kQuantizedTileRows ? end - row : kQuantizedTileRows;
+    if (rest > 2) {
+      PanelTile<F, kQuantizedTileRows, 1>(part, shape, row, rest, panel, 0);
+    } else {
+      PanelTile<F, 2, 1>(part, shape, row, rest, panel, 0);
+    }
   }
-  if (rest > 2) return PanelTile<F, 4>(part, shape, row, rest, panel);
-  if (rest > 1) return PanelTile<F, 2>(part, shape, row, rest, panel);
-  PanelTile<F, 1>(part, shape, row, rest, panel);
 }
 
 template <typename F>
 void MatMulPanels(const QuantizedPart& part) {
   const PanelShape shape = ShapeOf<F>(part);
-  if (part.row_end - part.row_begin == 1) return SingleRow<F>(part, shape, part.row_begin);
   const int64_t row_bytes = part.blocks * static_cast<int64_t>(sizeof(ActivationBlock)) + 1;
   int64_t step = kActivationBytes / row_bytes / kQuantizedTileRows * kQuantizedTileRows;
   if (step < kQuantizedTileRows) step = kQuantizedTileRows;
+  const int64_t apart = (part.panel_end - part.panel_begin) / kStreams;
   for (int64_t row = part.row_begin; row < part.row_end; row += step) {
     const int64_t end = row + step < part.row_end ? row + step : part.row_end;
-    for (int64_t panel = part.panel_begin; panel < part.panel_end; ++panel)
+    for (int64_t panel = 0; panel < apart; ++panel)
+      RowsOfPanels<F>(part, shape, row, end, part.panel_begin + panel, apart);
+    for (int64_t panel = part.panel_begin + apart * kStreams; panel < part.panel_end; ++panel)
       RowsOfPanel<F>(part, shape, row, end, panel);
   }
 }
@@ -215,35 +246,30 @@ void MatMulQuantizedImpl(const QuantizedPart& part) {
   WithFormat(part.format, [&](auto format) { MatMulPanels<decltype(format)>(part); });
 }
 
-// Half of the rule of ActivationBlock: 16 values to integers.
-inline void QuantizeHalf(const F32x16& x, float factor, int8_t* q) {
+// Half of the rule of ActivationBlock: 16 values to integers; returns their sum.
+inline int32_t QuantizeHalf(const F32x16& x, float factor, int8_t* q) {
   // 1.5 * 2^23: the sum's last bits are the integer, rounded to nearest even. Fused, so that the
   // product is not rounded before.
   const F32x16 shifted = Fused(x, Splat(factor), Splat(12582912.0f));
-  int32_t bits[kLanes];
-  std::memcpy(bits, &shifted, sizeof bits);
-  for (int i = 0; i < kLanes; ++i) q[i] = static_cast<int8_t>(bits[i]);
-}
-
-inline F32x16 Magnitude(const F32x16& x) {
-  return Map([](NativeF32 a) { return (NativeF32)((NativeU32)a & 0x7fffffffu); }, x);
+  const I32x16 integers =
+      MapAs<I32x16>([](NativeF32 a) { return ((NativeI32)a << 24) >> 24; }, shifted);
+  StoreBytes(integers, q);
+  return SumInts(integers);
 }
 
 inline void QuantizeBlock(const float* x, int32_t zero, bool half_sums, ActivationBlock* to) {
   const F32x16 low = Load(x), high = Load(x + kLanes);
-  const float largest = MaxLanes(Max(Magnitude(low), Magnitude(high)));
-  // NaN and infinity, which comparisons and integers would hide, stay in the scale.
-  const float poison = SumLanes(Fused(low, Splat(0), high * 0.0f));
+  // Magnitudes compare like their bits, and infinity and NaN are above all numbers.
+  const int32_t bits = MaxInts(MagnitudeBits(low), MagnitudeBits(high));
+  float largest;
+  std::memcpy(&largest, &bits, sizeof(largest));
   const bool tiny = largest < 1e-30f;
-  const float factor = tiny ? 0.0f : 127.0f / largest;
-  QuantizeHalf(low, factor, to->q);
-  QuantizeHalf(high, factor, to->q + kLanes);
-  int32_t sums[2] = {0, 0};
-  for (int i = 0; i < kLanes; ++i) {
-    sums[0] += to->q[i];
-    sums[1] += to->q[i + kLanes];
-  }
-  to->scale = (tiny ? 0.0f : largest / 127.0f) + poison;
+  const bool number = bits < 0x7f800000;
+  const float factor = tiny || !number ? 0.0f : 127.0f / largest;
+  const int32_t sums[2] = {QuantizeHalf(low, factor, to->q),
+                           QuantizeHalf(high, factor, to->q + kLanes)};
+  // Integers would hide what is not a number; the scale does not.
+  to->scale = tiny ? 0.0f : number ? largest / 127.0f : __builtin_nanf("");
   to->sum = static_cast<float>(sums[0] + sums[1]);
   for (int half = 0; half < 2; ++half) {
     if (half_sums) {

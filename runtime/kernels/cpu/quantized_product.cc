@@ -11,10 +11,14 @@ constexpr uint64_t kFewestRows = 64;
 
 }  // namespace
 
-Status QuantizedProduct::Reserve(int64_t inputs) {
+uint64_t QuantizedProduct::BytesFor(int64_t inputs) {
   const uint64_t row_bytes =
       static_cast<uint64_t>(inputs / kBlockWeights) * sizeof(ActivationBlock);
-  const uint64_t bytes = std::max(kUsualBytes, kFewestRows * row_bytes);
+  return std::max(kUsualBytes, kFewestRows * row_bytes);
+}
+
+Status QuantizedProduct::Reserve(int64_t inputs) {
+  const uint64_t bytes = BytesFor(inputs);
   if (bytes <= blocks_.bytes()) return OkStatus();
   LOCKSTEP_ASSIGN_OR_RETURN(blocks_, Buffer::Allocate(bytes, "8-bit activations"));
   return OkStatus();

@@ -103,21 +103,45 @@ inline F32x16 AsFloat(const U32x16& x) {
   return MapAs<F32x16>([](NativeU32 a) { return (NativeF32)a; }, x);
 }
 
-// x * y + z rounded once, wherever the instruction set can: said with an intrinsic, since of two
-// products and a sum compilers fuse whichever they like.
-inline NativeF32 FusedNative(NativeF32 x, NativeF32 y, NativeF32 z) {
+// The magnitudes' bits, which compare like the magnitudes.
+inline I32x16 MagnitudeBits(const F32x16& x) {
+  return MapAs<I32x16>([](NativeF32 a) { return (NativeI32)a & 0x7fffffff; }, x);
+}
+inline int32_t MaxInts(const I32x16& x, const I32x16& y) {
 #if defined(__AVX512F__)
-  return (NativeF32)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
-#elif defined(__FMA__)
-  return (NativeF32)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
-#elif defined(__aarch64__)
-  return (NativeF32)vfmaq_f32((float32x4_t)z, (float32x4_t)x, (float32x4_t)y);
+  return _mm512_reduce_max_epi32(_mm512_max_epi32((__m512i)x.a, (__m512i)y.a));
 #else
-  return x * y + z;
+  const I32x16 both = MapAs<I32x16>([](NativeI32 a, NativeI32 b) { return a > b ? a : b; }, x, y);
+  int32_t lanes[kLanes];
+  std::memcpy(lanes, &both, sizeof(lanes));
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i)
+      lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  }
+  return lanes[0];
 #endif
 }
-inline F32x16 Fused(const F32x16& x, const F32x16& y, const F32x16& z) {
-  return Map([](NativeF32 a, NativeF32 b, NativeF32 c) { return FusedNative(a, b, c); }, x, y, z);
+inline int32_t SumInts(const I32x16& x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)x.a);
+#else
+  int32_t lanes[kLanes];
+  std::memcpy(lanes, &x, sizeof(lanes));
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+#endif
+}
+// Integers of -128..127.
+inline void StoreBytes(const I32x16& x, int8_t* to) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)x.a));
+#else
+  int32_t lanes[kLanes];
+  std::memcpy(lanes, &x, sizeof(lanes));
+  for (int i = 0; i < kLanes; ++i) to[i] = static_cast<int8_t>(lanes[i]);
+#endif
 }
 
 // Signed bytes enter VNNI plus 128, which the activation block's start takes off again.

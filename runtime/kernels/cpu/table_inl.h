@@ -2,18 +2,16 @@
 // MakeTable().
 #pragma once
 
-#include "runtime/kernels/cpu/attention_inl.h"
 #include "runtime/kernels/cpu/matmul_inl.h"
-#include "runtime/kernels/cpu/mla_inl.h"
 #include "runtime/kernels/cpu/moe_inl.h"
+#include "runtime/kernels/cpu/norm_inl.h"
 
 namespace lockstep::kernels {
 namespace {
 
 constexpr KernelTable MakeTable(const char* name) {
-  return KernelTable{name,           MatMulImpl,   RmsNormImpl,          AddImpl,
-                     PrepareRowImpl, AttendImpl,   PrepareLatentRowImpl, AttendLatentImpl,
-                     SiluMulImpl,    RouteRowImpl, CombineRowImpl};
+  return KernelTable{name,        MatMulImpl,   RmsNormImpl,   AddImpl,
+                     SiluMulImpl, RouteRowImpl, CombineRowImpl};
 }
 
 }  // namespace

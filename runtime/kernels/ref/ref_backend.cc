@@ -2,13 +2,11 @@
 // and right.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
-#include <numeric>
-#include <vector>
+#include <span>
 
 #include "runtime/kernels/backend.h"
-#include "runtime/kernels/ref/ref_mla.h"
+#include "runtime/kernels/ref/ref_attention.h"
 
 namespace lockstep::kernels {
 namespace {
@@ -19,10 +17,10 @@ class RefMatrix final : public PackedMatrix {
       : PackedMatrix(matrix.count, matrix.outputs, matrix.inputs, matrix.data.bytes()),
         matrix_(std::move(matrix)) {}
 
-  // Weights [0, inputs) of an output, exactly.
-  void Decode(int64_t index, int64_t output, float* to) const {
+  // Weights [begin, begin + count) of an output, exactly.
+  void Decode(int64_t index, int64_t output, int64_t begin, int64_t count, float* to) const {
     const auto row = static_cast<uint64_t>(index * outputs() + output) * matrix_.row_bytes();
-    DecodeRow(matrix_.format, matrix_.data.data() + row, inputs(), matrix_.phase, 0, inputs(), to);
+    DecodeRow(matrix_.format, matrix_.data.data() + row, inputs(), matrix_.phase, begin, count, to);
   }
 
  private:
@@ -30,32 +28,6 @@ class RefMatrix final : public PackedMatrix {
 };
 
 const RefMatrix& Ref(const PackedMatrix& matrix) { return static_cast<const RefMatrix&>(matrix); }
-
-void NormRow(const float* x, const float* weight, double eps, int64_t dim, float* y) {
-  double squares = 0;
-  for (int64_t i = 0; i < dim; ++i) squares += double{x[i]} * x[i];
-  const double scale = 1 / std::sqrt(squares / static_cast<double>(dim) + eps);
-  for (int64_t i = 0; i < dim; ++i) y[i] = static_cast<float>(x[i] * scale * weight[i]);
-}
-
-void RotateHead(const AttentionArgs& args, int64_t row, float* head) {
-  const int64_t half = args.rotary_dim / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    const double c = args.cosines[row * half + i];
-    const double s = args.sines[row * half + i];
-    const double a = head[i];
-    const double b = head[i + half];
-    head[i] = static_cast<float>(a * c - b * s);
-    head[i + half] = static_cast<float>(b * c + a * s);
-  }
-}
-
-// Where position `position` of a sequence lies in a layer's pages, for local KV head `head`.
-int64_t PageOffset(const AttentionArgs& args, int64_t row, int64_t head, int64_t position) {
-  const int64_t block = args.block_tables[args.sequences[row]][position / args.block_tokens];
-  return ((block * args.kv_heads + head) * args.block_tokens + position % args.block_tokens) *
-         args.head_dim;
-}
 
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
@@ -66,18 +38,23 @@ class RefBackend final : public Backend {
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return std::make_unique<RefMatrix>(std::move(matrix));
   }
+  uint64_t PackedBytes(const HostMatrix& shape) const override {
+    return HostMatrix::BytesOf(shape, "weights").value_or(0);
+  }
+  uint64_t WorkBytes(const HostMatrix&) const override { return 0; }
 
   void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
               int64_t rows, float* y, int64_t y_stride) const override {
     const int64_t n = weights.outputs();
     queue.pool->ParallelFor(n, 1, [&](int64_t begin, int64_t end, int) {
-      std::vector<float> decoded(static_cast<size_t>(weights.inputs()));
       for (int64_t output = begin; output < end; ++output) {
-        Ref(weights).Decode(0, output, decoded.data());
-        for (int64_t row = 0; row < rows; ++row) {
-          y[row * y_stride + output] = static_cast<float>(Dot(decoded, x + row * weights.inputs()) +
-                                                          (bias != nullptr ? bias[output] : 0));
-        }
+        const double start = bias != nullptr ? bias[output] : 0;
+        ForProducts(
+            Ref(weights), 0, output, 0, rows,
+            [&](int64_t row) { return x + row * weights.inputs(); },
+            [&](int64_t row, double sum) {
+              y[row * y_stride + output] = static_cast<float>(sum + start);
+            });
       }
     });
   }
@@ -92,14 +69,11 @@ class RefBackend final : public Backend {
     for (const RowGroup& group :
          std::span(groups.groups, static_cast<size_t>(*groups.group_count))) {
       queue.pool->ParallelFor(n, 1, [&](int64_t begin, int64_t end, int) {
-        std::vector<float> decoded(static_cast<size_t>(weights.inputs()));
         for (int64_t output = begin; output < end; ++output) {
-          Ref(weights).Decode(group.matrix, output, decoded.data());
-          for (int64_t assignment = group.begin; assignment < group.end; ++assignment) {
-            const int64_t row = by_row ? groups.row_of[assignment] : assignment;
-            y[assignment * y_stride + output] =
-                static_cast<float>(Dot(decoded, x + row * weights.inputs()));
-          }
+          ForProducts(
+              Ref(weights), group.matrix, output, group.begin, group.end,
+              [&](int64_t a) { return x + (by_row ? groups.row_of[a] : a) * weights.inputs(); },
+              [&](int64_t a, double sum) { y[a * y_stride + output] = static_cast<float>(sum); });
         }
       });
     }
@@ -111,7 +85,7 @@ class RefBackend final : public Backend {
       const int64_t index = tokens[row] - first_row;
       float* to = y + row * table.inputs();
       if (index >= 0 && index < table.outputs()) {
-        Ref(table).Decode(0, index, to);
+        Ref(table).Decode(0, index, 0, table.inputs(), to);
       } else {
         std::fill_n(to, table.inputs(), 0.0f);
       }
@@ -121,7 +95,7 @@ class RefBackend final : public Backend {
   void RmsNorm(Queue&, const float* x, const float* weight, double eps, int64_t rows, int64_t dim,
                float* y) const override {
     for (int64_t row = 0; row < rows; ++row)
-      NormRow(x + row * dim, weight, eps, dim, y + row * dim);
+      RefNormRow(x + row * dim, weight, eps, dim, y + row * dim);
   }
 
   void AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight, double eps,
@@ -131,32 +105,11 @@ class RefBackend final : public Backend {
   }
 
   void PrepareAttention(Queue&, const AttentionArgs& args) const override {
-    const int64_t width = (args.query_heads + 2 * args.kv_heads) * args.head_dim;
-    for (int64_t row = 0; row < args.rows; ++row) {
-      for (int64_t head = 0; head < args.query_heads + args.kv_heads; ++head) {
-        float* values = args.qkv + row * width + head * args.head_dim;
-        const float* norm = head < args.query_heads ? args.query_norm : args.key_norm;
-        if (norm != nullptr) NormRow(values, norm, args.eps, args.head_dim, values);
-        RotateHead(args, row, values);
-      }
-      const float* keys = args.qkv + row * width + args.query_heads * args.head_dim;
-      for (int64_t head = 0; head < args.kv_heads; ++head) {
-        const int64_t at = PageOffset(args, row, head, args.positions[row]);
-        const auto bytes = static_cast<size_t>(args.head_dim) * sizeof(float);
-        std::memcpy(args.key_pages + at, keys + head * args.head_dim, bytes);
-        std::memcpy(args.value_pages + at, keys + (args.kv_heads + head) * args.head_dim, bytes);
-      }
-    }
+    RefPrepareAttention(args);
   }
 
   void Attention(Queue& queue, const AttentionArgs& args) const override {
-    queue.pool->ParallelFor(args.rows * args.query_heads, 1,
-                            [&](int64_t begin, int64_t end, int thread) {
-                              for (int64_t i = begin; i < end; ++i) {
-                                AttendHead(args, i / args.query_heads, i % args.query_heads,
-                                           args.scores + thread * args.group * args.score_stride);
-                              }
-                            });
+    RefAttention(queue, args);
   }
 
   void PrepareLatentAttention(Queue&, const LatentAttentionArgs& args) const override {
@@ -204,59 +157,59 @@ class RefBackend final : public Backend {
   }
 
  private:
-  static double Dot(const std::vector<float>& weights, const float* x) {
-    double sum = 0;
-    for (size_t k = 0; k < weights.size(); ++k) sum += x[k] * double{weights[k]};
-    return sum;
+  // store(item, product of row(item) and one output's weights) for items [begin, end), each sum
+  // from the first input to the last. The weights are decoded in pieces: nothing is allocated in a
+  // step.
+  template <typename Row, typename Store>
+  static void ForProducts(const RefMatrix& weights, int64_t index, int64_t output, int64_t begin,
+                          int64_t end, const Row& row, const Store& store) {
+    constexpr int64_t kPiece = 2048, kItems = 64;
+    float decoded[kPiece];
+    for (int64_t first = begin; first < end; first += kItems) {
+      const int64_t items = std::min(kItems, end - first);
+      double sums[kItems] = {};
+      for (int64_t k = 0; k < weights.inputs(); k += kPiece) {
+        const int64_t count = std::min(kPiece, weights.inputs() - k);
+        weights.Decode(index, output, k, count, decoded);
+        for (int64_t item = 0; item < items; ++item) {
+          const float* x = row(first + item) + k;
+          for (int64_t i = 0; i < count; ++i) sums[item] += x[i] * double{decoded[i]};
+        }
+      }
+      for (int64_t item = 0; item < items; ++item) store(first + item, sums[item]);
+    }
   }
 
-  static void AttendHead(const AttentionArgs& args, int64_t row, int64_t head, float* scores) {
-    const int64_t width = (args.query_heads + 2 * args.kv_heads) * args.head_dim;
-    const float* query = args.qkv + row * width + head * args.head_dim;
-    const int64_t kv_head = (args.first_query_head + head) / args.group - args.first_kv_head;
-    const int64_t last = args.positions[row];
-    double highest = -std::numeric_limits<double>::infinity();
-    for (int64_t position = 0; position <= last; ++position) {
-      const float* key = args.key_pages + PageOffset(args, row, kv_head, position);
-      double dot = 0;
-      for (int64_t i = 0; i < args.head_dim; ++i) dot += double{query[i]} * key[i];
-      scores[position] = static_cast<float>(dot / std::sqrt(static_cast<double>(args.head_dim)));
-      highest = std::max(highest, double{scores[position]});
+  // The first of the largest values among [0, count) that may be taken; some may.
+  template <typename MayTake>
+  static int64_t Largest(const float* values, int64_t count, const MayTake& may_take) {
+    int64_t best = -1;
+    for (int64_t i = 0; i < count; ++i) {
+      if (may_take(i) && (best < 0 || values[i] > values[best])) best = i;
     }
-    double sum = 0;
-    for (int64_t position = 0; position <= last; ++position)
-      sum += std::exp(scores[position] - highest);
-    float* out = args.out + (row * args.query_heads + head) * args.head_dim;
-    for (int64_t i = 0; i < args.head_dim; ++i) {
-      double value = 0;
-      for (int64_t position = 0; position <= last; ++position) {
-        value += std::exp(scores[position] - highest) *
-                 args.value_pages[PageOffset(args, row, kv_head, position) + i];
-      }
-      out[i] = static_cast<float>(value / sum);
-    }
+    return best;
   }
 
   static void RouteRow(const RouterArgs& args, int64_t row) {
-    std::vector<float> score(static_cast<size_t>(args.experts));
-    std::vector<float> choice(static_cast<size_t>(args.experts));
+    float score[kMaxExperts], choice[kMaxExperts];
     for (int64_t e = 0; e < args.experts; ++e) {
       score[e] = static_cast<float>(Sigmoid(args.logits[row * args.experts + e]));
       choice[e] = score[e] + args.correction[e];
     }
-    if (args.n_group > 1) KeepBestGroups(args, &choice);
-    std::vector<int32_t> order(choice.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int32_t a, int32_t b) { return choice[a] > choice[b]; });
-    order.resize(static_cast<size_t>(args.top_k));
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-      return score[a] != score[b] ? score[a] > score[b] : a < b;
-    });
-    double sum = 1e-20;
-    for (const int32_t e : order) sum += score[e];
+    if (args.n_group > 1) KeepBestGroups(args, choice);
+    // Largest choices first, then those in the order of their scores; ties by lower index.
+    bool chosen[kMaxExperts] = {};
+    for (int64_t slot = 0; slot < args.top_k; ++slot)
+      chosen[Largest(choice, args.experts, [&](int64_t e) { return !chosen[e]; })] = true;
+    int64_t order[kMaxExperts];
     for (int64_t slot = 0; slot < args.top_k; ++slot) {
-      args.chosen[row * args.top_k + slot] = order[slot];
+      order[slot] = Largest(score, args.experts, [&](int64_t e) { return chosen[e]; });
+      chosen[order[slot]] = false;
+    }
+    double sum = 1e-20;
+    for (int64_t slot = 0; slot < args.top_k; ++slot) sum += score[order[slot]];
+    for (int64_t slot = 0; slot < args.top_k; ++slot) {
+      args.chosen[row * args.top_k + slot] = static_cast<int32_t>(order[slot]);
       const double weight = args.normalize ? score[order[slot]] / sum : score[order[slot]];
       args.weights[row * args.top_k + slot] = static_cast<float>(weight * args.scale);
     }
@@ -264,20 +217,23 @@ class RefBackend final : public Backend {
 
   // A group's score is the sum of its two best choices; experts outside the best groups cannot be
   // chosen.
-  static void KeepBestGroups(const RouterArgs& args, std::vector<float>* choice) {
+  static void KeepBestGroups(const RouterArgs& args, float* choice) {
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
     const int64_t per_group = args.experts / args.n_group;
-    std::vector<std::pair<float, int64_t>> groups;
+    float best[kMaxExperts];
     for (int64_t group = 0; group < args.n_group; ++group) {
-      std::vector<float> members(choice->begin() + group * per_group,
-                                 choice->begin() + (group + 1) * per_group);
-      std::sort(members.begin(), members.end(), std::greater<>());
-      groups.emplace_back(-(members[0] + (per_group > 1 ? members[1] : 0.0f)), group);
+      float first = kNone, second = kNone;
+      for (int64_t e = group * per_group; e < (group + 1) * per_group; ++e) {
+        second = std::max(second, std::min(first, choice[e]));
+        first = std::max(first, choice[e]);
+      }
+      best[group] = first + (per_group > 1 ? second : 0.0f);
     }
-    std::stable_sort(groups.begin(), groups.end());
-    for (int64_t place = args.topk_group; place < args.n_group; ++place) {
-      const int64_t group = groups[place].second;
-      std::fill_n(choice->begin() + group * per_group, per_group,
-                  -std::numeric_limits<float>::infinity());
+    bool kept[kMaxExperts] = {};
+    for (int64_t place = 0; place < args.topk_group; ++place)
+      kept[Largest(best, args.n_group, [&](int64_t group) { return !kept[group]; })] = true;
+    for (int64_t group = 0; group < args.n_group; ++group) {
+      if (!kept[group]) std::fill_n(choice + group * per_group, per_group, kNone);
     }
   }
 };

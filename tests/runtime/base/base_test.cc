@@ -10,6 +10,7 @@
 #include "runtime/base/dtype.h"
 #include "runtime/base/file.h"
 #include "runtime/base/options.h"
+#include "runtime/base/os.h"
 #include "runtime/base/status.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/base/version.h"
@@ -114,6 +115,27 @@ TEST(ThreadPool, WakesAfterItsHelpersWentToSleep) {
         300, 1, [&](int64_t begin, int64_t end, int) { sum += static_cast<int>(end - begin); });
     EXPECT_EQ(sum.load(), 300);
   }
+}
+
+TEST(ThreadPool, HelpersStayOnTheirCpusIfThereIsOneForEach) {
+  const std::vector<int> cpus = os::AllowedCpus();
+  if (cpus.size() < 2) GTEST_SKIP() << "only one CPU may be used here";
+  const auto count = static_cast<int>(cpus.size());
+  const auto masks = [&](int threads) {
+    std::vector<std::vector<int>> found(static_cast<size_t>(threads));
+    ThreadPool pool(threads, cpus);
+    pool.ParallelFor(threads, 1, [&](int64_t, int64_t, int thread) {
+      found[static_cast<size_t>(thread)] = os::AllowedCpus();
+    });
+    return found;
+  };
+  const auto bound = masks(count);
+  for (int thread = 1; thread < count; ++thread)
+    EXPECT_EQ(bound[static_cast<size_t>(thread)],
+              std::vector<int>{cpus[static_cast<size_t>(thread)]});
+  EXPECT_EQ(bound[0], cpus);  // the caller is left alone
+  for (const auto& mask : masks(count + 1)) EXPECT_EQ(mask, cpus);
+  EXPECT_EQ(os::AllowedCpus(), cpus);
 }
 
 TEST(File, AtomicWriteReplacesAndLeavesNothingBehind) {

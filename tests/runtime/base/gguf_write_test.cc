@@ -7,7 +7,7 @@
 namespace lockstep {
 namespace {
 
-TEST(GgufMetadataFile, IsReadBackAsItWas) {
+TEST(GgufMetadataText, IsReadBackAsItWas) {
   std::map<std::string, GgufValue> metadata = {
       {"integer", int64_t{-7}},
       {"number", 0.1},
@@ -19,19 +19,19 @@ TEST(GgufMetadataFile, IsReadBackAsItWas) {
       {"texts", std::vector<std::string>{"", "b"}},
   };
   Gguf gguf;
-  const std::string bytes = GgufMetadataFile(metadata);
+  const std::string bytes = GgufMetadataText(metadata);
   const Status status = ParseGgufHeader(bytes, bytes.size(), "x.gguf", &gguf);
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_TRUE(gguf.metadata == metadata);
   EXPECT_TRUE(gguf.tensors.empty());
 }
 
-TEST(GgufMetadataFile, HoldsAModelsWordsWithoutItsParts) {
+TEST(GgufMetadataText, HoldsAModelsWordsWithoutItsParts) {
   Gguf model =
       OpenGgufFiles(testing::SourcePath("tests/goldens/models/tiny-k-Q4_K_M.gguf")).value();
   auto with_parts = model.metadata;
   with_parts["split.count"] = int64_t{3};
-  const std::string bytes = GgufMetadataFile(with_parts);
+  const std::string bytes = GgufMetadataText(with_parts);
   Gguf gguf;
   ASSERT_TRUE(ParseGgufHeader(bytes, bytes.size(), "x.gguf", &gguf).ok());
   EXPECT_TRUE(gguf.metadata == model.metadata);

@@ -34,7 +34,7 @@ class ThreadGroup final : public Group {
       : Group(rank, static_cast<int>(world->slots.size())), world_(std::move(world)) {}
 
   const GroupTraits& traits() const override {
-    static const GroupTraits traits = {"threads", size_t{1} << 16, true, false};
+    static const GroupTraits traits = {"threads", size_t{1} << 16, true};
     return traits;
   }
   StatusOr<std::span<std::byte>> Begin(size_t bytes) override {

@@ -10,17 +10,16 @@
 #include "gtest/gtest.h"
 #include "runtime/kernels/backend.h"
 #include "tests/support/golden.h"
-#include "tests/support/seed.h"
+#include "tests/support/kernels.h"
 
 namespace lockstep::kernels {
 namespace {
 
-std::vector<float> Random(std::mt19937_64& random, int64_t count, float scale = 1) {
-  std::normal_distribution<float> normal(0, scale);
-  std::vector<float> values(static_cast<size_t>(count) + 16);
-  for (float& value : values) value = normal(random);
-  return values;
-}
+using testing::BackendName;
+using testing::Difference;
+using testing::Random;
+
+using Kernels = testing::BackendTest;
 
 HostMatrix RandomMatrix(std::mt19937_64& random, DType type, int64_t count, int64_t outputs,
                         int64_t inputs) {
@@ -47,33 +46,6 @@ HostMatrix Copy(const HostMatrix& from) {
   std::memcpy(to.data.data(), from.data.data(), from.data.bytes());
   return to;
 }
-
-// Largest |a - b| over the largest |b|.
-double Difference(const std::vector<float>& a, const std::vector<float>& b) {
-  double largest = 1e-30, difference = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    largest = std::max(largest, std::fabs(double{b[i]}));
-    difference = std::max(difference, std::fabs(double{a[i]} - b[i]));
-    if (std::isnan(a[i]) != std::isnan(b[i])) return INFINITY;
-  }
-  return difference / largest;
-}
-
-class Kernels : public ::testing::TestWithParam<const char*> {
- protected:
-  void SetUp() override {
-    StatusOr<std::unique_ptr<Backend>> made = MakeBackend(GetParam());
-    if (!made.ok()) GTEST_SKIP() << made.status();
-    backend_ = std::move(*made);
-  }
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Backend> ref_ = MakeRefBackend();
-  ThreadPool one_{1};
-  ThreadPool three_{3};
-  Queue queue_{&three_};
-  Queue single_{&one_};
-  std::mt19937_64 random_{lockstep::testing::TestSeed()};
-};
 
 TEST_P(Kernels, MatMulAgreesWithRefForEveryTypeAndShape) {
   for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) {
@@ -155,95 +127,6 @@ TEST_P(Kernels, EmbeddingTakesOwnRowsAndLeavesTheOthersZero) {
   }
 }
 
-// Six rows of four sequences over scattered pages; this rank holds heads 4..8 of groups of three,
-// so that both ends of its range share a KV head with a neighbour.
-class AttentionCase {
- public:
-  AttentionCase(std::mt19937_64& random, int64_t head_dim) {
-    args_.rows = 6;
-    args_.query_heads = 5;
-    args_.first_query_head = 4;
-    args_.group = 3;
-    args_.kv_heads = 2;
-    args_.first_kv_head = 1;
-    args_.head_dim = head_dim;
-    args_.rotary_dim = head_dim / 4 * 2;
-    args_.block_tokens = 16;
-    args_.eps = 1e-5;
-    args_.score_stride = 48;
-    for (const auto& table : tables_) table_pointers_.push_back(table.data());
-    const int64_t page = 10 * args_.kv_heads * args_.block_tokens * head_dim;
-    cosines_ = Random(random, args_.rows * half());
-    sines_ = Random(random, args_.rows * half());
-    query_norm_ = Random(random, head_dim);
-    key_norm_ = Random(random, head_dim);
-    qkv_ = Random(random, args_.rows * width());
-    keys_ = Random(random, page);
-    values_ = Random(random, page);
-    scores_.resize(static_cast<size_t>(3 * args_.group * args_.score_stride));
-  }
-
-  struct Result {
-    std::vector<float> out;   // [rows, query_heads * head_dim]
-    std::vector<float> keys;  // the pages afterwards
-  };
-
-  // Rows [first, first + count) as one step.
-  Result Run(const Backend& backend, Queue& queue, int64_t first, int64_t count) const {
-    AttentionArgs args = args_;
-    std::vector<float> qkv = qkv_, values = values_, scores = scores_;
-    Result result{std::vector<float>(static_cast<size_t>(count * out_width()), NAN), keys_};
-    args.rows = count;
-    args.positions = positions_.data() + first;
-    args.sequences = sequences_.data() + first;
-    args.block_tables = table_pointers_.data();
-    args.cosines = cosines_.data() + first * half();
-    args.sines = sines_.data() + first * half();
-    args.query_norm = query_norm_.data();
-    args.key_norm = key_norm_.data();
-    args.scores = scores.data();
-    args.qkv = qkv.data() + first * width();
-    args.key_pages = result.keys.data();
-    args.value_pages = values.data();
-    args.out = result.out.data();
-    backend.PrepareAttention(queue, args);
-    backend.Attention(queue, args);
-    return result;
-  }
-  int64_t rows() const { return args_.rows; }
-  int64_t out_width() const { return args_.query_heads * args_.head_dim; }
-
- private:
-  int64_t half() const { return args_.rotary_dim / 2; }
-  int64_t width() const { return (args_.query_heads + 2 * args_.kv_heads) * args_.head_dim; }
-
-  const std::vector<int32_t> positions_ = {0, 40, 15, 16, 17, 33};
-  const std::vector<int32_t> sequences_ = {0, 1, 2, 2, 2, 3};
-  const std::vector<std::vector<int32_t>> tables_ = {{7}, {3, 0, 9}, {5, 1}, {2, 8, 4}};
-  std::vector<const int32_t*> table_pointers_;
-  AttentionArgs args_;
-  std::vector<float> cosines_, sines_, query_norm_, key_norm_, qkv_, keys_, values_, scores_;
-};
-
-TEST_P(Kernels, AttentionOverScatteredPagesAgreesWithRef) {
-  for (const int64_t head_dim : {16, 24, 64, 128}) {
-    const AttentionCase attention(random_, head_dim);
-    const auto got = attention.Run(*backend_, queue_, 0, attention.rows());
-    const auto want = attention.Run(*ref_, queue_, 0, attention.rows());
-    EXPECT_LE(Difference(got.out, want.out), 3e-6) << head_dim;
-    EXPECT_LE(Difference(got.keys, want.keys), 1e-6) << head_dim;
-  }
-}
-
-TEST_P(Kernels, AttentionOfARowIgnoresThreadsAndOtherSequences) {
-  const AttentionCase attention(random_, 24);
-  const auto all = attention.Run(*backend_, queue_, 0, attention.rows());
-  EXPECT_EQ(attention.Run(*backend_, single_, 0, attention.rows()).out, all.out);
-  const auto alone = attention.Run(*backend_, queue_, 1, 1);  // the only row of its sequence
-  EXPECT_TRUE(
-      std::equal(alone.out.begin(), alone.out.end(), all.out.begin() + attention.out_width()));
-}
-
 TEST_P(Kernels, GroupedMatMulAndCombineAgreeWithALoopOverRows) {
   const int64_t rows = 23, experts = 7, top_k = 3, inputs = 40, outputs = 30;
   const HostMatrix source = RandomMatrix(random_, DType::kBF16, experts, outputs, inputs);
@@ -322,12 +205,6 @@ TEST_P(Kernels, RouterAgreesWithTheReferenceCases) {
     EXPECT_LE(Difference(weights, want_weights), 1e-6) << name;
   }
   EXPECT_EQ(cases, 7);
-}
-
-std::string BackendName(const ::testing::TestParamInfo<const char*>& info) {
-  std::string name = info.param;
-  std::replace(name.begin(), name.end(), '/', '_');
-  return name;
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Kernels,

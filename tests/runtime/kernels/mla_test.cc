@@ -10,39 +10,29 @@
 
 #include "gtest/gtest.h"
 #include "runtime/kernels/backend.h"
-#include "tests/support/seed.h"
+#include "tests/support/kernels.h"
 
 namespace lockstep::kernels {
 namespace {
 
-using Floats = std::vector<float>;
+using testing::BackendName;
+using testing::Difference;
+using testing::Floats;
+using testing::Random;
+using testing::ScratchFor;
 
-Floats Random(std::mt19937_64& random, int64_t count, float scale = 1) {
-  std::normal_distribution<float> normal(0, scale);
-  Floats values(static_cast<size_t>(count) + 16);
-  for (float& value : values) value = normal(random);
-  return values;
-}
-
-// Largest |a - b| over the largest |b|.
-double Difference(const Floats& a, const Floats& b) {
-  double largest = 1e-30, difference = 0;
-  for (size_t i = 0; i < b.size(); ++i) {
-    largest = std::max(largest, std::fabs(double{b[i]}));
-    difference = std::max(difference, std::fabs(double{a[i]} - b[i]));
-    if (std::isnan(a[i]) != std::isnan(b[i])) return INFINITY;
-  }
-  return difference / largest;
-}
+using LatentKernels = testing::BackendTest;
 
 struct Dims {
   int64_t latent, rope, nope;
 };
 
-// Six rows of four sequences over scattered pages of sixteen positions.
+// Six rows of four sequences over scattered pages of sixteen positions; one sequence is three
+// chunks of softmax long.
 class LatentCase {
  public:
-  LatentCase(std::mt19937_64& random, const Dims& dims, int64_t heads) {
+  LatentCase(std::mt19937_64& random, const Dims& dims, int64_t heads,
+             CacheType type = CacheType::kF32) {
     args_.rows = 6;
     args_.heads = heads;
     args_.latent_dim = dims.latent;
@@ -50,7 +40,7 @@ class LatentCase {
     args_.nope_dim = dims.nope;
     args_.block_tokens = 16;
     args_.eps = 1e-6;
-    args_.score_stride = 48;
+    args_.cache_type = type;
     for (const auto& table : tables_) table_pointers_.push_back(table.data());
     cosines_ = Random(random, args_.rows * dims.rope / 2);
     sines_ = Random(random, args_.rows * dims.rope / 2);
@@ -58,39 +48,29 @@ class LatentCase {
     latents_ = Random(random, args_.rows * width());
     queries_ = Random(random, args_.rows * heads * head_dim());
     absorbed_ = Random(random, heads * args_.rows * dims.latent, 0.3f);
-    pages_ = Random(random, 10 * args_.block_tokens * width());
+    const Floats stored = Random(random, kBlocks * args_.block_tokens * width());
+    pages_.resize(static_cast<size_t>(kBlocks * args_.page_bytes()));
+    for (int64_t i = 0; i < kBlocks * args_.block_tokens; ++i) {
+      const float* from = stored.data() + i * width();
+      std::byte* to = pages_.data() + i * args_.row_bytes();
+      EncodeCacheRow(type, {from, from + dims.latent}, to);
+      EncodeCacheRow(type, {from + dims.latent, from + width()}, to + args_.latent_bytes());
+    }
   }
 
   struct Result {
-    Floats out, pages, plain, rotated;
+    Floats out;
+    std::vector<std::byte> pages;
+    Floats latents, plain, rotated;
   };
 
   // Rows [first, first + count) as one step.
   Result Run(const Backend& backend, Queue& queue, int64_t first, int64_t count) const {
-    LatentAttentionArgs args = args_;
-    const auto heads_rows = static_cast<size_t>(args.heads * count);
-    Result result{Floats(heads_rows * args.latent_dim, NAN), pages_,
-                  Floats(heads_rows * args.nope_dim, NAN), Floats(heads_rows * args.rope_dim, NAN)};
-    Floats scores(static_cast<size_t>(3 * kLatentHeads * args.score_stride), NAN);
-    const Floats absorbed = Absorbed(first, count);
-    args.rows = count;
-    args.positions = positions_.data() + first;
-    args.sequences = sequences_.data() + first;
-    args.block_tables = table_pointers_.data();
-    args.cosines = cosines_.data() + first * args.rope_dim / 2;
-    args.sines = sines_.data() + first * args.rope_dim / 2;
-    args.latent_norm = norm_.data();
-    args.latents = latents_.data() + first * width();
-    args.queries = queries_.data() + first * args.heads * head_dim();
-    args.plain_queries = result.plain.data();
-    args.rotated_queries = result.rotated.data();
-    args.absorbed_queries = absorbed.data();
-    args.pages = result.pages.data();
-    args.scores = scores.data();
-    args.out = result.out.data();
-    backend.PrepareLatentAttention(queue, args);
-    backend.LatentAttention(queue, args);
-    return result;
+    return RunWith(pages_, backend, queue, first, count, true);
+  }
+  // All rows over pages that are complete.
+  Floats RunOver(const std::vector<std::byte>& pages, const Backend& backend, Queue& queue) const {
+    return RunWith(pages, backend, queue, 0, args_.rows, false).out;
   }
   // What row `row` of all heads has in a head-major result of `rows` rows.
   Floats RowOf(const Floats& values, int64_t rows, int64_t row) const {
@@ -118,6 +98,34 @@ class LatentCase {
   int64_t rows() const { return args_.rows; }
 
  private:
+  Result RunWith(const std::vector<std::byte>& pages, const Backend& backend, Queue& queue,
+                 int64_t first, int64_t count, bool store) const {
+    LatentAttentionArgs args = args_;
+    const auto heads_rows = static_cast<size_t>(args.heads * count);
+    Result result{Floats(heads_rows * args.latent_dim, NAN), pages, latents_,
+                  Floats(heads_rows * args.nope_dim, NAN), Floats(heads_rows * args.rope_dim, NAN)};
+    const Floats absorbed = Absorbed(first, count);
+    args.rows = count;
+    Floats scratch = ScratchFor(args, queue);
+    args.positions = positions_.data() + first;
+    args.sequences = sequences_.data() + first;
+    args.block_tables = table_pointers_.data();
+    args.cosines = cosines_.data() + first * args.rope_dim / 2;
+    args.sines = sines_.data() + first * args.rope_dim / 2;
+    args.latent_norm = norm_.data();
+    args.latents = result.latents.data() + first * width();
+    args.queries = queries_.data() + first * args.heads * head_dim();
+    args.plain_queries = result.plain.data();
+    args.rotated_queries = result.rotated.data();
+    args.absorbed_queries = absorbed.data();
+    args.pages = result.pages.data();
+    args.scratch = scratch.data();
+    args.out = result.out.data();
+    backend.PrepareLatentAttention(queue, args);
+    if (!store) result.pages = pages;
+    backend.LatentAttention(queue, args);
+    return result;
+  }
   int64_t width() const { return args_.latent_dim + args_.rope_dim; }
   int64_t head_dim() const { return args_.nope_dim + args_.rope_dim; }
   Floats Absorbed(int64_t first, int64_t count) const {
@@ -129,28 +137,15 @@ class LatentCase {
     return some;
   }
 
-  const std::vector<int32_t> positions_ = {0, 40, 15, 16, 17, 33};
+  static constexpr int64_t kBlocks = 80;
+  const std::vector<int32_t> positions_ = {0, 600, 255, 256, 257, 33};
   const std::vector<int32_t> sequences_ = {0, 1, 2, 2, 2, 3};
-  const std::vector<std::vector<int32_t>> tables_ = {{7}, {3, 0, 9}, {5, 1}, {2, 8, 4}};
+  const std::vector<std::vector<int32_t>> tables_ = {
+      {70}, testing::BlocksDown(60, 38), testing::BlocksDown(20, 17), {2, 71, 0}};
   std::vector<const int32_t*> table_pointers_;
   LatentAttentionArgs args_;
-  Floats cosines_, sines_, norm_, latents_, queries_, absorbed_, pages_;
-};
-
-class LatentKernels : public ::testing::TestWithParam<const char*> {
- protected:
-  void SetUp() override {
-    StatusOr<std::unique_ptr<Backend>> made = MakeBackend(GetParam());
-    if (!made.ok()) GTEST_SKIP() << made.status();
-    backend_ = std::move(*made);
-  }
-  std::unique_ptr<Backend> backend_;
-  std::unique_ptr<Backend> ref_ = MakeRefBackend();
-  ThreadPool one_{1};
-  ThreadPool three_{3};
-  Queue queue_{&three_};
-  Queue single_{&one_};
-  std::mt19937_64 random_{lockstep::testing::TestSeed()};
+  Floats cosines_, sines_, norm_, latents_, queries_, absorbed_;
+  std::vector<std::byte> pages_;
 };
 
 TEST_P(LatentKernels, AgreeWithRefOnAwkwardShapes) {
@@ -160,9 +155,22 @@ TEST_P(LatentKernels, AgreeWithRefOnAwkwardShapes) {
       const auto got = attention.Run(*backend_, queue_, 0, attention.rows());
       const auto want = attention.Run(*ref_, queue_, 0, attention.rows());
       EXPECT_LE(Difference(got.out, want.out), 1e-5) << dims.latent << " " << heads;
-      EXPECT_LE(Difference(got.pages, want.pages), 1e-6) << dims.latent << " " << heads;
+      EXPECT_LE(Difference(got.latents, want.latents), 1e-6) << dims.latent << " " << heads;
       EXPECT_EQ(got.plain, want.plain);
       EXPECT_LE(Difference(got.rotated, want.rotated), 1e-6) << dims.latent << " " << heads;
+    }
+  }
+}
+
+TEST_P(LatentKernels, AgreeWithRefOnEveryTypeOfCache) {
+  for (const CacheType type : testing::kCacheTypes) {
+    for (const Dims& dims : {Dims{512, 64, 192}, Dims{40, 6, 20}, Dims{5, 2, 1}}) {
+      const LatentCase attention(random_, dims, 5, type);
+      // Of one kind of stored numbers: rounding the new ones would turn last bits into steps.
+      const auto pages = attention.Run(*ref_, queue_, 0, attention.rows()).pages;
+      const auto got = attention.RunOver(pages, *backend_, queue_);
+      const auto want = attention.RunOver(pages, *ref_, queue_);
+      EXPECT_LE(Difference(got, want), 1e-5) << NameOf(type) << " " << dims.latent;
     }
   }
 }
@@ -232,7 +240,8 @@ std::vector<double> Expanded(const std::vector<double>& query, const std::vector
 TEST_P(LatentKernels, AbsorbedWeightsGiveWhatExpandedKeysAndValuesGive) {
   const Dims dims{24, 6, 10};
   const int64_t tokens = 37, value_dim = 9, width = dims.latent + dims.rope;
-  const Floats latents = Random(random_, tokens * width), norm(24, 1.0f);
+  const Floats norm(24, 1.0f);
+  Floats latents = Random(random_, tokens * width);
   const Floats queries = Random(random_, tokens * (dims.nope + dims.rope));
   const Floats key_rows = Random(random_, dims.nope * dims.latent, 0.2f);  // [n, L]
   const Floats value_rows = Random(random_, value_dim * dims.latent, 0.2f);
@@ -250,7 +259,7 @@ TEST_P(LatentKernels, AbsorbedWeightsGiveWhatExpandedKeysAndValuesGive) {
   const int32_t* const tables[] = {table.data()};
   Floats plain(static_cast<size_t>(tokens * dims.nope + 16)), rotated(plain.size()),
       absorbed(static_cast<size_t>(tokens * dims.latent + 16)), out(absorbed.size()),
-      pages(static_cast<size_t>(48 * width + 16)), scores(3 * kLatentHeads * 48);
+      pages(static_cast<size_t>(48 * width + 16));
   LatentAttentionArgs args{tokens, 1, dims.nope, dims.rope, dims.latent, 16, 1e-6};
   args.positions = positions.data();
   args.sequences = sequences.data();
@@ -263,9 +272,9 @@ TEST_P(LatentKernels, AbsorbedWeightsGiveWhatExpandedKeysAndValuesGive) {
   args.plain_queries = plain.data();
   args.rotated_queries = rotated.data();
   args.absorbed_queries = absorbed.data();
-  args.pages = pages.data();
-  args.scores = scores.data();
-  args.score_stride = 48;
+  args.pages = reinterpret_cast<std::byte*>(pages.data());
+  Floats scratch = ScratchFor(args, queue_);
+  args.scratch = scratch.data();
   args.out = out.data();
   backend_->PrepareLatentAttention(queue_, args);
   backend_->MatMul(queue_, *absorb, nullptr, plain.data(), tokens, absorbed.data(), dims.latent);
@@ -287,11 +296,7 @@ TEST_P(LatentKernels, AbsorbedWeightsGiveWhatExpandedKeysAndValuesGive) {
 
 INSTANTIATE_TEST_SUITE_P(Sets, LatentKernels,
                          ::testing::Values("ref", "cpu/avx512", "cpu/avx2", "cpu/baseline"),
-                         [](const auto& suite) {
-                           std::string name = suite.param;
-                           std::replace(name.begin(), name.end(), '/', '_');
-                           return name;
-                         });
+                         BackendName);
 
 }  // namespace
 }  // namespace lockstep::kernels

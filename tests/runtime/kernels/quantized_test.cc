@@ -184,6 +184,8 @@ TEST_P(Quantized8, MatMulAgreesWithPlainLoopsForEveryFormatAndShape) {
                                                        {1, 200, 9, 7},
                                                        {2, 33, 3, 1},
                                                        {7, 40, 16, 0},
+                                                       {14, 420, 2, 1},
+                                                       {13, 400, 1, 0},
                                                        {21, 17, 5, 6},
                                                        {2, 0, 2, 0},
                                                        {3, 20, 0, 0}}) {
@@ -327,6 +329,48 @@ TEST_P(Quantized8, ExactPrecisionAgreesWithDecodedWeightsInEveryFormat) {
           }
           EXPECT_LE(std::fabs(sum - y[static_cast<size_t>(row * outputs + n)]) / size, 1e-6)
               << format.Name();
+        }
+      }
+    }
+  }
+}
+
+// The order of docs/numerics.md, said once more: lane i adds inputs i, i + 16, ... by fused
+// multiply-add, then one tree.
+float InLanes(const std::vector<float>& w, const float* x) {
+  float lanes[16] = {};
+  for (size_t k = 0; k < w.size(); ++k) lanes[k % 16] = std::fma(x[k], w[k], lanes[k % 16]);
+  for (int i = 0; i < 8; ++i) lanes[i] += lanes[i + 8];
+  for (int i = 0; i < 4; ++i) lanes[i] += lanes[i + 4];
+  return (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+}
+
+TEST_P(Quantized8, ExactPrecisionHasTheBitsOfItsDefinition) {
+  if (std::string(GetParam()) == "cpu/baseline") GTEST_SKIP() << "no fused multiply-add";
+  const auto exact = MakeBackend(GetParam(), Precision::kExact).value();
+  std::vector<WeightFormat> formats = FastFormats();
+  for (const DType type : {DType::kF32, DType::kF16, DType::kBF16}) formats.emplace_back(type);
+  for (const WeightFormat& format : formats) {
+    for (const int64_t phase : {0, 5}) {
+      const int64_t inputs = 37 * kBlockWeights, outputs = 43;
+      const int64_t in_group = format.group_blocks > 1 ? phase % format.group_blocks : 0;
+      HostMatrix source = random_.Make(format, 1, outputs, inputs, in_group);
+      if (format.plain()) {  // no number is infinite or NaN with this bit gone
+        for (uint64_t i = 0; i < source.data.bytes(); ++i)
+          source.data.data()[i] &= static_cast<std::byte>(0xbf);
+      }
+      const auto packed = exact->Pack(Copy(source)).value();
+      for (const int64_t rows : {1, 2, 3, 4, 5, 35}) {
+        const auto x = random_.Floats(rows * inputs);
+        std::vector<float> y(static_cast<size_t>(rows * outputs));
+        exact->MatMul(queue_, *packed, nullptr, x.data(), rows, y.data(), outputs);
+        for (int64_t n = 0; n < outputs; ++n) {
+          const auto w = Decoded(source, n);
+          for (int64_t row = 0; row < rows; ++row)
+            ASSERT_EQ(y[static_cast<size_t>(row * outputs + n)],
+                      InLanes(w, x.data() + row * inputs))
+                << format.Name() << ", phase " << in_group << ", row " << row << " of " << rows
+                << ", output " << n;
         }
       }
     }

@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/support/compare.h"
 #include "tests/support/golden.h"
 #include "tests/support/ranks.h"
 #include "tests/support/safetensors_writer.h"
@@ -22,7 +23,9 @@ using ::testing::AllOf;
 using testing::Collected;
 using testing::Golden;
 using ::testing::HasSubstr;
+using testing::LastLogits;
 using testing::OpenModel;
+using testing::RelativeError;
 using testing::RunRanks;
 using testing::RunTogether;
 using testing::Sequence;
@@ -41,43 +44,12 @@ struct Case {
 
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
   const Case& c = info.param;
-  std::string name = c.file + "_" + c.kernels + "_" + std::to_string(c.ranks) +
-                     (c.shares.empty() ? "_even" : "_uneven") + std::to_string(info.index);
-  std::replace_if(
-      name.begin(), name.end(), [](char x) { return !std::isalnum(static_cast<unsigned char>(x)); },
-      '_');
-  return name;
-}
-
-// Largest difference, relative to the largest reference value.
-double RelativeError(const std::vector<float>& got, const std::vector<float>& want) {
-  EXPECT_EQ(got.size(), want.size());
-  if (got.size() != want.size()) return INFINITY;
-  double largest = 0, difference = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    largest = std::max(largest, std::fabs(double{want[i]}));
-    difference = std::max(difference, std::fabs(double{got[i]} - want[i]));
-    if (std::isnan(got[i])) return INFINITY;
-  }
-  return difference / largest;
+  return testing::CaseName(c.file + "_" + c.kernels + "_" + std::to_string(c.ranks) +
+                               (c.shares.empty() ? "_even" : "_uneven"),
+                           info.index);
 }
 
 Golden Flash() { return Golden(SourcePath("tests/goldens/goldens/tiny-flash.safetensors")); }
-
-// The logits of a sequence's last `rows` rows, the ranks' vocabulary slices side by side.
-std::vector<float> LastLogits(const std::vector<Collected>& ranks, size_t sequence, size_t rows) {
-  const size_t all = ranks[0].hidden[sequence].size() / 64;
-  std::vector<float> whole;
-  for (size_t row = all - rows; row < all; ++row) {
-    for (const Collected& rank : ranks) {
-      const std::vector<float>& slice = rank.logits[sequence];
-      const size_t width = slice.size() / all;
-      whole.insert(whole.end(), slice.begin() + static_cast<ptrdiff_t>(row * width),
-                   slice.begin() + static_cast<ptrdiff_t>((row + 1) * width));
-    }
-  }
-  return whole;
-}
 
 class FlashModel : public ::testing::TestWithParam<Case> {
  protected:
@@ -165,6 +137,37 @@ std::vector<Case> Cases() {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, FlashModel, ::testing::ValuesIn(Cases()), NameOf);
 
+// Random weights at tiny widths feel rounding more than a real model does; see docs/numerics.md.
+TEST(Flash, CacheTypesKeepNearTheReferenceAndChangeNoBitByStep) {
+  const Golden golden = Flash();
+  for (const auto& [type, tolerance] : {std::pair{kernels::CacheType::kBF16, 0.05},
+                                        {kernels::CacheType::kF16, 0.01},
+                                        {kernels::CacheType::kQ8, 0.05}}) {
+    const auto run = [&](const char* ids, int step, int threads) {
+      std::vector<Collected> results(2);
+      RunRanks(2, "tcp", [&](Membership&, Group& group) {
+        TestModelOptions options;
+        options.directory = SourcePath("tests/goldens/models/tiny-flash");
+        options.threads = threads;
+        options.limits.cache_type = type;
+        const TestModel model = OpenModel(options, group);
+        ASSERT_NE(model.model, nullptr);
+        results[static_cast<size_t>(group.rank())] =
+            RunTogether(*model.model, {{golden.Ids(ids), 0}}, step);
+      });
+      return results;
+    };
+    const auto whole = run("long.input_ids", 0, 1), parted = run("long.input_ids", 150, 3);
+    EXPECT_EQ(whole[0].logits, parted[0].logits) << NameOf(type);
+    EXPECT_EQ(whole[1].logits, parted[1].logits) << NameOf(type);
+    const double error =
+        RelativeError(LastLogits(run("main.input_ids", 0, 1), 0, 40), golden.Floats("main.logits"));
+    EXPECT_LE(error, tolerance) << NameOf(type);
+    EXPECT_GE(error, 1e-5) << NameOf(type) << " rounds nothing";
+    RecordProperty(std::string(NameOf(type)), std::to_string(error));
+  }
+}
+
 TEST(Flash, GreedyTokensAreThoseOfTransformers) {
   const Golden golden = Flash();
   const std::vector<int32_t> want = golden.Ids("greedy.new_ids");
@@ -180,7 +183,7 @@ TEST(Flash, GreedyTokensAreThoseOfTransformers) {
       ASSERT_NE(model.model, nullptr);
       results[static_cast<size_t>(group.rank())] = RunTogether(*model.model, {{tokens, 0}}, 1);
     });
-    const auto logits = LastLogits(results, 0, want.size());
+    const auto logits = LastLogits(results, 0, static_cast<int64_t>(want.size()));
     EXPECT_LE(RelativeError(logits, golden.Floats("greedy.logits")), 2e-5);
     for (size_t i = 0; i < want.size(); ++i) {
       const auto row = logits.begin() + static_cast<ptrdiff_t>(i * 1000);
@@ -271,6 +274,12 @@ TEST(Flash, AllocatesWhatThePlanSays) {
       // 4 layers of 40 float32 a token, whole on every rank.
       EXPECT_EQ(model.model->memory().kv_bytes,
                 static_cast<uint64_t>(4 * 40 * 4 * kBlockTokens * options.limits.kv_blocks));
+      // 8-bit: a latent of 32 with one scale, a key of 8 with one.
+      options.limits.cache_type = kernels::CacheType::kQ8;
+      const TestModel small = OpenModel(options, group);
+      ASSERT_NE(small.model, nullptr);
+      EXPECT_EQ(small.model->memory().kv_bytes,
+                static_cast<uint64_t>(4 * (36 + 12) * kBlockTokens * options.limits.kv_blocks));
     });
   }
 }

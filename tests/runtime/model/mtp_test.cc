@@ -1,11 +1,12 @@
 // The draft layer (multi-token prediction) against transformers' results, on every kernel set and
 // at every number of ranks; and that wrong drafts leave no trace.
-#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/compare.h"
 #include "tests/support/drafts.h"
 #include "tests/support/golden.h"
 #include "tests/support/ranks.h"
@@ -37,27 +38,19 @@ struct Case {
 };
 
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
-  std::string name = info.param.kernels + "_" + std::to_string(info.param.ranks) +
-                     (info.param.shares.empty() ? "_even" : "_uneven") + std::to_string(info.index);
-  std::replace_if(
-      name.begin(), name.end(), [](char x) { return !std::isalnum(static_cast<unsigned char>(x)); },
-      '_');
-  return name;
+  const Case& c = info.param;
+  return testing::CaseName(
+      c.kernels + "_" + std::to_string(c.ranks) + (c.shares.empty() ? "_even" : "_uneven"),
+      info.index);
 }
 
 Golden TinyB() { return Golden(SourcePath("tests/goldens/goldens/tiny-b.safetensors")); }
 
 // The ranks' vocabulary slices side by side: [rows, vocab].
-std::vector<float> Join(const std::vector<Kept>& ranks, size_t rows) {
-  std::vector<float> whole;
-  for (size_t row = 0; row < rows; ++row) {
-    for (const Kept& rank : ranks) {
-      const auto width = static_cast<ptrdiff_t>(rank.logits.size() / rows);
-      const auto from = rank.logits.begin() + static_cast<ptrdiff_t>(row) * width;
-      whole.insert(whole.end(), from, from + width);
-    }
-  }
-  return whole;
+std::vector<float> Join(const std::vector<Kept>& ranks, int64_t rows) {
+  std::vector<const std::vector<float>*> slices;
+  for (const Kept& rank : ranks) slices.push_back(&rank.logits);
+  return testing::JoinSlices(slices, rows);
 }
 
 std::vector<float> LastRow(const std::vector<float>& rows) {
@@ -180,6 +173,45 @@ TEST_P(DraftGolden, RejectedRowsLeaveNoTrace) {
   };
   EXPECT_EQ(run(true, false), run(false, false));
   EXPECT_EQ(run(true, true), run(false, true));
+}
+
+std::string DraftError(Model& model, const Batch& batch) {
+  const std::vector<float> hidden(static_cast<size_t>(batch.rows() * kHidden));
+  const auto output = model.Draft(batch, hidden);
+  return output.ok() ? "" : std::string(output.status().message());
+}
+
+TEST_P(DraftGolden, AGapInTheDraftCacheIsAnError) {
+  Run([&](Model& model) {
+    const auto hole = ::testing::HasSubstr("does not continue the draft layer's cache");
+    EXPECT_THAT(DraftError(model, RowsAt({5, 6}, 3)), hole);
+    EXPECT_EQ(DraftError(model, RowsAt({5, 6, 7}, 0)), "");
+    EXPECT_THAT(DraftError(model, RowsAt({5}, 4)),
+                ::testing::AllOf(hole, ::testing::HasSubstr("position 4 of sequence 0")));
+    EXPECT_EQ(DraftError(model, RowsAt(std::vector<int32_t>(17, 8), 3)), "");  // up to 19
+    EXPECT_EQ(DraftError(model, RowsAt({9}, 10)), "");                         // back to 10
+    EXPECT_THAT(DraftError(model, RowsAt({9}, 12)), hole);
+    EXPECT_THAT(DraftError(model, RowsAt({9}, 17)), hole);  // in the next block
+    EXPECT_EQ(DraftError(model, RowsAt(std::vector<int32_t>(6, 8), 11)), "");
+    Batch moved = RowsAt({9}, 17);  // the second block in another sequence's table
+    moved.block_tables = {{3, 2}};
+    EXPECT_THAT(DraftError(model, moved), hole);
+    return Kept();
+  });
+}
+
+TEST_P(DraftGolden, PositionsThatDoNotAscendAreAnError) {
+  Run([&](Model& model) {
+    for (const std::vector<int32_t>& positions : {std::vector<int32_t>{0, 0}, {1, 0}}) {
+      Batch batch = RowsAt({5, 6}, 0);
+      batch.positions = positions;
+      const auto output = model.Step(batch);
+      EXPECT_FALSE(output.ok());
+      EXPECT_THAT(std::string(output.status().message()),
+                  ::testing::HasSubstr("not behind its sequence's"));
+    }
+    return Kept();
+  });
 }
 
 // Rounded weights flip an expert here and there, and that row is then far off.

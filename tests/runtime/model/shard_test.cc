@@ -10,14 +10,13 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "runtime/model/shard_plan.h"
 #include "runtime/weights/shard_file.h"
-#include "runtime/weights/sharder.h"
 #include "runtime/weights/slice_loader.h"
 #include "runtime/weights/stored_rows.h"
 #include "tests/support/golden.h"
 #include "tests/support/ranks.h"
 #include "tests/support/sequences.h"
+#include "tests/support/sharding.h"
 #include "tests/support/temporary.h"
 
 namespace lockstep {
@@ -27,26 +26,12 @@ using ::testing::HasSubstr;
 using testing::OpenModel;
 using testing::ReadAll;
 using testing::RunRanks;
+using testing::ShardModel;
 using testing::SourcePath;
 using testing::TemporaryDirectory;
 
 std::string ModelPath(const std::string& name) {
   return SourcePath("tests/goldens/models/" + name);
-}
-
-// What the command does.
-StatusOr<ShardResult> Shard(const std::string& model, const std::string& to,
-                            const std::vector<double>& shares, const std::string& quantize = "",
-                            ShardOptions options = {}) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto source, Checkpoint::Open(model));
-  LOCKSTEP_ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(*source));
-  LOCKSTEP_ASSIGN_OR_RETURN(options.formats, QuantizedFormats(config, *source, quantize));
-  const auto target = WithFormats(*source, options.formats);
-  std::vector<std::string> left_out;
-  LOCKSTEP_ASSIGN_OR_RETURN(options.slices, PlanShards(config, *target, shares, &left_out));
-  options.directory = to;
-  options.shares = shares;
-  return WriteShards(*source, options);
 }
 
 // Logits of every rank's vocabulary, side by side, and the hidden states.
@@ -99,7 +84,7 @@ class ShardedModel : public ::testing::TestWithParam<Case> {};
 TEST_P(ShardedModel, ComputesTheBitsOfItsCheckpoint) {
   TemporaryDirectory directory;
   const auto& [model, shares] = GetParam();
-  const StatusOr<ShardResult> made = Shard(ModelPath(model), directory.path(), shares);
+  const StatusOr<ShardResult> made = ShardModel(ModelPath(model), directory.path(), shares);
   ASSERT_TRUE(made.ok()) << made.status();
   const auto want = Compute(ModelPath(model), shares), got = Compute(directory.path(), shares);
   for (size_t rank = 0; rank < shares.size(); ++rank) {
@@ -147,8 +132,8 @@ std::map<std::string, std::vector<float>> Columns(const std::string& directory,
 
 TEST(Quantizing, SeesWholeRowsSoThatTheWeightsDoNotDependOnTheRanks) {
   TemporaryDirectory one, three;
-  ASSERT_TRUE(Shard(ModelPath("tiny-k"), one.path(), {1}, "q4_k").ok());
-  ASSERT_TRUE(Shard(ModelPath("tiny-k"), three.path(), {3, 1, 2}, "q4_k").ok());
+  ASSERT_TRUE(ShardModel(ModelPath("tiny-k"), one.path(), {1}, "q4_k").ok());
+  ASSERT_TRUE(ShardModel(ModelPath("tiny-k"), three.path(), {3, 1, 2}, "q4_k").ok());
   const auto whole = Columns(one.path(), {1});
   EXPECT_FALSE(whole.empty());
   EXPECT_EQ(whole, Columns(three.path(), {3, 1, 2}));
@@ -157,7 +142,7 @@ TEST(Quantizing, SeesWholeRowsSoThatTheWeightsDoNotDependOnTheRanks) {
 TEST(Quantizing, ChangesWhatIsNamedAndNothingElse) {
   TemporaryDirectory directory;
   ASSERT_TRUE(
-      Shard(ModelPath("tiny-k"), directory.path(), {1}, "experts=q4_k,q8_0,head=q6_k").ok());
+      ShardModel(ModelPath("tiny-k"), directory.path(), {1}, "experts=q4_k,q8_0,head=q6_k").ok());
   const auto checkpoint = Checkpoint::Open(directory.path(), {0, {1}}).value();
   const auto format = [&](const std::string& name) {
     return checkpoint->Find(name)->format.Name();
@@ -176,7 +161,7 @@ TEST(Quantizing, ChangesWhatIsNamedAndNothingElse) {
 
 TEST(Quantizing, Q8KeepsTheModelsWords) {
   TemporaryDirectory directory;
-  ASSERT_TRUE(Shard(ModelPath("tiny-k"), directory.path(), {2, 1}, "q8_0").ok());
+  ASSERT_TRUE(ShardModel(ModelPath("tiny-k"), directory.path(), {2, 1}, "q8_0").ok());
   const auto want = Compute(ModelPath("tiny-k"), {2, 1});
   const auto got = Compute(directory.path(), {2, 1});
   double difference = 0, size = 0;
@@ -211,11 +196,11 @@ std::vector<std::string> Files(const std::string& directory, int ranks) {
 TEST(Sharding, DoesNotDependOnChunksAndThreads) {
   for (const std::string model : {"tiny-k", "tiny-flash", "tiny-a-fp8"}) {
     TemporaryDirectory whole, pieces;
-    ASSERT_TRUE(Shard(ModelPath(model), whole.path(), {3, 1, 2}, "q6_k").ok());
+    ASSERT_TRUE(ShardModel(ModelPath(model), whole.path(), {3, 1, 2}, "q6_k").ok());
     ShardOptions options;
     options.chunk_bytes = 3000;
     options.threads = 3;
-    ASSERT_TRUE(Shard(ModelPath(model), pieces.path(), {3, 1, 2}, "q6_k", options).ok());
+    ASSERT_TRUE(ShardModel(ModelPath(model), pieces.path(), {3, 1, 2}, "q6_k", options).ok());
     EXPECT_TRUE(Files(pieces.path(), 3) == Files(whole.path(), 3)) << model;
   }
 }
@@ -223,7 +208,7 @@ TEST(Sharding, DoesNotDependOnChunksAndThreads) {
 TEST(Resuming, AfterAKillTheFilesAreTheSame) {
   TemporaryDirectory whole, killed;
   const std::string model = ModelPath("tiny-k");
-  ASSERT_TRUE(Shard(model, whole.path(), {2, 1}, "q4_k").ok());
+  ASSERT_TRUE(ShardModel(model, whole.path(), {2, 1}, "q4_k").ok());
   int64_t kept = 0;
   for (const int stop_at : {1, 30, 30}) {
     const pid_t child = fork();
@@ -234,7 +219,7 @@ TEST(Resuming, AfterAKillTheFilesAreTheSame) {
       options.progress = [&](uint64_t, uint64_t) {
         if (++calls == stop_at) (void)kill(getpid(), SIGKILL);
       };
-      (void)Shard(model, killed.path(), {2, 1}, "q4_k", options);
+      (void)ShardModel(model, killed.path(), {2, 1}, "q4_k", options);
       _exit(0);
     }
     int status = 0;
@@ -246,7 +231,7 @@ TEST(Resuming, AfterAKillTheFilesAreTheSame) {
   std::ofstream(killed.File("shard.journal"), std::ios::app) << "3 0123";
   ShardOptions four;
   four.threads = 4;
-  const StatusOr<ShardResult> result = Shard(model, killed.path(), {2, 1}, "q4_k", four);
+  const StatusOr<ShardResult> result = ShardModel(model, killed.path(), {2, 1}, "q4_k", four);
   ASSERT_TRUE(result.ok()) << result.status();
   kept = result->tensors_kept;
   EXPECT_GT(kept, 10);
@@ -254,11 +239,11 @@ TEST(Resuming, AfterAKillTheFilesAreTheSame) {
   EXPECT_EQ(Files(killed.path(), 2), Files(whole.path(), 2));
   EXPECT_FALSE(FileExists(killed.File("shard.journal")));
   // A start on top of whole files has nothing to do.
-  const StatusOr<ShardResult> again = Shard(model, killed.path(), {2, 1}, "q4_k");
+  const StatusOr<ShardResult> again = ShardModel(model, killed.path(), {2, 1}, "q4_k");
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->tensors_kept, again->tensors);
   // Other settings are refused.
-  const StatusOr<ShardResult> other = Shard(model, killed.path(), {1, 1}, "q4_k");
+  const StatusOr<ShardResult> other = ShardModel(model, killed.path(), {1, 1}, "q4_k");
   ASSERT_FALSE(other.ok());
   EXPECT_THAT(MessageOf(other.status()), HasSubstr("other settings"));
 }
@@ -266,15 +251,15 @@ TEST(Resuming, AfterAKillTheFilesAreTheSame) {
 TEST(Resuming, AJournalOfOtherSettingsIsNotBelieved) {
   TemporaryDirectory whole, other;
   const std::string model = ModelPath("tiny-a");
-  ASSERT_TRUE(Shard(model, whole.path(), {1, 1}).ok());
+  ASSERT_TRUE(ShardModel(model, whole.path(), {1, 1}).ok());
   int calls = 0;
   ShardOptions options;
   options.journal_bytes = 0;
   options.stop = [&] { return ++calls > 40; };
-  const StatusOr<ShardResult> stopped = Shard(model, other.path(), {1, 1}, "fp8", options);
+  const StatusOr<ShardResult> stopped = ShardModel(model, other.path(), {1, 1}, "fp8", options);
   ASSERT_FALSE(stopped.ok());
   EXPECT_EQ(KindOf(stopped.status()), ErrorKind::kInterrupted);
-  const StatusOr<ShardResult> result = Shard(model, other.path(), {1, 1});
+  const StatusOr<ShardResult> result = ShardModel(model, other.path(), {1, 1});
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->tensors_kept, 0);
   EXPECT_EQ(Files(other.path(), 2), Files(whole.path(), 2));
@@ -283,19 +268,19 @@ TEST(Resuming, AJournalOfOtherSettingsIsNotBelieved) {
 TEST(Resuming, BetweenTheNamesItGoesOn) {
   TemporaryDirectory directory;
   const std::string model = ModelPath("tiny-a");
-  ASSERT_TRUE(Shard(model, directory.path(), {1, 1}).ok());
+  ASSERT_TRUE(ShardModel(model, directory.path(), {1, 1}).ok());
   const auto want = Files(directory.path(), 2);
   // As after a kill that came between two names, with the journal lost besides.
   std::filesystem::rename(directory.File(ShardName(1, 2)),
                           directory.File(ShardName(1, 2)) + ".part");
-  const StatusOr<ShardResult> result = Shard(model, directory.path(), {1, 1});
+  const StatusOr<ShardResult> result = ShardModel(model, directory.path(), {1, 1});
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(Files(directory.path(), 2), want);
 }
 
 TEST(Damage, HasANameAndARemedy) {
   TemporaryDirectory directory;
-  ASSERT_TRUE(Shard(ModelPath("tiny-a"), directory.path(), {3, 2}).ok());
+  ASSERT_TRUE(ShardModel(ModelPath("tiny-a"), directory.path(), {3, 2}).ok());
   EXPECT_EQ(LoadError(directory.path(), {3, 2}), "");
   EXPECT_EQ(LoadError(directory.path(), {6, 4}), "");
   EXPECT_THAT(LoadError(directory.path(), {1, 1}), HasSubstr("--shares 3,2"));
@@ -328,7 +313,7 @@ TEST(Damage, AFullDiskIsReportedAndTheNextStartGoesOn) {
     (void)signal(SIGXFSZ, SIG_IGN);
     const rlimit limit{20'000, 20'000};
     (void)setrlimit(RLIMIT_FSIZE, &limit);
-    const StatusOr<ShardResult> result = Shard(model, directory.path(), {1, 1});
+    const StatusOr<ShardResult> result = ShardModel(model, directory.path(), {1, 1});
     const bool named = !result.ok() && KindOf(result.status()) == ErrorKind::kUsage &&
                        MessageOf(result.status()).find("make room") != std::string::npos;
     _exit(named ? 0 : 1);
@@ -336,7 +321,7 @@ TEST(Damage, AFullDiskIsReportedAndTheNextStartGoesOn) {
   int status = 0;
   waitpid(child, &status, 0);
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0);
-  EXPECT_TRUE(Shard(model, directory.path(), {1, 1}).ok());
+  EXPECT_TRUE(ShardModel(model, directory.path(), {1, 1}).ok());
   EXPECT_EQ(LoadError(directory.path(), {1, 1}), "");
 }
 

@@ -155,8 +155,24 @@ TEST_F(GgufTextTest, SamplingSettingsAreDefaults) {
   EXPECT_EQ(text->generation.temperature, 0.7);
   EXPECT_EQ(text->generation.top_p, 0.95);
   EXPECT_EQ(text->generation.top_k, 40);
+  EXPECT_EQ(text->generation.warning, "");
   builder.SetRaw("general.sampling.top_p", 6, testing::RawBytes(1.5f));
   ExpectError(builder, "general.sampling.top_p is 1.5");
+}
+
+TEST_F(GgufTextTest, SettingsOfTheWrongKindAreNamedInOneWarning) {
+  GgufBuilder builder = Text();
+  builder.SetInteger("general.sampling.temp", 1);  // whole numbers are numbers
+  builder.SetText("general.sampling.top_p", "0.9");
+  builder.SetRaw("general.sampling.top_k", 6, testing::RawBytes(40.0f));
+  builder.SetText("tokenizer.ggml.padding_token_id", "none");
+  const auto text = LoadModelText(Write(builder), "auto");
+  ASSERT_TRUE(text.ok()) << text.status();
+  EXPECT_EQ(text->generation.temperature, 1.0);
+  EXPECT_FALSE(text->generation.top_p || text->generation.top_k || text->generation.pad_token_id);
+  EXPECT_THAT(text->generation.warning,
+              ::testing::EndsWith("left out: general.sampling.top_p, general.sampling.top_k, "
+                                  "tokenizer.ggml.padding_token_id"));
 }
 
 TEST_F(GgufTextTest, UnknownTokenizersNeedTokenizerJsonBesideThem) {

@@ -291,6 +291,16 @@ TEST_F(BadGgufTest, MissingAndImpossibleSettingsAreNamed) {
   ExpectError(with("rope.freq_base", 3), "is not a number");
   GgufBuilder builder = glm_;
   ExpectError(builder.SetText("glm4moe.rope.scaling.type", "yarn"), "'yarn'");
+  ExpectError(with("rope.scaling.type", 1), "rope.scaling.type is not a text");
+  builder = glm_;
+  builder.SetRaw("glm4moe.rope.scaling.factor", 6, testing::RawBytes(1.0f));
+  EXPECT_TRUE(Open(builder).ok());
+  builder.SetRaw("glm4moe.rope.scaling.factor", 6, testing::RawBytes(4.0f));
+  ExpectError(builder, "rope.scaling.factor is 4");
+  EXPECT_TRUE(Open(builder.SetText("glm4moe.rope.scaling.type", "none")).ok());
+  builder = glm_;
+  builder.SetRaw("glm4moe.rope.scale_linear", 6, testing::RawBytes(2.0f));
+  ExpectError(builder, "rope.scale_linear is 2");
   builder = glm_;
   ExpectError(builder.SetInteger("tokenizer.ggml.eot_token_id", 1000), "has no eot token 1000");
   builder = glm_;

@@ -424,14 +424,12 @@ TEST(Transcode, GgmlTypesAreKnownByNumberAndName) {
                                                                                   {23, "IQ4_XS"},
                                                                                   {39, "MXFP4"},
                                                                                   {40, "NVFP4"}}) {
-    EXPECT_EQ(NameOfGgml(number), name);
     const StatusOr<WeightFormat> format = FormatOfGgml(number);
     ASSERT_TRUE(format.ok()) << name;
     EXPECT_EQ(format->Name(), name);
   }
-  EXPECT_EQ(NameOfGgml(9), "Q8_1");
   EXPECT_THAT(MessageOf(FormatOfGgml(16).status()), HasSubstr("IQ2_XXS"));
-  EXPECT_THAT(MessageOf(FormatOfGgml(4).status()), HasSubstr("ggml type 4 is not read"));
+  EXPECT_THAT(MessageOf(FormatOfGgml(4).status()), HasSubstr("ggml type number 4 is not read"));
   EXPECT_THAT(MessageOf(FormatOfGgml(4000000000u).status()), HasSubstr("it reads F32, F16, BF16"));
   EXPECT_FALSE(GgmlRowBytes(WeightFormat::Fp8(kWholeRow), 32).ok());
 }

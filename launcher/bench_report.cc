@@ -1,0 +1,221 @@
+#include "launcher/bench_report.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <vector>
+
+#include "runtime/base/version.h"
+
+namespace lockstep {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+double Sum(const Json& ranks, const char* key) {
+  double sum = 0;
+  for (const Json& rank : ranks) sum += rank[key].get<double>();
+  return sum;
+}
+
+double OpSum(const Json& ranks, const char* key) {
+  double sum = 0;
+  for (const Json& rank : ranks) sum += Sum(rank["ops"], key);
+  return sum;
+}
+
+Json RatesOf(const Json& test) {
+  std::vector<double> rates;
+  for (const Json& seconds : test["seconds"])
+    rates.push_back(test["tokens"].get<double>() / seconds.get<double>());
+  std::vector<double> sorted = rates;
+  std::sort(sorted.begin(), sorted.end());
+  const size_t middle = sorted.size() / 2;
+  const double median =
+      sorted.size() % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+  return {{"median", median}, {"min", sorted.front()}, {"max", sorted.back()}, {"samples", rates}};
+}
+
+// Rank 0's time per token, op by op: the longest first, then what exchanges took, then the rest.
+Json TimesOf(const Json& test, double repeat) {
+  const double tokens = test["tokens"].get<double>() * repeat;
+  const Json& rank = test["ranks"][0];
+  double total_ns = 0;
+  for (const Json& seconds : test["seconds"]) total_ns += seconds.get<double>() * 1e9;
+  Json times = Json::array();
+  double known_ns = 0;
+  const auto add = [&](Json time, double ns) {
+    time["calls_per_token"] = time["calls"].get<double>() / tokens;
+    time.erase("calls");
+    time["us_per_token"] = ns * 1e-3 / tokens;
+    time["share"] = ns / total_ns;
+    known_ns += ns;
+    times.push_back(std::move(time));
+  };
+  for (const Json& op : rank["ops"]) {
+    const double ns = op["ns"].get<double>();
+    Json time = {{"op", op["op"]}, {"calls", op["calls"]}};
+    if (op["outputs"] != 0) {
+      time["outputs"] = op["outputs"];
+      time["inputs"] = op["inputs"];
+      time["gb_per_s"] = op["bytes"].get<double>() / ns;
+      time["gop_per_s"] = op["operations"].get<double>() / ns;
+    }
+    add(std::move(time), ns);
+  }
+  std::stable_sort(times.begin(), times.end(), [](const Json& a, const Json& b) {
+    return a["us_per_token"].get<double>() > b["us_per_token"].get<double>();
+  });
+  if (test["ranks"].size() > 1)
+    add({{"op", "exchange"}, {"calls", rank["exchange"]["calls"]}}, rank["exchange"]["ns"]);
+  add({{"op", "rest"}, {"calls", 0}}, total_ns - known_ns);
+  return times;
+}
+
+Json FiguresOf(const BenchReport& report, const Json& test) {
+  const Json& ranks = test["ranks"];
+  const double tokens = test["tokens"].get<double>();
+  const auto repeat = static_cast<double>(test["seconds"].size());
+  Json figures = {{"test", report.decode ? "decode" : "prefill"}, {"tokens", test["tokens"]}};
+  if (report.decode) figures["context"] = test["context"];
+  figures["tokens_per_second"] = RatesOf(test);
+  const double rate = figures["tokens_per_second"]["median"].get<double>();
+  const double read = (report.read_before_gb_per_s + report.read_after_gb_per_s) / 2;
+  if (report.decode) {
+    const double weights = Sum(ranks, "weight_bytes_per_token");
+    // A token reads all positions before it and its own.
+    const double positions = test["context"].get<double>() + (tokens + 1) / 2;
+    const double cache = Sum(ranks, "kv_bytes_per_position") * positions;
+    figures["weight_bytes_per_token"] = weights;
+    figures["kv_bytes_per_token"] = cache;
+    figures["bytes_per_token"] = weights + cache;
+    figures["gb_per_s"] = rate * (weights + cache) * 1e-9;
+    figures["share_of_bandwidth"] = rate * (weights + cache) * 1e-9 / read;
+  } else {
+    const double operations = OpSum(ranks, "operations") / (tokens * repeat);
+    figures["operations_per_token"] = operations;
+    figures["gop_per_s"] = rate * operations * 1e-9;
+    figures["share_of_peak"] = rate * operations * 1e-9 / report.peak.gop_per_s;
+    figures["product_bytes_per_prompt"] = OpSum(ranks, "bytes") / repeat;
+  }
+  figures["times_of_rank_0"] = TimesOf(test, repeat);
+  figures["ranks"] = ranks;
+  return figures;
+}
+
+// The part by which what is there differs from the plan, without what the process itself takes.
+double Excess(const Json& memory, const char* real, const char* planned) {
+  const double own = memory[real].get<double>() - memory["process_bytes"].get<double>();
+  return own / memory[planned].get<double>() - 1;
+}
+
+Json MemoryOf(Json memory) {
+  for (Json& rank : memory) {
+    rank["excess"] = Excess(rank, "resident_bytes", "planned_bytes");
+    rank["excess_while_loading"] = Excess(rank, "peak_while_loading_bytes", "planned_peak_bytes");
+  }
+  return memory;
+}
+
+void PrintTimes(const Json& times) {
+  std::printf("  %-40s %12s %12s %7s %9s %9s\n", "op (rank 0)", "calls/token", "us/token", "share",
+              "GB/s", "Gop/s");
+  for (const Json& time : times) {
+    std::string name = time["op"];
+    if (time.contains("outputs")) {
+      name += " " + std::to_string(time["outputs"].get<int64_t>()) + " x " +
+              std::to_string(time["inputs"].get<int64_t>());
+    }
+    std::printf("  %-40s %12.3f %12.2f %6.1f%%", name.c_str(),
+                time["calls_per_token"].get<double>(), time["us_per_token"].get<double>(),
+                100 * time["share"].get<double>());
+    if (time.contains("gb_per_s")) {
+      std::printf(" %9.2f %9.1f", time["gb_per_s"].get<double>(), time["gop_per_s"].get<double>());
+    }
+    std::printf("\n");
+  }
+}
+
+void PrintTest(const Json& test, double read) {
+  const Json& rates = test["tokens_per_second"];
+  std::printf("\n%s of %d tokens", test["test"].get<std::string>().c_str(),
+              test["tokens"].get<int>());
+  if (test.contains("context")) std::printf(" behind a context of %d", test["context"].get<int>());
+  std::printf(": %.2f tokens/s (%.2f .. %.2f)\n", rates["median"].get<double>(),
+              rates["min"].get<double>(), rates["max"].get<double>());
+  if (test.contains("gb_per_s")) {
+    std::printf(
+        "  a token reads %.4f GB of weights and %.4f GB of cache: %.2f GB/s, %.1f %% of "
+        "%.2f GB/s\n",
+        test["weight_bytes_per_token"].get<double>() * 1e-9,
+        test["kv_bytes_per_token"].get<double>() * 1e-9, test["gb_per_s"].get<double>(),
+        100 * test["share_of_bandwidth"].get<double>(), read);
+  } else {
+    std::printf("  a token takes %.3f G operations of products: %.1f Gop/s, %.1f %% of peak\n",
+                test["operations_per_token"].get<double>() * 1e-9, test["gop_per_s"].get<double>(),
+                100 * test["share_of_peak"].get<double>());
+  }
+  PrintTimes(test["times_of_rank_0"]);
+}
+
+void PrintTable(const Json& all) {
+  const Json& read = all["read_gb_per_s"];
+  std::printf("%s, %d ranks of %d threads, exchange %s\n",
+              all["kernels"].get<std::string>().c_str(), all["ranks"].get<int>(),
+              all["threads"].get<int>(), all["collective"].get<std::string>().c_str());
+  std::printf(
+      "memory reads %.2f GB/s before and %.2f GB/s after (best of 1, 4 and 8 streams a "
+      "thread, all ranks)\n",
+      read["before"].get<double>(), read["after"].get<double>());
+  std::printf("peak %.0f Gop/s (%s in registers); warm-up: %s\n",
+              all["peak_gop_per_s"].get<double>(),
+              all["peak_instruction"].get<std::string>().c_str(),
+              all["warm_up"].get<std::string>().c_str());
+  for (size_t rank = 0; rank < all["memory"].size(); ++rank) {
+    const Json& memory = all["memory"][rank];
+    const auto mb = [&](const char* key) { return memory[key].get<double>() * 1e-6; };
+    std::printf(
+        "memory of rank %d: planned %.1f MB, resident %.1f MB without the process's own "
+        "%.1f (%+.1f %%); while loading %.1f MB, planned %.1f\n",
+        static_cast<int>(rank), mb("planned_bytes"), mb("resident_bytes") - mb("process_bytes"),
+        mb("process_bytes"), 100 * memory["excess"].get<double>(),
+        mb("peak_while_loading_bytes") - mb("process_bytes"), mb("planned_peak_bytes"));
+  }
+  const double mean = (read["before"].get<double>() + read["after"].get<double>()) / 2;
+  for (const Json& test : all["tests"]) PrintTest(test, mean);
+}
+
+}  // namespace
+
+Json BenchToJson(const BenchReport& report, const Options& options) {
+  Json all = {{"benchmark", report.decode ? "decode" : "prefill"},
+              {"version", SourceVersion()},
+              {"model", options.model},
+              {"kernels", report.kernels},
+              {"ranks", report.ranks},
+              {"threads", report.threads},
+              {"collective", report.collective},
+              {"prefill_chunk", report.chunk},
+              {"repeat", options.repeat},
+              {"warm_up", report.warm_up},
+              {"read_gb_per_s",
+               {{"before", report.read_before_gb_per_s},
+                {"after", report.read_after_gb_per_s},
+                {"streams_per_thread", kernels::ReadTest::kStreams}}},
+              {"peak_gop_per_s", report.peak.gop_per_s},
+              {"peak_instruction", report.peak.instruction},
+              {"memory", MemoryOf(report.memory)},
+              {"tests", Json::array()}};
+  for (const Json& test : report.tests) all["tests"].push_back(FiguresOf(report, test));
+  return all;
+}
+
+void PrintBenchReport(const BenchReport& report, const Options& options) {
+  const Json all = BenchToJson(report, options);
+  if (options.json) {
+    std::printf("%s\n", all.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+  } else {
+    PrintTable(all);
+  }
+}
+
+}  // namespace lockstep

@@ -1,0 +1,30 @@
+// What `lockstep bench decode` and `prefill` print on rank 0.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "runtime/base/options.h"
+#include "runtime/kernels/roofline.h"
+
+namespace lockstep {
+
+struct BenchReport {
+  bool decode = false;
+  int ranks = 1;
+  int threads = 1;  // of rank 0
+  int64_t chunk = 0;
+  std::string collective, kernels, warm_up;
+  double read_before_gb_per_s = 0, read_after_gb_per_s = 0;
+  kernels::PeakArithmetic peak;
+  nlohmann::ordered_json memory;                                   // of every rank
+  nlohmann::ordered_json tests = nlohmann::ordered_json::array();  // with every rank's times
+};
+
+// The figures of all tests: {"tokens_per_second", "bytes_per_token", ...}. Rates per token are sums
+// over ranks, times those of rank 0.
+nlohmann::ordered_json BenchToJson(const BenchReport& report, const Options& options);
+// A table, or with --json one line.
+void PrintBenchReport(const BenchReport& report, const Options& options);
+
+}  // namespace lockstep

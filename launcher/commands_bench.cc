@@ -1,0 +1,110 @@
+// `lockstep bench`: which benchmark, and what all of them measure of the machine.
+#include "launcher/commands_bench.h"
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <span>
+
+#include "launcher/commands.h"
+
+namespace lockstep {
+namespace {
+
+constexpr int kReadPasses = 9;
+
+}  // namespace
+
+std::vector<std::string> SplitAtCommas(std::string_view text) {
+  std::vector<std::string> parts;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t comma = std::min(text.find(',', begin), text.size());
+    parts.emplace_back(text.substr(begin, comma - begin));
+    begin = comma + 1;
+  }
+  return parts;
+}
+
+StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* flag,
+                                           int64_t highest) {
+  std::vector<int64_t> counts;
+  for (const std::string& part : SplitAtCommas(text)) {
+    int64_t value = 0;
+    bool whole = !part.empty();
+    for (const char digit : part) {
+      whole = whole && digit >= '0' && digit <= '9' && value <= highest;
+      if (whole) value = value * 10 + (digit - '0');
+    }
+    if (!whole || value < 1 || value > highest) {
+      return UsageError("%s: '%s' is not a whole number in 1 .. %d; several are parted by commas",
+                        flag, part, highest);
+    }
+    counts.push_back(value);
+  }
+  return counts;
+}
+
+StatusOr<double> MeasureRead(Session& session) {
+  struct Pass {
+    double seconds = 0;
+    double bytes = 0;
+  };
+  LOCKSTEP_ASSIGN_OR_RETURN(kernels::ReadTest test, kernels::ReadTest::Create(session.pool()));
+  const auto ranks = static_cast<size_t>(session.size());
+  double best = 0;
+  for (int pass = 0; pass < kReadPasses; ++pass) {
+    LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
+    const Pass mine{test.Pass(session.pool()), static_cast<double>(test.bytes())};
+    std::vector<Pass> all(ranks);
+    LOCKSTEP_RETURN_IF_ERROR(AllGather(session.group(), std::as_bytes(std::span(&mine, 1)),
+                                       std::as_writable_bytes(std::span(all))));
+    std::map<std::string, Pass> hosts;
+    for (size_t rank = 0; rank < ranks; ++rank) {
+      Pass& host = hosts[session.membership().ranks()[rank].host];
+      host.seconds = std::max(host.seconds, all[rank].seconds);
+      host.bytes += all[rank].bytes;
+    }
+    double gb_per_s = 0;
+    for (const auto& [name, host] : hosts) gb_per_s += host.bytes / host.seconds * 1e-9;
+    best = std::max(best, gb_per_s);
+  }
+  return best;
+}
+
+StatusOr<kernels::PeakArithmetic> MeasurePeak(Session& session) {
+  LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
+  kernels::PeakArithmetic peak = kernels::MeasurePeak(session.backend().name(), session.pool());
+  std::vector<double> all(static_cast<size_t>(session.size()));
+  LOCKSTEP_RETURN_IF_ERROR(AllGather(session.group(),
+                                     std::as_bytes(std::span<const double>(&peak.gop_per_s, 1)),
+                                     std::as_writable_bytes(std::span(all))));
+  peak.gop_per_s = 0;
+  for (const double rank : all) peak.gop_per_s += rank;
+  return peak;
+}
+
+StatusOr<std::vector<std::string>> GatherWords(Group& group, const std::string& mine) {
+  if (mine.size() >= kLongestWord) return InternalError("a report of %d bytes", mine.size());
+  std::vector<std::byte> padded(kLongestWord);
+  std::memcpy(padded.data(), mine.data(), mine.size());
+  std::vector<std::byte> all(kLongestWord * static_cast<size_t>(group.size()));
+  LOCKSTEP_RETURN_IF_ERROR(AllGather(group, padded, all));
+  std::vector<std::string> words;
+  for (size_t at = 0; at < all.size(); at += kLongestWord) {
+    const auto* text = reinterpret_cast<const char*>(all.data() + at);
+    words.emplace_back(text, strnlen(text, kLongestWord));
+  }
+  return words;
+}
+
+Status BenchCommand(const Options& options) {
+  if (options.benchmark == "kernels") return BenchKernels(options);
+  if (options.benchmark == "decode") return BenchDecode(options);
+  if (options.benchmark == "prefill") return BenchPrefill(options);
+  return UsageError(
+      "what to measure? lockstep bench kernels, lockstep bench decode --model DIR, or lockstep "
+      "bench "
+      "prefill --model DIR");
+}
+
+}  // namespace lockstep

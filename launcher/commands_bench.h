@@ -1,0 +1,36 @@
+// What the benchmarks of `lockstep bench` share.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "launcher/session.h"
+#include "runtime/base/options.h"
+#include "runtime/base/status.h"
+#include "runtime/kernels/roofline.h"
+
+namespace lockstep {
+
+Status BenchKernels(const Options& options);
+Status BenchDecode(const Options& options);
+Status BenchPrefill(const Options& options);
+
+// "128,512": whole numbers in 1 .. highest; `flag` for errors.
+StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* flag,
+                                           int64_t highest);
+std::vector<std::string> SplitAtCommas(std::string_view text);
+
+// Collective. GB/s that the threads of all ranks read together: per host, all of its ranks' bytes
+// over the slowest one's time, and hosts added up. The best of some passes that all ranks begin at
+// the same time.
+StatusOr<double> MeasureRead(Session& session);
+// Collective. Of all ranks at the same time, added up.
+StatusOr<kernels::PeakArithmetic> MeasurePeak(Session& session);
+
+// Collective: what every rank says, in rank order. At most kLongestWord bytes each.
+inline constexpr size_t kLongestWord = 64 << 10;
+StatusOr<std::vector<std::string>> GatherWords(Group& group, const std::string& mine);
+
+}  // namespace lockstep

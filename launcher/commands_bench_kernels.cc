@@ -1,0 +1,226 @@
+// `lockstep bench kernels`: products with one expert's weights of GLM-4.7 (3072 x 5120), enough of
+// them to lie far beyond the caches, one after the other. With few rows the limit is reading the
+// weights, with many it is arithmetic.
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <utility>
+
+#include "launcher/commands_bench.h"
+#include "launcher/process.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/os.h"
+#include "runtime/kernels/backend.h"
+
+namespace lockstep {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t kInputs = 5120;
+constexpr int64_t kOutputs = 3072;
+constexpr uint64_t kBytes = uint64_t{512} << 20;
+constexpr int64_t kMostRows = 4096;
+// With many rows a few matrices are enough.
+constexpr int64_t kManyRows = 16;
+constexpr int64_t kFewMatrices = 12;
+
+struct NamedFormat {
+  std::string name;
+  WeightFormat format;
+};
+
+std::vector<NamedFormat> Formats() {
+  std::vector<NamedFormat> formats = {
+      {"f32", DType::kF32}, {"f16", DType::kF16}, {"bf16", DType::kBF16}};
+  formats.push_back({"fp8", WeightFormat::Fp8(kWholeRow)});
+  formats.push_back({"fp8-tiles", WeightFormat::Fp8(4)});
+  const std::pair<const char*, Encoding> encodings[] = {
+      {"q4_0", Encoding::kQ4_0},   {"q4_1", Encoding::kQ4_1},    {"q5_0", Encoding::kQ5_0},
+      {"q5_1", Encoding::kQ5_1},   {"q8_0", Encoding::kQ8_0},    {"q2_k", Encoding::kQ2_K},
+      {"q3_k", Encoding::kQ3_K},   {"q4_k", Encoding::kQ4_K},    {"q5_k", Encoding::kQ5_K},
+      {"q6_k", Encoding::kQ6_K},   {"iq4_nl", Encoding::kIq4Nl}, {"iq4_xs", Encoding::kIq4Xs},
+      {"mxfp4", Encoding::kMxfp4}, {"nvfp4", Encoding::kNvfp4}};
+  for (const auto& [name, encoding] : encodings)
+    formats.push_back({name, WeightFormat::Of(encoding)});
+  for (const int bits : {4, 6, 8}) {
+    formats.push_back({"mlx" + std::to_string(bits), WeightFormat::Mlx(bits, 64, DType::kBF16)});
+  }
+  return formats;
+}
+
+StatusOr<std::vector<NamedFormat>> ChosenFormats(const std::string& names) {
+  const std::vector<NamedFormat> known = Formats();
+  if (names == "all") return known;
+  std::vector<NamedFormat> chosen;
+  for (const std::string& name : SplitAtCommas(names)) {
+    const auto found = std::find_if(known.begin(), known.end(),
+                                    [&](const NamedFormat& format) { return format.name == name; });
+    if (found == known.end()) {
+      std::string all;
+      for (const NamedFormat& format : known) all += (all.empty() ? "" : ", ") + format.name;
+      return UsageError("--formats: '%s' is not one of %s; all means every one", name, all);
+    }
+    chosen.push_back(*found);
+  }
+  return chosen;
+}
+
+// Scales of about 2^-10 wherever they stand: every second byte of a matrix has few bits set.
+StatusOr<HostMatrix> RandomStack(const WeightFormat& format) {
+  const uint64_t each = LayoutOf(format, kInputs, 0).row_bytes * kOutputs;
+  const auto count = static_cast<int64_t>(std::max<uint64_t>(kBytes / each, 2));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      HostMatrix matrix, HostMatrix::Allocate(format, count, kOutputs, kInputs, "the benchmark"));
+  std::minstd_rand random(1);
+  auto* words = matrix.data.as<uint32_t>();
+  for (uint64_t i = 0; i < matrix.data.bytes() / 4; ++i) words[i] = random() & 0x17ff17ffu;
+  return matrix;
+}
+
+// Seconds of one pass over the stack, every matrix with all rows.
+class Products {
+ public:
+  Products(const kernels::Backend& backend, ThreadPool& pool, const kernels::PackedMatrix& stack,
+           int64_t rows)
+      : backend_(backend), queue_{&pool}, stack_(stack), rows_(rows) {
+    std::minstd_rand random(2);
+    x_.resize(static_cast<size_t>(rows * kInputs) + 16);
+    for (float& value : x_) value = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+    y_.resize(static_cast<size_t>(rows * stack.outputs()));
+    for (int64_t row = 0; row < rows; ++row) row_of_.push_back(static_cast<int32_t>(row));
+  }
+
+  double Pass() {
+    // One group per call: a matrix sees all rows, as a layer's experts see theirs.
+    kernels::RowGroup group{0, 0, static_cast<int32_t>(rows_)};
+    int32_t one = 1;
+    const kernels::ExpertGroups groups{&group, &one, row_of_.data(), nullptr};
+    const int64_t count =
+        rows_ > kManyRows ? std::min(stack_.count(), kFewMatrices) : stack_.count();
+    const int64_t start_ns = NowNs();
+    for (; group.matrix < count; ++group.matrix) {
+      backend_.GroupedMatMul(queue_, stack_, groups, x_.data(), true, y_.data(), stack_.outputs());
+    }
+    return static_cast<double>(NowNs() - start_ns) * 1e-9 * static_cast<double>(stack_.count()) /
+           static_cast<double>(count);
+  }
+
+ private:
+  const kernels::Backend& backend_;
+  kernels::Queue queue_;
+  const kernels::PackedMatrix& stack_;
+  int64_t rows_;
+  std::vector<float> x_, y_;
+  std::vector<int32_t> row_of_;
+};
+
+struct Bench {
+  const Options& options;
+  const kernels::Backend& backend;
+  ThreadPool& pool;
+  kernels::PeakArithmetic peak;
+  Json results = Json::array();
+};
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+void PrintRow(const Json& row) {
+  std::printf("%-10s %6d  %8.2f GB/s %5.1f %% of %6.2f  %8.1f Gop/s %5.1f %%\n",
+              row["format"].get<std::string>().c_str(), row["rows"].get<int>(),
+              row["gb_per_s"].get<double>(), 100 * row["share_of_bandwidth"].get<double>(),
+              row["read_gb_per_s"].get<double>(), row["gop_per_s"].get<double>(),
+              100 * row["share_of_peak"].get<double>());
+  std::fflush(stdout);
+}
+
+// One format with all numbers of rows. Passes of reading stand between those of products, so that
+// both meet the same moods of the machine.
+Status MeasureFormat(Bench& bench, const NamedFormat& format, const std::vector<int64_t>& rows) {
+  LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix, RandomStack(format.format));
+  const uint64_t bytes = matrix.data.bytes();
+  const int64_t start_ns = NowNs();
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto stack, bench.backend.Pack(std::move(matrix)));
+  const double pack_seconds = static_cast<double>(NowNs() - start_ns) * 1e-9;
+  LOCKSTEP_ASSIGN_OR_RETURN(kernels::ReadTest read, kernels::ReadTest::Create(bench.pool));
+  for (const int64_t count : rows) {
+    Products products(bench.backend, bench.pool, *stack, count);
+    (void)products.Pass();  // the warm-up
+    std::vector<double> seconds, shares;
+    double read_best = 0;
+    for (int64_t pass = 0; pass < bench.options.repeat; ++pass) {
+      if (Interrupted()) return InterruptedError();
+      double read_seconds = read.Pass(bench.pool);
+      for (size_t more = 1; more < std::size(kernels::ReadTest::kStreams); ++more)
+        read_seconds = std::min(read_seconds, read.Pass(bench.pool));
+      const double read_rate = static_cast<double>(read.bytes()) / read_seconds;
+      seconds.push_back(products.Pass());
+      shares.push_back(static_cast<double>(bytes) / seconds.back() / read_rate);
+      read_best = std::max(read_best, read_rate * 1e-9);
+    }
+    const double best = *std::min_element(seconds.begin(), seconds.end());
+    const double gops =
+        2.0 * static_cast<double>(count * stack->count() * kOutputs * kInputs) / best * 1e-9;
+    const double rate = static_cast<double>(bytes) / best * 1e-9;
+    bench.results.push_back({{"format", format.name},
+                             {"rows", count},
+                             {"gb_per_s", rate},
+                             {"read_gb_per_s", read_best},
+                             {"share_of_bandwidth", rate / read_best},
+                             {"median_share_of_neighbours", Median(shares)},
+                             {"gop_per_s", gops},
+                             {"share_of_peak", gops / bench.peak.gop_per_s},
+                             {"pack_gb_per_s", static_cast<double>(bytes) / pack_seconds * 1e-9}});
+    if (!bench.options.json) PrintRow(bench.results.back());
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status BenchKernels(const Options& options) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto formats, ChosenFormats(options.formats));
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto rows, ParseCounts(options.rows, "--rows", kMostRows));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const auto backend,
+      kernels::MakeBackend(options.kernels,
+                           options.exact ? kernels::Precision::kExact : kernels::Precision::kFast));
+  const std::vector<int> cpus = os::AllowedCpus();
+  const int threads =
+      options.threads > 0 ? static_cast<int>(options.threads) : static_cast<int>(cpus.size());
+  ThreadPool pool(threads, cpus);
+  const InterruptScope interrupts;
+  Bench bench{options, *backend, pool, kernels::MeasurePeak(backend->name(), pool)};
+  const double barrier_ns = kernels::MeasureBarrierNs(pool);
+  if (!options.json) {
+    std::printf(
+        "%s, %d threads; peak %.0f Gop/s (%s in registers); an empty parallel loop %.0f ns\n",
+        backend->name().c_str(), threads, bench.peak.gop_per_s, bench.peak.instruction.c_str(),
+        barrier_ns);
+    std::printf("format       rows  weights, the best of %d passes, and share of reading\n",
+                static_cast<int>(options.repeat));
+  }
+  for (const NamedFormat& format : formats)
+    LOCKSTEP_RETURN_IF_ERROR(MeasureFormat(bench, format, rows));
+  if (!options.json) return OkStatus();
+  const Json line = {{"benchmark", "kernels"},
+                     {"kernels", backend->name()},
+                     {"threads", threads},
+                     {"matrix", {{"outputs", kOutputs}, {"inputs", kInputs}}},
+                     {"repeat", options.repeat},
+                     {"streams_per_thread", kernels::ReadTest::kStreams},
+                     {"peak_gop_per_s", bench.peak.gop_per_s},
+                     {"peak_instruction", bench.peak.instruction},
+                     {"barrier_ns", barrier_ns},
+                     {"results", bench.results}};
+  std::printf("%s\n", line.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+  return OkStatus();
+}
+
+}  // namespace lockstep

@@ -1,0 +1,240 @@
+// `lockstep bench decode` and `lockstep bench prefill`: steps of a model on all ranks, without text
+// and sampling, as llama-bench measures. Every rank makes the same batches of random tokens from
+// the same seed and calls the model itself; rank 0 keeps the time.
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <utility>
+
+#include "launcher/bench_report.h"
+#include "launcher/commands_bench.h"
+#include "launcher/process.h"
+#include "launcher/timed_group.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/os.h"
+#include "runtime/kernels/timed_backend.h"
+
+namespace lockstep {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t kMostTokens = 16'777'216;
+constexpr int64_t kWarmUpTokens = 8;
+constexpr uint64_t kSeed = 4711;
+
+int64_t BlocksOf(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+
+struct Plan {
+  bool decode = false;
+  std::vector<int64_t> counts;  // tokens of each test
+  int64_t context = 0;          // before them
+  int64_t chunk = 1;            // most tokens of a prompt in one step
+};
+
+StatusOr<ModelLimits> LimitsOf(const Plan& plan, const ModelConfig& config) {
+  const int64_t longest = plan.context + *std::max_element(plan.counts.begin(), plan.counts.end());
+  if (longest > config.max_position_embeddings) {
+    return UsageError("the benchmark needs %d positions, but the model has %d", longest,
+                      config.max_position_embeddings);
+  }
+  ModelLimits limits;
+  limits.max_rows =
+      std::min(plan.chunk, plan.decode ? std::max<int64_t>(plan.context, 1) : longest);
+  limits.max_outputs = 1;
+  limits.max_model_len = longest;
+  limits.kv_blocks = BlocksOf(longest);
+  return limits;
+}
+
+class Steps {
+ public:
+  Steps(Session& session, const Plan& plan) : session_(session), plan_(plan), random_(kSeed) {
+    batch_.block_tables.emplace_back();
+    for (int32_t block = 0; block < session.model().limits().kv_blocks; ++block)
+      batch_.block_tables[0].push_back(block);
+  }
+
+  // Tokens at positions [begin, begin + count), `chunk` in a step; logits of the last one of each
+  // step, or only of the last of all.
+  Status Run(int64_t begin, int64_t count, int64_t chunk, bool every_step) {
+    for (int64_t at = begin; at < begin + count; at += chunk) {
+      if (Interrupted()) return InterruptedError();
+      const int64_t rows = std::min(chunk, begin + count - at);
+      batch_.tokens.clear();
+      batch_.positions.clear();
+      for (int64_t row = 0; row < rows; ++row) {
+        batch_.tokens.push_back(static_cast<int32_t>(
+            random_() % static_cast<uint64_t>(session_.model().config().vocab_size)));
+        batch_.positions.push_back(static_cast<int32_t>(at + row));
+      }
+      batch_.sequences.assign(static_cast<size_t>(rows), 0);
+      batch_.output_rows.clear();
+      if (every_step || at + rows == begin + count)
+        batch_.output_rows.push_back(static_cast<int32_t>(rows - 1));
+      LOCKSTEP_RETURN_IF_ERROR(session_.model().Step(batch_).status());
+    }
+    return OkStatus();
+  }
+
+  // The timed part of one test.
+  Status Test(int64_t count) {
+    return plan_.decode ? Run(plan_.context, count, 1, true) : Run(0, count, plan_.chunk, false);
+  }
+
+ private:
+  Session& session_;
+  const Plan& plan_;
+  std::mt19937_64 random_;
+  Batch batch_;
+};
+
+// What stands around the session's backend and group. Both live in the session.
+struct Clocks {
+  kernels::TimedBackend* backend = nullptr;
+  TimedGroup* group = nullptr;
+};
+
+Json RankReport(Session& session, const Clocks& clocks) {
+  Json report = {{"rank", session.rank()}, {"ops", Json::array()}};
+  for (const kernels::OpTime& time : clocks.backend->times()) {
+    report["ops"].push_back({{"op", time.op},
+                             {"outputs", time.outputs},
+                             {"inputs", time.inputs},
+                             {"calls", time.calls},
+                             {"ns", time.ns},
+                             {"bytes", time.bytes},
+                             {"operations", time.operations}});
+  }
+  report["exchange"] = {{"calls", clocks.group->calls()}, {"ns", clocks.group->ns()}};
+  const Model& model = session.model();
+  report["weight_bytes_per_token"] = model.bytes_per_token();
+  report["kv_bytes_per_position"] =
+      model.memory().kv_bytes / static_cast<uint64_t>(model.limits().kv_blocks * kBlockTokens);
+  return report;
+}
+
+StatusOr<Json> GatherReports(Group& group, const Json& mine) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto words, GatherWords(group, mine.dump()));
+  Json all = Json::array();
+  for (const std::string& word : words) {
+    Json report = Json::parse(word, nullptr, /*allow_exceptions=*/false);
+    if (report.is_discarded()) return InternalError("a rank's report is not JSON");
+    all.push_back(std::move(report));
+  }
+  return all;
+}
+
+// Collective: one test, `repeat` times after a warm-up; on every rank the figures of all.
+StatusOr<Json> RunTest(Session& session, const Clocks& clocks, const Plan& plan, int64_t count) {
+  Steps steps(session, plan);
+  if (plan.decode) {
+    if (plan.context > 0)
+      LOCKSTEP_RETURN_IF_ERROR(steps.Run(0, plan.context, plan.chunk, /*every_step=*/false));
+    LOCKSTEP_RETURN_IF_ERROR(steps.Test(std::min(count, kWarmUpTokens)));
+  } else {
+    LOCKSTEP_RETURN_IF_ERROR(steps.Test(count));
+  }
+  clocks.backend->Reset();
+  clocks.group->Reset();
+  std::vector<double> seconds;
+  for (int64_t repetition = 0; repetition < session.options().repeat; ++repetition) {
+    clocks.group->Pause(true);
+    LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
+    clocks.group->Pause(false);
+    const int64_t start_ns = NowNs();
+    LOCKSTEP_RETURN_IF_ERROR(steps.Test(count));
+    seconds.push_back(static_cast<double>(NowNs() - start_ns) * 1e-9);
+  }
+  Json test = {{"tokens", count}, {"context", plan.context}, {"seconds", seconds}};
+  const Json mine = RankReport(session, clocks);
+  LOCKSTEP_ASSIGN_OR_RETURN(test["ranks"], GatherReports(session.group(), mine));
+  return test;
+}
+
+struct MemoryMarks {
+  uint64_t process = 0;  // before anything was loaded
+  uint64_t loaded = 0;   // the most until all was loaded
+};
+
+Json MemoryReport(Session& session, const MemoryMarks& marks) {
+  const MemoryPlan& plan = session.model().memory();
+  return {{"planned_bytes", plan.lasting()},          {"planned_peak_bytes", plan.total()},
+          {"weight_bytes", plan.weight_bytes},        {"kv_bytes", plan.kv_bytes},
+          {"scratch_bytes", plan.scratch_bytes},      {"work_bytes", plan.work_bytes},
+          {"staging_bytes", plan.staging_bytes},      {"process_bytes", marks.process},
+          {"peak_while_loading_bytes", marks.loaded}, {"resident_bytes", os::ResidentBytes()}};
+}
+
+// Every rank.
+Status Measure(Session& session, const Clocks& clocks, const Plan& plan, const MemoryMarks& marks) {
+  BenchReport report;
+  LOCKSTEP_ASSIGN_OR_RETURN(report.read_before_gb_per_s, MeasureRead(session));
+  LOCKSTEP_ASSIGN_OR_RETURN(report.peak, MeasurePeak(session));
+  for (const int64_t count : plan.counts) {
+    LOCKSTEP_ASSIGN_OR_RETURN(Json test, RunTest(session, clocks, plan, count));
+    report.tests.push_back(std::move(test));
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(report.memory,
+                            GatherReports(session.group(), MemoryReport(session, marks)));
+  LOCKSTEP_ASSIGN_OR_RETURN(report.read_after_gb_per_s, MeasureRead(session));
+  if (session.rank() != 0) return OkStatus();
+  report.decode = plan.decode;
+  report.warm_up = plan.decode
+                       ? absl::StrFormat("at most %d tokens of every test, untimed", kWarmUpTokens)
+                       : "every prompt once, untimed";
+  report.collective = session.group().traits().name;
+  report.kernels = session.backend().name();
+  report.ranks = session.size();
+  report.threads = session.pool().count();
+  report.chunk = plan.chunk;
+  PrintBenchReport(report, session.options());
+  return OkStatus();
+}
+
+Status BenchModel(const Options& options, const Plan& plan) {
+  Clocks clocks;
+  MemoryMarks marks;
+  SessionNeeds needs;
+  needs.probe = false;  // nobody reads what is computed here
+  needs.wrap_backend = [&](std::unique_ptr<kernels::Backend> inner) {
+    auto timed = std::make_unique<kernels::TimedBackend>(std::move(inner));
+    clocks.backend = timed.get();
+    return timed;
+  };
+  needs.wrap_group = [&](std::unique_ptr<Group> inner) {
+    auto timed = std::make_unique<TimedGroup>(std::move(inner));
+    clocks.group = timed.get();
+    return timed;
+  };
+  needs.limits = [&](const ModelConfig& config) {
+    marks.process = os::ResidentBytes();
+    return LimitsOf(plan, config);
+  };
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(options, needs));
+  marks.loaded = os::PeakResidentBytes();
+  const InterruptScope interrupts;
+  return session->Close(Measure(*session, clocks, plan, marks));
+}
+
+}  // namespace
+
+Status BenchDecode(const Options& options) {
+  Plan plan;
+  plan.decode = true;
+  plan.context = options.context;
+  plan.chunk = options.prefill_chunk;
+  LOCKSTEP_ASSIGN_OR_RETURN(plan.counts, ParseCounts(options.tokens.empty() ? "32" : options.tokens,
+                                                     "--tokens", kMostTokens));
+  return BenchModel(options, plan);
+}
+
+Status BenchPrefill(const Options& options) {
+  Plan plan;
+  plan.chunk = options.prefill_chunk;
+  LOCKSTEP_ASSIGN_OR_RETURN(plan.counts,
+                            ParseCounts(options.prompt_tokens, "--prompt-tokens", kMostTokens));
+  return BenchModel(options, plan);
+}
+
+}  // namespace lockstep

@@ -1,0 +1,159 @@
+// `lockstep verify`: whether files of ranks are whole, and whether they give the right text.
+#include <algorithm>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "launcher/commands.h"
+#include "launcher/probe.h"
+#include "launcher/process.h"
+#include "launcher/progress.h"
+#include "launcher/session.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/file.h"
+#include "runtime/weights/stored_rows.h"
+
+namespace lockstep {
+namespace {
+
+// What one rank has read; travels as it is.
+struct FileCheck {
+  uint64_t tensors = 0;
+  uint64_t bytes = 0;
+  int64_t ns = 0;
+};
+
+// Every byte of this rank's file against its checksum, in the order of the file.
+Status CheckBytes(const Options& options, const Checkpoint& checkpoint, FileCheck* check) {
+  if (!checkpoint.is_of_one_rank()) {
+    return UsageError(
+        "--model %s: holds no files of ranks; verify checks those that lockstep shard made",
+        options.model);
+  }
+  std::vector<std::pair<const std::string*, const TensorInfo*>> order;
+  for (const auto& [name, info] : checkpoint.tensors()) order.emplace_back(&name, &info);
+  std::sort(order.begin(), order.end(), [](const auto& one, const auto& other) {
+    return one.second->data.offset < other.second->data.offset;
+  });
+  const int64_t start_ns = NowNs();
+  StoredRowReader reader({});
+  for (const auto& [name, info] : order) {
+    if (Interrupted()) return InterruptedError();
+    LOCKSTEP_RETURN_IF_ERROR(reader.CheckSlice(*info, *name));
+    check->bytes += info->data.bytes;
+  }
+  check->tensors = order.size();
+  check->ns = NowNs() - start_ns;
+  return OkStatus();
+}
+
+void PrintFiles(const Session& session, const std::vector<FileCheck>& checks) {
+  for (size_t rank = 0; rank < checks.size(); ++rank) {
+    const double seconds = std::max(static_cast<double>(checks[rank].ns) * 1e-9, 1e-9);
+    std::printf("rank %d: %d tensors, %s, every checksum right (%.1f s, %.2f GB/s)\n",
+                static_cast<int>(rank), static_cast<int>(checks[rank].tensors),
+                FormatBytes(checks[rank].bytes).c_str(), seconds,
+                static_cast<double>(checks[rank].bytes) / seconds * 1e-9);
+  }
+  std::printf("settings: %016llx on all ranks\n",
+              static_cast<unsigned long long>(session.files_settings().value_or(0)));
+}
+
+void PrintJson(const Session& session, const std::vector<FileCheck>& checks,
+               const std::vector<double>& distances, const char* probe) {
+  nlohmann::ordered_json line;
+  line["model"] = session.options().model;
+  line["settings"] = absl::StrFormat("%016x", session.files_settings().value_or(0));
+  for (const FileCheck& check : checks) {
+    line["files"].push_back({{"tensors", check.tensors},
+                             {"bytes", check.bytes},
+                             {"seconds", static_cast<double>(check.ns) * 1e-9}});
+  }
+  line["probe"] = {{"result", probe}, {"distances", distances}};
+  std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+}
+
+// Rank 0. Without --exact what is recorded is how far 8-bit activations are from the full precision
+// that is there already.
+Status Record(Session& session, const std::optional<ProbeRecord>& there,
+              const ProbeDigest& computed, int64_t vocab_size) {
+  ProbeRecord record;
+  const ProbeArithmetic arithmetic = ArithmeticOf(session);
+  if (arithmetic.cache != kernels::CacheType::kF32)
+    return UsageError("--record needs --kv-cache-dtype f32: what is recorded has full precision");
+  if (arithmetic.full()) {
+    record.settings = session.files_settings().value_or(0);
+    record.computed =
+        absl::StrFormat("from the files by %d ranks, %s", session.size(), session.backend().name());
+    record.rows = computed;
+  } else {
+    if (!there.has_value())
+      return UsageError(
+          "--record needs --exact: what is recorded is what others are compared with");
+    record = *there;
+    const std::vector<double> distances = ProbeDistances(record.rows, computed);
+    record.fast_distance = *std::max_element(distances.begin(), distances.end());
+  }
+  const std::string text = ProbeText(record, vocab_size);
+  return WriteFileAtomically(session.options().model + "/" + kProbeName,
+                             std::as_bytes(std::span(text)));
+}
+
+Status Verify(Session& session, const FileCheck& mine) {
+  const Options& options = session.options();
+  std::vector<FileCheck> checks(static_cast<size_t>(session.size()));
+  LOCKSTEP_RETURN_IF_ERROR(AllGather(session.group(), std::as_bytes(std::span(&mine, 1)),
+                                     std::as_writable_bytes(std::span(checks))));
+  if (session.rank() == 0 && !options.json) PrintFiles(session, checks);
+  std::optional<ProbeRecord> record;
+  // What is not to be compared may be damaged.
+  if (!options.record || session.precision() != kernels::Precision::kExact) {
+    LOCKSTEP_ASSIGN_OR_RETURN(record, ReadProbe(session));
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const ProbeDigest computed,
+                            ComputeProbe(session.model(), session.group()));
+  const std::string path = options.model + "/" + kProbeName;
+  std::vector<double> distances;
+  if (record.has_value()) distances = ProbeDistances(record->rows, computed);
+  const char* result = options.record ? "recorded" : record.has_value() ? "right" : "missing";
+  if (options.record) {
+    const Status written =
+        session.rank() == 0 ? Record(session, record, computed, session.model().config().vocab_size)
+                            : OkStatus();
+    if (!written.ok()) return written;
+  } else if (record.has_value()) {
+    LOCKSTEP_RETURN_IF_ERROR(CompareProbe(*record, computed, ArithmeticOf(session), path));
+  }
+  if (session.rank() != 0) return OkStatus();
+  if (options.json) {
+    PrintJson(session, checks, distances, result);
+  } else if (options.record) {
+    std::printf("probe prompt: recorded in %s\n", path.c_str());
+  } else if (!record.has_value()) {
+    std::printf("probe prompt: %s is missing; record it with --exact --record\n", path.c_str());
+  } else {
+    std::printf(
+        "probe prompt: the recorded logits, %.2g of their deviation apart (allowed: %.2g)\n",
+        *std::max_element(distances.begin(), distances.end()),
+        ToleranceOf(*record, ArithmeticOf(session)).near);
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status VerifyCommand(const Options& options) {
+  FileCheck mine;
+  SessionNeeds needs;
+  needs.probe = false;
+  needs.check_files = [&](const Checkpoint& checkpoint) {
+    return CheckBytes(options, checkpoint, &mine);
+  };
+  needs.limits = [](const ModelConfig&) { return ProbeLimits(); };
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(options, needs));
+  const InterruptScope scope;
+  return session->Close(Verify(*session, mine));
+}
+
+}  // namespace lockstep

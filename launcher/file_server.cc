@@ -1,0 +1,460 @@
+#include "launcher/file_server.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/strand.hpp>
+#include <boost/asio/write.hpp>
+#include <boost/beast/core.hpp>
+#include <boost/beast/http.hpp>
+#include <charconv>
+#include <cstring>
+#include <optional>
+#include <thread>
+#include <utility>
+
+#include "collectives/secret.h"
+#include "nlohmann/json.hpp"
+#include "runtime/base/file.h"
+#include "runtime/base/log.h"
+#include "transport/socket.h"
+
+namespace lockstep {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+using asio::ip::tcp;
+using boost::system::error_code;
+
+constexpr size_t kPieceBytes = size_t{1} << 20;
+constexpr uint32_t kMostHeadBytes = 8 << 10;
+constexpr int kBacklog = 64;
+
+// Regular files only, whatever the name leads to. O_NONBLOCK: a pipe must not hold us.
+UniqueFd OpenRegular(const std::string& path, struct stat* info) {
+  UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  if (fd.valid() && (fstat(fd.get(), info) != 0 || !S_ISREG(info->st_mode))) return UniqueFd();
+  return fd;
+}
+
+// Changes when the file does.
+std::string EtagOf(const struct stat& info) {
+  return absl::StrFormat(
+      "\"%x-%x-%x.%x\"", static_cast<uint64_t>(info.st_ino), static_cast<uint64_t>(info.st_size),
+      static_cast<uint64_t>(info.st_mtim.tv_sec), static_cast<uint64_t>(info.st_mtim.tv_nsec));
+}
+
+struct ByteRange {
+  uint64_t begin = 0, end = 0;
+};
+
+std::optional<uint64_t> Number(std::string_view text) {
+  uint64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+// One range of a Range header; nothing if it is malformed, several ranges, or outside.
+std::optional<ByteRange> ParseRange(std::string_view text, uint64_t size) {
+  constexpr std::string_view kUnit = "bytes=";
+  const size_t dash = text.find('-');
+  if (text.substr(0, kUnit.size()) != kUnit || dash == std::string_view::npos) return std::nullopt;
+  const std::string_view from = text.substr(kUnit.size(), dash - kUnit.size());
+  const std::optional<uint64_t> first = Number(from), last = Number(text.substr(dash + 1));
+  if (from.empty()) {
+    if (!last.has_value() || *last == 0 || size == 0) return std::nullopt;
+    return ByteRange{size - std::min(*last, size), size};
+  }
+  const bool open_end = dash + 1 == text.size();
+  if (!first.has_value() || (!last.has_value() && !open_end) || *first >= size) return std::nullopt;
+  if (open_end) return ByteRange{*first, size};
+  if (*last < *first) return std::nullopt;
+  return ByteRange{*first, std::min(*last, size - 1) + 1};
+}
+
+// A page of another site must not reach us by a name of its own that leads here.
+bool IsLoopbackName(std::string_view host) {
+  if (!host.empty() && host.front() == '[') return host.substr(0, 5) == "[::1]";
+  host = host.substr(0, host.find(':'));
+  return host == "localhost" || host == "127.0.0.1";
+}
+
+struct Shared;
+
+// One client's connection; lives as long as something is under way on it. All its work happens on
+// the strand of its stream.
+class Connection : public std::enable_shared_from_this<Connection> {
+ public:
+  Connection(tcp::socket socket, Shared& shared);
+  ~Connection();
+  Connection(const Connection&) = delete;
+  Connection& operator=(const Connection&) = delete;
+
+  void Begin() {
+    asio::dispatch(stream_.get_executor(), [self = shared_from_this()] { self->AwaitRequest(); });
+  }
+
+ private:
+  using Head = http::response<http::empty_body>;
+
+  void AwaitRequest();
+  void Answer();
+  bool IsAllowed() const;
+  void AnswerFile(const std::string& name);
+  void AnswerText(http::status status, const std::string& type, std::string text);
+  void AnswerError(http::status status, const std::string& text);
+  void SendHead(Head head);
+  void SendPiece();
+  void Next();
+  void Close();
+
+  Shared& shared_;
+  beast::tcp_stream stream_;
+  beast::flat_buffer buffer_{kMostHeadBytes};
+  std::optional<http::request_parser<http::empty_body>> parser_;
+  bool asked_before_ = false;
+  // The answer: a text or a part of a file.
+  std::optional<Head> head_;
+  std::optional<http::response_serializer<http::empty_body>> serializer_;
+  std::optional<http::response<http::string_body>> text_;
+  UniqueFd file_;
+  ByteRange left_;  // of the file, to be sent
+  std::vector<char> piece_;
+};
+
+struct Shared {
+  explicit Shared(const FileServerOptions& given)
+      : options(given), token(FileToken(given.secret)) {}
+
+  const FileServerOptions options;
+  const std::string token;
+  std::atomic<int> connections{0};
+  std::atomic<uint64_t> bytes_sent{0};
+  std::atomic<uint64_t> requests{0};
+  std::function<void()> on_close;  // thread-safe
+};
+
+Connection::Connection(tcp::socket socket, Shared& shared)
+    : shared_(shared), stream_(std::move(socket)) {
+  shared_.connections.fetch_add(1);
+}
+
+Connection::~Connection() {
+  shared_.connections.fetch_sub(1);
+  if (shared_.on_close) shared_.on_close();
+}
+
+void Connection::AwaitRequest() {
+  parser_.emplace();
+  parser_->header_limit(kMostHeadBytes);
+  // One limit over the whole head: it helps nobody to send it byte by byte.
+  stream_.expires_after(std::chrono::milliseconds(asked_before_ ? shared_.options.idle_ms
+                                                                : shared_.options.request_ms));
+  asked_before_ = true;
+  http::async_read_header(stream_, buffer_, *parser_,
+                          [self = shared_from_this()](const error_code& error, size_t) {
+                            if (error) return self->Close();
+                            self->Answer();
+                          });
+}
+
+bool Connection::IsAllowed() const {
+  const auto& request = parser_->get();
+  if (shared_.options.secret.empty()) {
+    const auto host = request[http::field::host];
+    return IsLoopbackName({host.data(), host.size()});
+  }
+  const auto field = request[http::field::authorization];
+  constexpr std::string_view kScheme = "Bearer ";
+  std::string_view given(field.data(), field.size());
+  if (given.substr(0, kScheme.size()) != kScheme) return false;
+  given.remove_prefix(kScheme.size());
+  // Digests of both: comparing them takes the same time whatever was sent.
+  constexpr std::string_view kKey = "lockstep compare";
+  return EqualProofs(HmacSha256(kKey, std::as_bytes(std::span(given))),
+                     HmacSha256(kKey, std::as_bytes(std::span(shared_.token))));
+}
+
+void Connection::Answer() {
+  const auto& request = parser_->get();
+  const bool get = request.method() == http::verb::get, head = request.method() == http::verb::head;
+  if (!IsAllowed()) {
+    if (shared_.options.secret.empty())
+      return AnswerError(http::status::forbidden, "this server answers to localhost only");
+    return AnswerError(http::status::unauthorized, "the cluster's secret is needed");
+  }
+  if (!get && !head) return AnswerError(http::status::method_not_allowed, "GET and HEAD only");
+  // A body is not read, so nothing behind it could be understood.
+  if (!parser_->is_done()) return AnswerError(http::status::bad_request, "a body has no use here");
+  shared_.requests.fetch_add(1);
+  const auto target = request.target();
+  const std::string path(target.data(), target.size());
+  if (path != "/") return AnswerFile(path);
+  const StatusOr<std::vector<ModelFile>> files = ListModelFiles(shared_.options.directory);
+  if (!files.ok()) return AnswerError(http::status::internal_server_error, "cannot list the files");
+  nlohmann::ordered_json list = {{"lockstep", "files"}, {"files", nlohmann::ordered_json::array()}};
+  for (const ModelFile& file : *files)
+    list["files"].push_back({{"name", file.name}, {"bytes", file.bytes}});
+  AnswerText(http::status::ok, "application/json", list.dump() + "\n");
+}
+
+void Connection::AnswerFile(const std::string& path) {
+  const std::string name = path.substr(1);
+  struct stat info {};
+  if (path[0] == '/' && IsModelFileName(name))
+    file_ = OpenRegular(shared_.options.directory + "/" + name, &info);
+  if (!file_.valid()) return AnswerError(http::status::not_found, "no such file");
+  const auto& request = parser_->get();
+  const auto size = static_cast<uint64_t>(info.st_size);
+  Head head;
+  head.set(http::field::accept_ranges, "bytes");
+  head.set(http::field::etag, EtagOf(info));
+  head.set(http::field::content_type, "application/octet-stream");
+  left_ = {0, size};
+  head.result(http::status::ok);
+  if (request.count(http::field::range) > 0) {
+    const auto text = request[http::field::range];
+    const std::optional<ByteRange> range = ParseRange({text.data(), text.size()}, size);
+    if (!range.has_value()) {
+      file_ = UniqueFd();
+      head.result(http::status::range_not_satisfiable);
+      head.set(http::field::content_range, absl::StrFormat("bytes */%d", size));
+      left_ = {};
+    } else {
+      left_ = *range;
+      head.result(http::status::partial_content);
+      head.set(http::field::content_range,
+               absl::StrFormat("bytes %d-%d/%d", range->begin, range->end - 1, size));
+    }
+  }
+  head.content_length(left_.end - left_.begin);
+  if (request.method() == http::verb::head) left_ = {};
+  SendHead(std::move(head));
+}
+
+void Connection::SendHead(Head head) {
+  head.version(parser_->get().version());
+  head.keep_alive(parser_->get().keep_alive());
+  head_ = std::move(head);
+  serializer_.emplace(*head_);
+  stream_.expires_after(std::chrono::milliseconds(shared_.options.piece_ms));
+  http::async_write_header(stream_, *serializer_,
+                           [self = shared_from_this()](const error_code& error, size_t) {
+                             if (error) return self->Close();
+                             self->SendPiece();
+                           });
+}
+
+void Connection::SendPiece() {
+  if (left_.begin == left_.end) return Next();
+  piece_.resize(kPieceBytes);
+  const ssize_t got =
+      pread(file_.get(), piece_.data(), std::min<uint64_t>(kPieceBytes, left_.end - left_.begin),
+            static_cast<off_t>(left_.begin));
+  if (got < 0 && errno == EINTR) return SendPiece();
+  // The head has promised more: only a cut connection tells the client.
+  if (got <= 0) return Close();
+  left_.begin += static_cast<uint64_t>(got);
+  stream_.expires_after(std::chrono::milliseconds(shared_.options.piece_ms));
+  asio::async_write(stream_, asio::buffer(piece_.data(), static_cast<size_t>(got)),
+                    [self = shared_from_this()](const error_code& error, size_t bytes) {
+                      self->shared_.bytes_sent.fetch_add(bytes);
+                      if (error) return self->Close();
+                      self->SendPiece();
+                    });
+}
+
+void Connection::AnswerText(http::status status, const std::string& type, std::string text) {
+  text_.emplace(status, parser_->get().version());
+  text_->set(http::field::content_type, type);
+  text_->set(http::field::cache_control, "no-store");
+  if (status == http::status::unauthorized) text_->set(http::field::www_authenticate, "Bearer");
+  // Who was refused, or sent what cannot be understood, begins anew.
+  text_->keep_alive(parser_->get().keep_alive() &&
+                    (status == http::status::ok || status == http::status::not_found));
+  text_->content_length(text.size());
+  if (parser_->get().method() != http::verb::head) text_->body() = std::move(text);
+  stream_.expires_after(std::chrono::milliseconds(shared_.options.piece_ms));
+  http::async_write(stream_, *text_, [self = shared_from_this()](const error_code& error, size_t) {
+    if (error || !self->text_->keep_alive()) return self->Close();
+    self->Next();
+  });
+}
+
+void Connection::AnswerError(http::status status, const std::string& text) {
+  AnswerText(status, "text/plain", text + "\n");
+}
+
+void Connection::Next() {
+  const bool keep = parser_->get().keep_alive();
+  file_ = UniqueFd();
+  head_.reset();
+  if (!keep) return Close();
+  AwaitRequest();
+}
+
+void Connection::Close() {
+  error_code ignored;
+  stream_.socket().shutdown(tcp::socket::shutdown_both, ignored);
+  stream_.close();
+}
+
+class AsioFileServer final : public FileServer {
+ public:
+  explicit AsioFileServer(const FileServerOptions& options) : shared_(options) {}
+
+  ~AsioFileServer() override {
+    context_.stop();
+    for (std::jthread& thread : threads_) thread.join();
+    threads_.clear();
+    shared_.on_close = nullptr;  // the connections end with the context, after this
+  }
+
+  Status Listen() {
+    const FileServerOptions& options = shared_.options;
+    const std::string where = absl::StrFormat("--host %s --port %d", options.host, options.port);
+    error_code error;
+    tcp::resolver resolver(context_);
+    const auto found =
+        resolver.resolve(options.host, std::to_string(options.port),
+                         tcp::resolver::passive | tcp::resolver::numeric_service, error);
+    if (error || found.empty()) return UsageError("%s: %s", where, error.message());
+    const tcp::endpoint endpoint = *found.begin();
+    if (options.secret.empty() && !endpoint.address().is_loopback()) {
+      return UsageError(
+          "--host %s can be reached from other machines: make a secret with `umask 077; openssl "
+          "rand -hex 32 > FILE`, and give --secret-file FILE here and to lockstep shard --from",
+          options.host);
+    }
+    acceptor_.open(endpoint.protocol(), error);
+    if (!error) acceptor_.set_option(asio::socket_base::reuse_address(true), error);
+    if (!error) acceptor_.bind(endpoint, error);
+    if (!error) acceptor_.listen(kBacklog, error);
+    if (error) return UsageError("%s: cannot listen: %s", where, error.message());
+    port_ = acceptor_.local_endpoint(error).port();
+    return OkStatus();
+  }
+
+  void Run() {
+    shared_.on_close = [this] { asio::post(accepting_, [this] { Accept(); }); };
+    asio::post(accepting_, [this] { Accept(); });
+    for (int i = 0; i < shared_.options.threads; ++i)
+      threads_.emplace_back([this] { RunContext(); });
+  }
+
+  int port() const override { return port_; }
+  uint64_t bytes_sent() const override { return shared_.bytes_sent; }
+  uint64_t requests() const override { return shared_.requests; }
+
+ private:
+  // On accepting_ only.
+  void Accept() {
+    if (waiting_ || shared_.connections >= shared_.options.most_connections) return;
+    waiting_ = true;
+    acceptor_.async_accept(
+        asio::make_strand(context_),
+        asio::bind_executor(accepting_, [this](const error_code& error, tcp::socket socket) {
+          waiting_ = false;
+          if (error == asio::error::operation_aborted) return;
+          if (error) return AcceptLater();  // out of descriptors, for example
+          error_code ignored;
+          socket.set_option(tcp::no_delay(true), ignored);
+          std::make_shared<Connection>(std::move(socket), shared_)->Begin();
+          Accept();
+        }));
+  }
+
+  void AcceptLater() {
+    later_.expires_after(std::chrono::milliseconds(100));
+    later_.async_wait(asio::bind_executor(accepting_, [this](const error_code& error) {
+      if (!error) Accept();
+    }));
+  }
+
+  void RunContext() {
+    while (true) {
+      // What a handler throws (no memory) ends its connection, not the server.
+      try {
+        context_.run();
+        return;
+      } catch (const std::exception& error) {
+        log::Error("serving files: %s", error.what());
+      }
+    }
+  }
+
+  Shared shared_;  // outlives the connections, which end with the context
+  asio::io_context context_;
+  asio::strand<asio::io_context::executor_type> accepting_ = asio::make_strand(context_);
+  tcp::acceptor acceptor_{context_};
+  asio::steady_timer later_{context_};
+  bool waiting_ = false;  // a connection is awaited
+  int port_ = 0;
+  std::vector<std::jthread> threads_;
+};
+
+}  // namespace
+
+std::string FileToken(std::string_view secret) {
+  constexpr std::string_view kPurpose = "lockstep files token";
+  const Proof proof = HmacSha256(secret, std::as_bytes(std::span(kPurpose)));
+  std::string text;
+  for (const std::byte value : proof) text += absl::StrFormat("%02x", static_cast<int>(value));
+  return text;
+}
+
+bool IsModelFileName(std::string_view name) {
+  static constexpr std::string_view kNames[] = {"config.json",
+                                                "generation_config.json",
+                                                "tokenizer.json",
+                                                "tokenizer_config.json",
+                                                "special_tokens_map.json",
+                                                "chat_template.jinja",
+                                                "probe.json",
+                                                "hf_quant_config.json",
+                                                "chat_template.json"};
+  static constexpr std::string_view kSuffixes[] = {".safetensors", ".safetensors.index.json",
+                                                   ".gguf", ".lockstep"};
+  const auto plain = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
+           c == '-' || c == '_' || c == '+';
+  };
+  if (name.empty() || name.size() > 255 || name[0] == '.') return false;
+  if (!std::all_of(name.begin(), name.end(), plain)) return false;
+  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames) ||
+         std::any_of(std::begin(kSuffixes), std::end(kSuffixes),
+                     [&](std::string_view suffix) { return name.ends_with(suffix); });
+}
+
+StatusOr<std::vector<ModelFile>> ListModelFiles(const std::string& directory) {
+  std::vector<ModelFile> files;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, NamesIn(directory));
+  for (const std::string& name : names) {
+    struct stat info {};
+    if (IsModelFileName(name) && stat((directory + "/" + name).c_str(), &info) == 0 &&
+        S_ISREG(info.st_mode)) {
+      files.push_back({name, static_cast<uint64_t>(info.st_size)});
+    }
+  }
+  return files;
+}
+
+StatusOr<std::unique_ptr<FileServer>> FileServer::Start(const FileServerOptions& options) {
+  if (!IsDirectory(options.directory))
+    return UsageError("%s: is no directory; give the one that holds the files", options.directory);
+  auto server = std::make_unique<AsioFileServer>(options);
+  LOCKSTEP_RETURN_IF_ERROR(server->Listen());
+  server->Run();
+  return server;
+}
+
+}  // namespace lockstep

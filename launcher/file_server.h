@@ -1,0 +1,64 @@
+// Serves the files of a checkpoint, or of a directory that `lockstep shard` made, by HTTP ranges.
+//
+//     GET /          {"lockstep": "files", "files": [{"name": ..., "bytes": ...}, ...]}
+//     GET /NAME      the file, or with "Range: bytes=first-last" (or "first-", "-count") that part
+//     HEAD of both   the same without the body
+//
+// Served are regular files directly in the directory whose names are those of models: *.safetensors
+// and their index, *.gguf, rank-R-of-N.lockstep, and the small ones beside them (config.json,
+// tokenizer.json, chat_template.jinja, ...). Links to regular files count as files, wherever they
+// lead: Hugging Face's cache consists of them, and whoever can make a link there can also copy.
+// Everything else is "not found": other names, dot files, folders, unfinished files.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/base/status.h"
+
+namespace lockstep {
+
+struct FileServerOptions {
+  std::string directory;
+  std::string host = "127.0.0.1";
+  int64_t port = 0;  // 0: a free one
+  // Requests must prove it by FileToken. Empty: nothing is asked, but then only clients of this
+  // machine are served (loopback addresses and names).
+  std::string secret;
+  int most_connections = 64;  // further ones wait until one of these ends
+  // A client that takes longer is dropped: for the head of a request, from one request to the next,
+  // for every MiB of an answer.
+  int64_t request_ms = 10'000;
+  int64_t idle_ms = 60'000;
+  int64_t piece_ms = 30'000;
+  int threads = 4;
+};
+
+// What a client sends as "Authorization: Bearer ...": derived from the cluster's secret, so that
+// the secret itself never travels. Whoever reads it on the wire can read the files, nothing else.
+std::string FileToken(std::string_view secret);
+
+// Whether a file of this name belongs to a model.
+bool IsModelFileName(std::string_view name);
+
+class FileServer {
+ public:
+  // Listens when it returns.
+  static StatusOr<std::unique_ptr<FileServer>> Start(const FileServerOptions& options);
+  virtual ~FileServer() = default;  // stops: open connections are cut
+  virtual int port() const = 0;
+  virtual uint64_t bytes_sent() const = 0;  // of files
+  virtual uint64_t requests() const = 0;    // that were let in
+};
+
+struct ModelFile {
+  std::string name;
+  uint64_t bytes = 0;
+};
+// What is served of a directory, sorted by name.
+StatusOr<std::vector<ModelFile>> ListModelFiles(const std::string& directory);
+
+}  // namespace lockstep

@@ -1,0 +1,162 @@
+#include "launcher/probe.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "collectives/bootstrap.h"
+#include "collectives/group.h"
+#include "launcher/agree.h"
+#include "launcher/progress.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/file.h"
+#include "runtime/base/log.h"
+#include "runtime/base/thread_pool.h"
+
+namespace lockstep {
+namespace {
+
+constexpr uint64_t kMostProbeBytes = uint64_t{1} << 20;
+
+// A process as a group of its own.
+struct Alone {
+  std::unique_ptr<Membership> membership;
+  std::unique_ptr<Group> group;
+};
+
+StatusOr<Alone> BeAlone() {
+  Alone alone;
+  LOCKSTEP_ASSIGN_OR_RETURN(alone.membership, Bootstrap({}));
+  LOCKSTEP_ASSIGN_OR_RETURN(alone.group, alone.membership->OpenGroup());
+  return alone;
+}
+
+// Whether 8-bit activations would change anything.
+bool HasQuantizedProducts(const Checkpoint& checkpoint) {
+  return std::any_of(checkpoint.tensors().begin(), checkpoint.tensors().end(),
+                     [](const auto& entry) {
+                       const WeightFormat& format = entry.second.format;
+                       return !format.plain() && format.encoding != Encoding::kFp8;
+                     });
+}
+
+struct Computed {
+  std::optional<ProbeDigest> digest;  // nothing: too large
+  std::string kernels;
+};
+
+StatusOr<Computed> Compute(const Checkpoint& source, const ProbeQuestion& question,
+                           kernels::Precision precision, std::string* too_large) {
+  Computed computed;
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto backend, kernels::MakeBackend(question.kernels, precision));
+  computed.kernels = backend->name();
+  OpenedModel opened;
+  opened.checkpoint = WithFormats(source, question.formats);
+  LOCKSTEP_ASSIGN_OR_RETURN(opened.config, ConfigOf(source));
+  const std::vector<double> shares = {1};
+  LOCKSTEP_ASSIGN_OR_RETURN(opened.slice, PlanSlice(opened.config, *opened.checkpoint, shares, 0,
+                                                    /*draft_layer=*/false, backend.get()));
+  const ModelLimits limits = ProbeLimits();
+  const uint64_t needed =
+      PlanMemory(opened.config, opened.slice, limits, 0, question.threads).total();
+  if (question.available_bytes > 0 && needed > question.available_bytes) {
+    *too_large = absl::StrFormat("the whole model needs %s and there are %s", FormatBytes(needed),
+                                 FormatBytes(question.available_bytes));
+    return computed;
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const Alone alone, BeAlone());
+  ThreadPool pool(question.threads);
+  LoadOptions load;
+  load.shares = shares;
+  load.limits = limits;
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto model,
+                            LoadModel(opened, load, *alone.group, *backend, pool));
+  LOCKSTEP_ASSIGN_OR_RETURN(computed.digest, ComputeProbe(*model, *alone.group));
+  alone.membership->Leave();
+  return computed;
+}
+
+}  // namespace
+
+StatusOr<std::optional<ProbeRecord>> ReadProbe(Session& session) {
+  const std::string path = session.options().model + "/" + kProbeName;
+  std::vector<std::byte> message;  // a byte that says whether there is one, then the file
+  Status read = OkStatus();
+  if (session.rank() == 0) {
+    std::string text = "-";
+    if (FileExists(path)) {
+      StatusOr<std::string> file = ReadTextFile(path, kMostProbeBytes, ErrorKind::kModel);
+      read = file.status();
+      if (read.ok()) text = "+" + *file;
+    }
+    const auto bytes = std::as_bytes(std::span(text));
+    message.assign(bytes.begin(), bytes.end());
+  }
+  LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(session.group(), session.membership(), read));
+  LOCKSTEP_RETURN_IF_ERROR(BroadcastMessage(session.group(), &message, 0, Patience::kStep));
+  const std::string text(reinterpret_cast<const char*>(message.data()), message.size());
+  if (text.empty() || text[0] != '+') return std::optional<ProbeRecord>();
+  LOCKSTEP_ASSIGN_OR_RETURN(ProbeRecord record,
+                            ParseProbe(text.substr(1), session.model().config().vocab_size, path));
+  if (record.settings == session.files_settings()) return std::optional<ProbeRecord>(record);
+  return ModelError(
+      "%s: is of other files than those beside it (settings %016x and %016x); copy the files of "
+      "one "
+      "lockstep shard together, or record the probe with lockstep verify --record",
+      path, record.settings, session.files_settings().value_or(0));
+}
+
+ProbeArithmetic ArithmeticOf(Session& session) {
+  return {.precision = session.precision(), .cache = session.model().limits().cache_type};
+}
+
+Status CheckProbeAtStart(Session& session) {
+  const int64_t start_ns = NowNs();
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::optional<ProbeRecord> record, ReadProbe(session));
+  const std::string path = session.options().model + "/" + kProbeName;
+  if (!record.has_value()) {
+    if (session.rank() == 0) {
+      log::Warning(
+          "%s: missing, so nothing tells whether these files give the right text; record it with "
+          "lockstep verify --exact --record",
+          path);
+    }
+    return OkStatus();
+  }
+  if (session.model().limits().max_model_len < kProbeTokens) {
+    if (session.rank() == 0) log::Warning("the probe prompt is longer than --max-model-len");
+    return OkStatus();
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const ProbeDigest computed,
+                            ComputeProbe(session.model(), session.group()));
+  LOCKSTEP_RETURN_IF_ERROR(CompareProbe(*record, computed, ArithmeticOf(session), path));
+  if (session.rank() == 0) {
+    log::Info("the probe prompt gives the recorded logits (%.1f s)",
+              static_cast<double>(NowNs() - start_ns) * 1e-9);
+  }
+  return OkStatus();
+}
+
+StatusOr<std::optional<ProbeRecord>> ComputeSourceProbe(const Checkpoint& source,
+                                                        const ProbeQuestion& question,
+                                                        std::string* too_large) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const Computed exact,
+                            Compute(source, question, kernels::Precision::kExact, too_large));
+  if (!exact.digest.has_value()) return std::optional<ProbeRecord>();
+  ProbeRecord record;
+  record.settings = question.settings;
+  record.computed = "from the source as one rank, " + exact.kernels;
+  record.rows = *exact.digest;
+  record.fast_distance = 0;
+  if (HasQuantizedProducts(*WithFormats(source, question.formats))) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const Computed fast,
+                              Compute(source, question, kernels::Precision::kFast, too_large));
+    record.fast_distance.reset();
+    if (fast.digest.has_value()) {
+      const std::vector<double> distances = ProbeDistances(record.rows, *fast.digest);
+      record.fast_distance = *std::max_element(distances.begin(), distances.end());
+    }
+  }
+  return std::optional<ProbeRecord>(record);
+}
+
+}  // namespace lockstep

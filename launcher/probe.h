@@ -1,0 +1,43 @@
+// The probe prompt of files of ranks (runtime/model/probe.h): recorded when they are made, compared
+// before anything is answered from them.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "launcher/session.h"
+#include "runtime/base/status.h"
+#include "runtime/model/probe.h"
+
+namespace lockstep {
+
+// What probe.json in `directory` says of the set of files with these settings; nothing if there is
+// none. Collective: rank 0 reads it for all.
+StatusOr<std::optional<ProbeRecord>> ReadProbe(Session& session);
+
+ProbeArithmetic ArithmeticOf(Session& session);
+
+// Computes the probe and compares it (collective). A directory without a record is a line of
+// warning on rank 0.
+Status CheckProbeAtStart(Session& session);
+
+// What the probe of a whole checkpoint needs beside it.
+struct ProbeQuestion {
+  std::map<std::string, WeightFormat> formats;  // of tensors that the files hold otherwise
+  std::string kernels = "auto";
+  int threads = 1;
+  uint64_t available_bytes = 0;  // 0: not known, everything fits
+  uint64_t settings = 0;         // of the files that are made of it
+};
+
+// Computes the probe of `source` in this process alone, as one rank, without looking at the files
+// that were made of it: in full precision, and how far 8-bit activations are from it. Nothing, and
+// why, in *too_large, if the model does not fit into the memory that there is.
+StatusOr<std::optional<ProbeRecord>> ComputeSourceProbe(const Checkpoint& source,
+                                                        const ProbeQuestion& question,
+                                                        std::string* too_large);
+
+}  // namespace lockstep

@@ -1,0 +1,284 @@
+#include "launcher/shard_source.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <mutex>
+#include <thread>
+#include <utility>
+
+#include "collectives/bootstrap.h"
+#include "launcher/file_server.h"
+#include "launcher/process.h"
+#include "launcher/progress.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/digest.h"
+#include "runtime/base/log.h"
+#include "runtime/weights/shard_file.h"
+#include "transport/socket.h"
+
+namespace lockstep {
+namespace {
+
+constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
+
+Status WriteError(const std::string& path, const char* what) {
+  return UsageError("%s: cannot %s: %s", path, what, std::strerror(errno));
+}
+
+// "rank-1-of-4.lockstep".
+bool ParseShardName(const std::string& name, int* rank, int* ranks) {
+  return std::sscanf(name.c_str(), "rank-%d-of-%d.", rank, ranks) == 2 && *rank >= 0 &&
+         *rank < *ranks && ShardName(*rank, *ranks) == name;
+}
+
+// The copy of one rank's file.
+class ShardCopy {
+ public:
+  ShardCopy(std::string from, std::string to) : from_(std::move(from)), to_(std::move(to)) {}
+
+  // Whether the file is there already. Otherwise what remains is made ready.
+  StatusOr<bool> Open(uint64_t settings) {
+    LOCKSTEP_ASSIGN_OR_RETURN(header_, ReadShardHeader(from_));
+    if (settings != 0 && header_.settings != settings) {
+      return ModelError("%s: was made with other settings than the other ranks' files", from_);
+    }
+    LOCKSTEP_ASSIGN_OR_RETURN(source_, RandomAccessFile::Open(from_, ErrorKind::kModel));
+    if (FileExists(to_)) {
+      const StatusOr<ShardHeader> there = ReadShardHeader(to_);
+      if (there.ok() && there->settings == header_.settings && there->rank == header_.rank)
+        return true;
+      return UsageError(
+          "%s: is of another checkpoint or other settings; give --out a directory of its own, or "
+          "delete the files there",
+          to_);
+    }
+    file_ = UniqueFd(open(Part().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
+    if (!file_.valid()) return WriteError(Part(), "create");
+    if (flock(file_.get(), LOCK_EX | LOCK_NB) != 0)
+      return UsageError("%s: another lockstep shard is writing it; wait for it", Part());
+    if (ftruncate(file_.get(), static_cast<off_t>(source_->size_bytes())) != 0)
+      return WriteError(Part(), "give its length to");
+    return false;
+  }
+
+  const ShardHeader& header() const { return header_; }
+  uint64_t size_bytes() const { return source_->size_bytes(); }
+
+  // Brings one tensor here. Any thread.
+  Status CopyTensor(const ShardTensor& tensor, std::vector<std::byte>* buffer, bool* kept) const {
+    LOCKSTEP_ASSIGN_OR_RETURN(*kept, IsThere(tensor, buffer));
+    if (*kept) return OkStatus();
+    DigestStream digest;
+    for (uint64_t done = 0; done < tensor.bytes;) {
+      if (Interrupted()) return InterruptedError();
+      buffer->resize(std::min(kPieceBytes, tensor.bytes - done));
+      LOCKSTEP_RETURN_IF_ERROR(source_->Read(tensor.offset + done, *buffer));
+      digest.Add(*buffer);
+      LOCKSTEP_RETURN_IF_ERROR(Write(tensor.offset + done, *buffer));
+      done += buffer->size();
+    }
+    if (digest.Value() == tensor.checksum) return OkStatus();
+    return ModelError(
+        "%s: tensor %s does not match its checksum; the file is damaged there: run lockstep verify "
+        "on that machine, or start again",
+        from_, tensor.name);
+  }
+
+  // All tensors are here: the header, then the name.
+  Status Finish() {
+    const uint64_t begin =
+        header_.tensors.empty() ? source_->size_bytes() : header_.tensors.front().offset;
+    std::vector<std::byte> beginning(begin);
+    LOCKSTEP_RETURN_IF_ERROR(source_->Read(0, beginning));
+    LOCKSTEP_RETURN_IF_ERROR(Write(0, beginning));
+    if (fsync(file_.get()) != 0) return WriteError(Part(), "write");
+    if (rename(Part().c_str(), to_.c_str()) != 0) return WriteError(to_, "rename");
+    const StatusOr<ShardHeader> there = ReadShardHeader(to_);
+    return there.status();
+  }
+
+ private:
+  std::string Part() const { return to_ + ".part"; }
+
+  StatusOr<bool> IsThere(const ShardTensor& tensor, std::vector<std::byte>* buffer) const {
+    // A hole where the tensor begins: nothing was written yet.
+    const off_t data = lseek(file_.get(), static_cast<off_t>(tensor.offset), SEEK_DATA);
+    if (data < 0 || static_cast<uint64_t>(data) >= tensor.offset + tensor.bytes)
+      return tensor.bytes == 0;
+    DigestStream digest;
+    for (uint64_t done = 0; done < tensor.bytes;) {
+      if (Interrupted()) return InterruptedError();
+      buffer->resize(std::min(kPieceBytes, tensor.bytes - done));
+      const ssize_t got = pread(file_.get(), buffer->data(), buffer->size(),
+                                static_cast<off_t>(tensor.offset + done));
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) return false;
+      digest.Add(std::span(*buffer).first(static_cast<size_t>(got)));
+      done += static_cast<uint64_t>(got);
+    }
+    return digest.Value() == tensor.checksum;
+  }
+
+  Status Write(uint64_t offset, std::span<const std::byte> bytes) const {
+    for (size_t done = 0; done < bytes.size();) {
+      const ssize_t wrote = pwrite(file_.get(), bytes.data() + done, bytes.size() - done,
+                                   static_cast<off_t>(offset + done));
+      if (wrote < 0 && errno == EINTR) continue;
+      if (wrote < 0) return WriteError(Part(), "write");
+      done += static_cast<size_t>(wrote);
+    }
+    return OkStatus();
+  }
+
+  const std::string from_, to_;
+  ShardHeader header_;
+  std::unique_ptr<RandomAccessFile> source_;
+  UniqueFd file_;
+};
+
+Status CopyTensors(const ShardCopy& copy, int threads, ProgressReport* progress) {
+  const std::vector<ShardTensor>& tensors = copy.header().tensors;
+  std::atomic<size_t> next{0};
+  std::mutex mutex;  // over what follows
+  Status failed = OkStatus();
+  uint64_t done = 0, total = 0;
+  for (const ShardTensor& tensor : tensors) total += tensor.bytes;
+  const auto work = [&] {
+    std::vector<std::byte> buffer;
+    for (size_t i = next++; i < tensors.size(); i = next++) {
+      bool kept = false;
+      const Status status = copy.CopyTensor(tensors[i], &buffer, &kept);
+      const std::lock_guard lock(mutex);
+      if (!status.ok()) {
+        if (failed.ok()) failed = status;
+        next = tensors.size();
+        return;
+      }
+      done += tensors[i].bytes;
+      if (progress != nullptr) progress->Update(done, total, NowNs());
+    }
+  };
+  {
+    std::vector<std::jthread> others;
+    for (int i = 1; i < threads; ++i) others.emplace_back(work);
+    work();
+  }
+  return failed;
+}
+
+// Which ranks' files are to be copied, and of how many.
+Status ChooseRanks(const Options& options, const std::string& from, std::vector<int>* chosen,
+                   int* ranks) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, NamesIn(from, ErrorKind::kModel));
+  std::vector<int> counts;
+  for (const std::string& name : names) {
+    int rank = 0, count = 0;
+    if (ParseShardName(name, &rank, &count)) counts.push_back(count);
+  }
+  std::sort(counts.begin(), counts.end());
+  counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
+  *ranks = options.ranks > 0 ? static_cast<int>(options.ranks)
+                             : (counts.size() == 1 ? counts.front() : 0);
+  if (std::find(counts.begin(), counts.end(), *ranks) == counts.end()) {
+    std::string text;
+    for (const int count : counts) text += (text.empty() ? "" : " and ") + std::to_string(count);
+    return UsageError("--from %s: holds files for %s ranks; say by --ranks which of them", from,
+                      text);
+  }
+  if (options.rank >= *ranks) {
+    return UsageError("--rank %d: there are ranks 0 to %d", options.rank, *ranks - 1);
+  }
+  for (int rank = 0; rank < *ranks; ++rank) {
+    if (options.rank < 0 || options.rank == rank) chosen->push_back(rank);
+  }
+  return OkStatus();
+}
+
+// The small files beside those of the ranks.
+Status CopyOthers(const std::string& from, const std::string& to) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, NamesIn(from, ErrorKind::kModel));
+  for (const std::string& name : names) {
+    int rank = 0, ranks = 0;
+    if (!IsModelFileName(name) || ParseShardName(name, &rank, &ranks)) continue;
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        const std::string text,
+        ReadTextFile(from + "/" + name, uint64_t{256} << 20, ErrorKind::kModel));
+    LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(to + "/" + name, std::as_bytes(std::span(text))));
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<ShardSource>> ShardSource::Connect(const Options& options) {
+  if (options.from.empty()) return nullptr;
+  if (!options.model.empty())
+    return UsageError("--model and --from both say what to read; leave one out");
+  HttpOptions http;
+  http.stop = Interrupted;
+  if (!options.secret_file.empty()) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::string secret, ReadSecretFile(options.secret_file));
+    http.token = FileToken(secret);
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<HttpFiles> files,
+                            HttpFiles::Connect(options.from, http));
+  return std::unique_ptr<ShardSource>(new ShardSource(std::move(files)));
+}
+
+bool ShardSource::holds_shards() const {
+  const std::vector<std::string> names = files_->List();
+  return std::any_of(names.begin(), names.end(),
+                     [](const std::string& name) { return name.ends_with(kShardSuffix); });
+}
+
+void ShardSource::Report() const {
+  log::Info("read %s of %s from %s", FormatBytes(files_->bytes_received()),
+            FormatBytes(files_->bytes_of_files()), files_->directory());
+}
+
+Status CopyShards(const Options& options, const std::string& from, int threads) {
+  if (!options.quantize.empty())
+    return UsageError("--quantize: %s holds files of ranks, which are copied as they are", from);
+  if (!options.shares.empty())
+    return UsageError("--shares: %s holds files of ranks, which have theirs", from);
+  std::vector<int> chosen;
+  int ranks = 0;
+  LOCKSTEP_RETURN_IF_ERROR(ChooseRanks(options, from, &chosen, &ranks));
+  std::error_code error;
+  std::filesystem::create_directories(options.out, error);
+  if (error || !IsDirectory(options.out))
+    return UsageError("--out %s: cannot make this directory: %s", options.out, error.message());
+  uint64_t settings = 0;
+  for (const int rank : chosen) {
+    const std::string name = ShardName(rank, ranks);
+    ShardCopy copy(from + "/" + name, options.out + "/" + name);
+    LOCKSTEP_ASSIGN_OR_RETURN(const bool there, copy.Open(settings));
+    settings = copy.header().settings;
+    if (there) {
+      log::Info("%s/%s: is there", options.out, name);
+      continue;
+    }
+    ProgressReport::Style style;
+    style.terminal = isatty(STDERR_FILENO) != 0;
+    ProgressReport progress("copying " + name, style,
+                            [](const std::string& text) { std::fputs(text.c_str(), stderr); });
+    const bool told = options.log_level == "info" || options.log_level == "debug";
+    const Status status = CopyTensors(copy, threads, told ? &progress : nullptr);
+    progress.Finish();
+    LOCKSTEP_RETURN_IF_ERROR(status);
+    LOCKSTEP_RETURN_IF_ERROR(copy.Finish());
+    log::Info("%s/%s: %s", options.out, name, FormatBytes(copy.size_bytes()));
+  }
+  return CopyOthers(from, options.out);
+}
+
+}  // namespace lockstep

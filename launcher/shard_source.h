@@ -1,0 +1,48 @@
+// Where `lockstep shard --from URL` reads.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/base/file.h"
+#include "runtime/base/options.h"
+#include "runtime/base/status.h"
+#include "runtime/weights/http_files.h"
+
+namespace lockstep {
+
+// The files at a URL, mounted as long as this lives.
+class ShardSource {
+ public:
+  // nullptr if the options do not say --from.
+  static StatusOr<std::unique_ptr<ShardSource>> Connect(const Options& options);
+  ShardSource(const ShardSource&) = delete;
+  ShardSource& operator=(const ShardSource&) = delete;
+
+  // To be opened as --model.
+  std::string model() const { return files_->model(); }
+  // The files there are of ranks, made by `lockstep shard`: nothing to cut, only to copy.
+  bool holds_shards() const;
+  // Says how much was read.
+  void Report() const;
+
+ private:
+  explicit ShardSource(std::unique_ptr<HttpFiles> files)
+      : files_(std::move(files)), mounted_(files_->directory(), *files_) {}
+
+  const std::unique_ptr<HttpFiles> files_;
+  const MountedFiles mounted_;
+};
+
+// Reading over a network: threads mostly wait.
+inline constexpr int kRemoteThreads = 8;
+
+// Copies the files of ranks from the directory `from` (mounted or not) to --out: of --rank only its
+// own, otherwise all of --ranks (needed only where the directory holds files for several numbers of
+// ranks). Every tensor's checksum is verified. A copy that was ended goes on: tensors whose bytes
+// are already there and right are not read again. What stands beside them comes along.
+Status CopyShards(const Options& options, const std::string& from, int threads);
+
+}  // namespace lockstep

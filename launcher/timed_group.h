@@ -1,0 +1,65 @@
+// A group that measures another one: the time of its exchanges, for `lockstep bench`.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "collectives/group.h"
+#include "runtime/base/clock.h"
+
+namespace lockstep {
+
+class TimedGroup final : public Group {
+ public:
+  explicit TimedGroup(std::unique_ptr<Group> inner)
+      : Group(inner->rank(), inner->size()), inner_(std::move(inner)) {}
+
+  // Of exchanges: from the filled slot until all slots are read (so with the sum of them), and of
+  // messages from rank to rank.
+  int64_t calls() const { return calls_; }
+  int64_t ns() const { return ns_; }
+  void Reset() { calls_ = ns_ = 0; }
+  // While paused, what passes is not counted.
+  void Pause(bool paused) { paused_ = paused; }
+
+  const GroupTraits& traits() const override { return inner_->traits(); }
+  StatusOr<std::span<std::byte>> Begin(size_t bytes) override {
+    const int64_t start_ns = NowNs();
+    auto slot = inner_->Begin(bytes);
+    Add(start_ns, 0);
+    return slot;
+  }
+  Status Publish() override {
+    published_ns_ = NowNs();
+    return inner_->Publish();
+  }
+  StatusOr<std::span<const std::byte>> Wait(int peer) override { return inner_->Wait(peer); }
+  Status End() override {
+    Status ended = inner_->End();
+    Add(published_ns_, 1);
+    return ended;
+  }
+  Status SendReceive(int to, std::span<const std::byte> data, int from, std::span<std::byte> buffer,
+                     Patience patience) override {
+    const int64_t start_ns = NowNs();
+    Status sent = inner_->SendReceive(to, data, from, buffer, patience);
+    Add(start_ns, 1);
+    return sent;
+  }
+  void Abort(const Status& reason) override { inner_->Abort(reason); }
+
+ private:
+  void Add(int64_t start_ns, int64_t calls) {
+    if (paused_) return;
+    ns_ += NowNs() - start_ns;
+    calls_ += calls;
+  }
+
+  const std::unique_ptr<Group> inner_;
+  int64_t published_ns_ = 0;
+  int64_t calls_ = 0;
+  int64_t ns_ = 0;
+  bool paused_ = false;
+};
+
+}  // namespace lockstep

@@ -1,0 +1,115 @@
+#include "runtime/kernels/timed_backend.h"
+
+#include <utility>
+
+#include "runtime/base/clock.h"
+
+namespace lockstep::kernels {
+
+OpTime& TimedBackend::Entry(const char* op, int64_t outputs, int64_t inputs) const {
+  for (size_t i = 0; i < count_; ++i) {
+    OpTime& entry = times_[i];
+    // Names are literals of this file: equal ones are one pointer.
+    if (entry.op == op && entry.outputs == outputs && entry.inputs == inputs) return entry;
+  }
+  if (count_ + 1 >= times_.size()) {
+    if (count_ < times_.size()) times_[count_++] = {.op = "others"};
+    return times_.back();
+  }
+  times_[count_] = {.op = op, .outputs = outputs, .inputs = inputs};
+  return times_[count_++];
+}
+
+template <typename Body>
+OpTime& TimedBackend::Time(const char* op, const Body& body, const PackedMatrix* weights) const {
+  const int64_t start_ns = NowNs();
+  body();
+  const int64_t ns = NowNs() - start_ns;
+  OpTime& entry =
+      weights == nullptr ? Entry(op, 0, 0) : Entry(op, weights->outputs(), weights->inputs());
+  ++entry.calls;
+  entry.ns += ns;
+  return entry;
+}
+
+void TimedBackend::MatMul(Queue& queue, const PackedMatrix& weights, const float* bias,
+                          const float* x, int64_t rows, float* y, int64_t y_stride) const {
+  OpTime& entry = Time(
+      "matmul", [&] { inner_->MatMul(queue, weights, bias, x, rows, y, y_stride); }, &weights);
+  entry.bytes += weights.bytes();
+  entry.operations += static_cast<uint64_t>(2 * rows * weights.outputs() * weights.inputs());
+}
+
+void TimedBackend::GroupRows(Queue& queue, const RouterArgs& args,
+                             const ExpertGroups& groups) const {
+  Time("group_rows", [&] { inner_->GroupRows(queue, args, groups); });
+}
+
+void TimedBackend::GroupedMatMul(Queue& queue, const PackedMatrix& weights,
+                                 const ExpertGroups& groups, const float* x, bool by_row, float* y,
+                                 int64_t y_stride) const {
+  OpTime& entry = Time(
+      "grouped_matmul",
+      [&] { inner_->GroupedMatMul(queue, weights, groups, x, by_row, y, y_stride); }, &weights);
+  const int64_t used = *groups.group_count;
+  const int64_t rows = used > 0 ? groups.groups[used - 1].end : 0;
+  if (weights.count() > 0) {
+    entry.bytes +=
+        weights.bytes() / static_cast<uint64_t>(weights.count()) * static_cast<uint64_t>(used);
+  }
+  entry.operations += static_cast<uint64_t>(2 * rows * weights.outputs() * weights.inputs());
+}
+
+void TimedBackend::Embed(Queue& queue, const PackedMatrix& table, int64_t first_row,
+                         const int32_t* tokens, int64_t rows, float* y) const {
+  Time("embed", [&] { inner_->Embed(queue, table, first_row, tokens, rows, y); });
+}
+
+void TimedBackend::RmsNorm(Queue& queue, const float* x, const float* weight, double eps,
+                           int64_t rows, int64_t dim, float* y) const {
+  Time("rms_norm", [&] { inner_->RmsNorm(queue, x, weight, eps, rows, dim, y); });
+}
+
+void TimedBackend::AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight,
+                              double eps, int64_t rows, int64_t dim, float* y) const {
+  Time("add_rms_norm", [&] { inner_->AddRmsNorm(queue, x, delta, weight, eps, rows, dim, y); });
+}
+
+void TimedBackend::PrepareAttention(Queue& queue, const AttentionArgs& args) const {
+  Time("prepare_attention", [&] { inner_->PrepareAttention(queue, args); });
+}
+
+void TimedBackend::Attention(Queue& queue, const AttentionArgs& args) const {
+  Time("attention", [&] { inner_->Attention(queue, args); });
+}
+
+void TimedBackend::PrepareLatentAttention(Queue& queue, const LatentAttentionArgs& args) const {
+  Time("prepare_latent_attention", [&] { inner_->PrepareLatentAttention(queue, args); });
+}
+
+void TimedBackend::LatentAttention(Queue& queue, const LatentAttentionArgs& args) const {
+  Time("latent_attention", [&] { inner_->LatentAttention(queue, args); });
+}
+
+void TimedBackend::JoinHeads(Queue& queue, const float* x, int64_t heads, int64_t rows, int64_t dim,
+                             float* y) const {
+  Time("join_heads", [&] { inner_->JoinHeads(queue, x, heads, rows, dim, y); });
+}
+
+void TimedBackend::SiluMul(Queue& queue, const float* gate_up, int64_t rows, int64_t columns,
+                           float* out) const {
+  Time("silu_mul", [&] { inner_->SiluMul(queue, gate_up, rows, columns, out); });
+}
+
+void TimedBackend::Route(Queue& queue, const RouterArgs& args) const {
+  Time("route", [&] { inner_->Route(queue, args); });
+}
+
+void TimedBackend::CombineExperts(Queue& queue, const RouterArgs& args, const ExpertGroups& groups,
+                                  const float* expert_out, const float* shared, int64_t dim,
+                                  float* y) const {
+  Time("combine_experts",
+       [&] { inner_->CombineExperts(queue, args, groups, expert_out, shared, dim, y); });
+}
+
+}  // namespace lockstep::kernels

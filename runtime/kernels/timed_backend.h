@@ -1,0 +1,78 @@
+// A backend that measures another one: forwards every op, and adds up time, calls and, for
+// products, the weight bytes and operations. For `lockstep bench`; the model does not know.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "runtime/kernels/backend.h"
+
+namespace lockstep::kernels {
+
+// The calls of one op since Reset; of products, with matrices of one size.
+struct OpTime {
+  const char* op = "";
+  int64_t outputs = 0, inputs = 0;  // of a product's matrix; 0: not a product
+  int64_t calls = 0;
+  int64_t ns = 0;           // of the thread that called, with the pool's threads inside
+  uint64_t bytes = 0;       // of weights: a matrix counts once a call, however many rows it meets
+  uint64_t operations = 0;  // of products: two per weight and row
+};
+
+// As little of a thread safety as any backend: one op at a time.
+class TimedBackend final : public Backend {
+ public:
+  explicit TimedBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
+
+  // In the order of their first calls. Sizes beyond the room share the last entry, "others".
+  std::span<const OpTime> times() const { return std::span(times_).first(count_); }
+  void Reset() { count_ = 0; }
+
+  std::string name() const override { return inner_->name(); }
+  StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
+    return inner_->Pack(std::move(matrix));
+  }
+  uint64_t PackedBytes(const HostMatrix& shape) const override {
+    return inner_->PackedBytes(shape);
+  }
+  uint64_t WorkBytes(const HostMatrix& shape) const override { return inner_->WorkBytes(shape); }
+  void MatMul(Queue& queue, const PackedMatrix& weights, const float* bias, const float* x,
+              int64_t rows, float* y, int64_t y_stride) const override;
+  void GroupRows(Queue& queue, const RouterArgs& args, const ExpertGroups& groups) const override;
+  void GroupedMatMul(Queue& queue, const PackedMatrix& weights, const ExpertGroups& groups,
+                     const float* x, bool by_row, float* y, int64_t y_stride) const override;
+  void Embed(Queue& queue, const PackedMatrix& table, int64_t first_row, const int32_t* tokens,
+             int64_t rows, float* y) const override;
+  void RmsNorm(Queue& queue, const float* x, const float* weight, double eps, int64_t rows,
+               int64_t dim, float* y) const override;
+  void AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight, double eps,
+                  int64_t rows, int64_t dim, float* y) const override;
+  void PrepareAttention(Queue& queue, const AttentionArgs& args) const override;
+  void Attention(Queue& queue, const AttentionArgs& args) const override;
+  void PrepareLatentAttention(Queue& queue, const LatentAttentionArgs& args) const override;
+  void LatentAttention(Queue& queue, const LatentAttentionArgs& args) const override;
+  void JoinHeads(Queue& queue, const float* x, int64_t heads, int64_t rows, int64_t dim,
+                 float* y) const override;
+  void SiluMul(Queue& queue, const float* gate_up, int64_t rows, int64_t columns,
+               float* out) const override;
+  void Route(Queue& queue, const RouterArgs& args) const override;
+  void CombineExperts(Queue& queue, const RouterArgs& args, const ExpertGroups& groups,
+                      const float* expert_out, const float* shared, int64_t dim,
+                      float* y) const override;
+
+ private:
+  // Allocates nothing, since a step must not.
+  OpTime& Entry(const char* op, int64_t outputs, int64_t inputs) const;
+  template <typename Body>
+  OpTime& Time(const char* op, const Body& body, const PackedMatrix* weights = nullptr) const;
+
+  std::unique_ptr<Backend> inner_;
+  mutable std::array<OpTime, 64> times_{};
+  mutable size_t count_ = 0;
+};
+
+}  // namespace lockstep::kernels

@@ -1,0 +1,121 @@
+// `lockstep bench` as a user starts it, on models/tiny.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "runtime/base/file.h"
+#include "tests/launcher/program.h"
+
+namespace lockstep {
+namespace {
+
+using Json = nlohmann::json;
+
+Json BenchJson(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), "bench");
+  arguments.insert(arguments.end(), {"--json", "--log-level", "error", "--repeat", "2"});
+  Program bench(arguments);
+  EXPECT_EQ(bench.Wait(), 0) << bench.error();
+  return Json::parse(bench.out(), nullptr, false);
+}
+
+std::string ErrorOf(std::vector<std::string> arguments) {
+  arguments.insert(arguments.begin(), "bench");
+  Program bench(arguments);
+  EXPECT_EQ(bench.Wait(), 2);
+  EXPECT_EQ(bench.out(), "");
+  return bench.error();
+}
+
+// Every op, the exchange and the rest are the whole time.
+void ExpectWholeTime(const Json& test, bool exchanges) {
+  double share = 0;
+  bool exchanged = false;
+  for (const Json& time : test["times_of_rank_0"]) {
+    share += time["share"].get<double>();
+    exchanged = exchanged || time["op"] == "exchange";
+  }
+  EXPECT_NEAR(share, 1, 1e-6);
+  EXPECT_EQ(exchanged, exchanges);
+}
+
+TEST(BenchDecode, SaysWhatATokenReadsAndWhereTheTimeGoes) {
+  for (const int ranks : {1, 2}) {
+    const Json json =
+        BenchJson({"decode", "--model", SourceFile("models/tiny"), "--ranks", std::to_string(ranks),
+                   "--threads", "1", "--tokens", "3,5", "--context", "20"});
+    ASSERT_TRUE(json.is_object());
+    ASSERT_EQ(json["tests"].size(), 2u);
+    EXPECT_EQ(json["memory"].size(), static_cast<size_t>(ranks));
+    EXPECT_GT(json["read_gb_per_s"]["before"], 0);
+    EXPECT_GT(json["read_gb_per_s"]["after"], 0);
+    const Json& test = json["tests"][1];
+    EXPECT_EQ(test["tokens"], 5);
+    EXPECT_EQ(test["tokens_per_second"]["samples"].size(), 2u);
+    EXPECT_LE(test["tokens_per_second"]["min"], test["tokens_per_second"]["median"]);
+    ExpectWholeTime(test, ranks > 1);
+    // tiny keeps 4 layers of keys and values; positions 20 .. 24 read 21 .. 25 of them.
+    const double per_position = json["memory"][0]["kv_bytes"].get<double>() * ranks / 32;
+    EXPECT_NEAR(test["kv_bytes_per_token"].get<double>(), 23 * per_position, 1);
+    // What the products really read is what the plan says, but for the rows of the embedding.
+    double bytes = 0;
+    for (const Json& rank : test["ranks"]) {
+      for (const Json& op : rank["ops"]) bytes += op["bytes"].get<double>();
+    }
+    const double weights = test["weight_bytes_per_token"].get<double>();
+    EXPECT_NEAR(bytes / 10, weights, 0.05 * weights);
+    EXPECT_NEAR(test["share_of_bandwidth"].get<double>(),
+                test["gb_per_s"].get<double>() /
+                    (json["read_gb_per_s"]["before"].get<double>() +
+                     json["read_gb_per_s"]["after"].get<double>()) *
+                    2,
+                1e-9);
+  }
+}
+
+TEST(BenchPrefill, CountsTheOperationsOfAllRanks) {
+  double alone = 0;
+  for (const int ranks : {1, 2}) {
+    const Json json = BenchJson({"prefill", "--model", SourceFile("models/tiny"), "--ranks",
+                                 std::to_string(ranks), "--threads", "1", "--prompt-tokens", "40",
+                                 "--prefill-chunk", "16"});
+    ASSERT_TRUE(json.is_object());
+    const Json& test = json["tests"][0];
+    EXPECT_EQ(test["test"], "prefill");
+    const double operations = test["operations_per_token"].get<double>();
+    if (ranks == 1) alone = operations;
+    // Ranks share the work; only the routers are computed by each.
+    EXPECT_NEAR(operations, alone, 0.02 * alone);
+    ExpectWholeTime(test, ranks > 1);
+  }
+}
+
+TEST(BenchKernels, MeasuresTheChosenFormatsAndRows) {
+  const Json json =
+      BenchJson({"kernels", "--formats", "q4_0,f16", "--rows", "1,3", "--threads", "1"});
+  ASSERT_TRUE(json.is_object());
+  ASSERT_EQ(json["results"].size(), 4u);
+  EXPECT_EQ(json["results"][1]["rows"], 3);
+  EXPECT_GT(json["results"][0]["gb_per_s"], 0);
+  EXPECT_GT(json["peak_gop_per_s"], 0);
+  EXPECT_GT(json["barrier_ns"], 0);
+}
+
+TEST(Bench, WrongQuestionsAreRefusedWithAnAnswer) {
+  EXPECT_NE(ErrorOf({}).find("bench decode --model"), std::string::npos);
+  EXPECT_NE(ErrorOf({"speed"}).find("kernels, decode, prefill"), std::string::npos);
+  EXPECT_NE(ErrorOf({"kernels", "--formats", "q4"}).find("'q4' is not one of f32"),
+            std::string::npos);
+  EXPECT_NE(ErrorOf({"kernels", "--rows", "8,0"}).find("--rows: '0'"), std::string::npos);
+  const std::string model = SourceFile("models/tiny");
+  EXPECT_NE(ErrorOf({"decode", "--model", model, "--tokens", "1,,2"}).find("--tokens: ''"),
+            std::string::npos);
+  EXPECT_NE(ErrorOf({"prefill", "--model", model, "--prompt-tokens", "9999999"}).find("positions"),
+            std::string::npos);
+  EXPECT_NE(ErrorOf({"decode"}).find("--model"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace lockstep

@@ -1,0 +1,114 @@
+// The measuring backend gives what the measured one gives, and counts what passed.
+#include "runtime/kernels/timed_backend.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "runtime/kernels/roofline.h"
+
+namespace lockstep::kernels {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+std::unique_ptr<PackedMatrix> Pack(const Backend& backend, int64_t count, int64_t outputs,
+                                   int64_t inputs) {
+  HostMatrix matrix = HostMatrix::Allocate(DType::kF32, count, outputs, inputs, "test").value();
+  std::minstd_rand random(3);
+  for (int64_t i = 0; i < count * outputs * inputs; ++i)
+    matrix.data.as<float>()[i] = static_cast<float>(random() % 100);
+  const uint64_t planned = backend.PackedBytes(matrix);
+  auto packed = backend.Pack(std::move(matrix)).value();
+  EXPECT_EQ(packed->bytes(), planned);
+  return packed;
+}
+
+TEST(TimedBackend, ProductsAreThoseOfTheMeasuredBackendAndAreCountedBySize) {
+  ThreadPool pool(2);
+  Queue queue{&pool};
+  const auto plain = MakeBackend("ref").value();
+  TimedBackend timed(MakeBackend("ref").value());
+  EXPECT_EQ(timed.name(), plain->name());
+  const auto wide = Pack(timed, 1, 5, 8), narrow = Pack(timed, 1, 5, 6),
+             stack = Pack(timed, 3, 4, 8);
+  const std::vector<float> x(64, 0.5f);
+  std::vector<float> expected(64), got(64);
+  for (int round = 0; round < 3; ++round) {
+    plain->MatMul(queue, *wide, nullptr, x.data(), 2, expected.data(), 5);
+    timed.MatMul(queue, *wide, nullptr, x.data(), 2, got.data(), 5);
+    EXPECT_EQ(got, expected);
+  }
+  timed.MatMul(queue, *narrow, nullptr, x.data(), 1, got.data(), 5);
+  RowGroup group_list[] = {{0, 0, 2}, {2, 2, 5}};
+  int32_t used = 2;
+  const ExpertGroups groups{group_list, &used, nullptr, nullptr};
+  timed.GroupedMatMul(queue, *stack, groups, x.data(), false, got.data(), 4);
+
+  ASSERT_EQ(timed.times().size(), 3u);
+  const OpTime& first = timed.times()[0];
+  EXPECT_STREQ(first.op, "matmul");
+  EXPECT_EQ(first.outputs, 5);
+  EXPECT_EQ(first.inputs, 8);
+  EXPECT_EQ(first.calls, 3);
+  EXPECT_EQ(first.bytes, 3 * wide->bytes());
+  EXPECT_EQ(first.operations, 3u * 2 * 2 * 5 * 8);
+  EXPECT_GT(first.ns, 0);
+  const OpTime& grouped = timed.times()[2];
+  EXPECT_STREQ(grouped.op, "grouped_matmul");
+  // Two of the three matrices, and five assignments.
+  EXPECT_EQ(grouped.bytes, stack->bytes() / 3 * 2);
+  EXPECT_EQ(grouped.operations, 2u * 5 * 4 * 8);
+  timed.Reset();
+  EXPECT_TRUE(timed.times().empty());
+}
+
+TEST(TimedBackend, MoreSizesThanItHasRoomForShareOneEntry) {
+  ThreadPool pool(1);
+  Queue queue{&pool};
+  TimedBackend timed(MakeBackend("ref").value());
+  const std::vector<float> x(8, 1.0f);
+  std::vector<float> y(200);
+  int64_t calls = 0;
+  for (int64_t outputs = 1; outputs <= 100; ++outputs) {
+    const auto matrix = Pack(timed, 1, outputs, 4);
+    timed.MatMul(queue, *matrix, nullptr, x.data(), 1, y.data(), outputs);
+  }
+  ASSERT_EQ(timed.times().size(), 64u);
+  EXPECT_STREQ(timed.times().back().op, "others");
+  for (const OpTime& time : timed.times()) calls += time.calls;
+  EXPECT_EQ(calls, 100);
+}
+
+TEST(Roofline, ThePeakIsThatOfTheBackendsProducts) {
+  ThreadPool pool(1);
+  const PeakArithmetic exact = MeasurePeak("cpu/avx2", pool);
+  const PeakArithmetic bytes = MeasurePeak("cpu/avx2+q8", pool);
+#if defined(__x86_64__)
+  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "no AVX2 here";
+  EXPECT_THAT(exact.instruction, AllOf(HasSubstr("vfmadd"), HasSubstr("ymm")));
+  EXPECT_THAT(bytes.instruction, HasSubstr("vpmaddubsw"));
+#endif
+  // From the slowest emulation to more than any core has: a loop that the compiler took away would
+  // be beyond.
+  for (const PeakArithmetic& peak : {exact, bytes}) {
+    EXPECT_GT(peak.gop_per_s, 0.001) << peak.instruction;
+    EXPECT_LT(peak.gop_per_s, 2000) << peak.instruction;
+  }
+}
+
+TEST(Roofline, EveryThreadReadsAPartOfItsOwn) {
+  ThreadPool pool(2);
+  ReadTest test = ReadTest::Create(pool, uint64_t{8} << 20).value();
+  EXPECT_EQ(test.bytes(), uint64_t{16} << 20);
+  const double gb_per_s = static_cast<double>(test.bytes()) / test.Pass(pool) * 1e-9;
+  EXPECT_GT(gb_per_s, 0.001);
+  EXPECT_LT(gb_per_s, 5000);
+}
+
+}  // namespace
+}  // namespace lockstep::kernels

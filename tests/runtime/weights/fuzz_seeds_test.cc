@@ -1,0 +1,92 @@
+// The seeds of tests/fuzz, and damaged copies of them, through what the fuzzers run.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/fuzz/mlx_config_fuzz_body.h"
+#include "tests/runtime/base/gguf_fuzz_body.h"
+#include "tests/runtime/weights/shard_fuzz_body.h"
+#include "tests/support/golden.h"
+#include "tests/support/seed.h"
+
+namespace lockstep {
+namespace {
+
+constexpr int kDamagedCopies = 200;
+
+struct Target {
+  const char* name;
+  void (*run)(std::string_view data);
+};
+
+void FuzzSafetensorsHeader(std::string_view text) {
+  (void)ParseSafetensorsHeader(text, 8 + text.size() + 4096, "fuzz.safetensors");
+}
+
+constexpr Target kTargets[] = {
+    {"safetensors", FuzzSafetensorsHeader},
+    {"gguf", FuzzGguf},
+    {"mlx_config", [](std::string_view data) { (void)FuzzMlxConfig(data); }},
+    {"shard_file", FuzzShardHeader}};
+
+std::string SeedPath(const std::string& target, const std::string& name = "") {
+  return testing::SourcePath("tests/fuzz/seeds/" + target + (name.empty() ? "" : "/" + name));
+}
+
+class FuzzSeeds : public ::testing::TestWithParam<Target> {};
+
+TEST_P(FuzzSeeds, NeitherTheyNorDamagedCopiesDoHarm) {
+  std::mt19937_64 random(testing::TestSeed());
+  int seeds = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(SeedPath(GetParam().name))) {
+    const std::string seed = testing::ReadAll(entry.path().string());
+    ++seeds;
+    GetParam().run(seed);
+    for (int round = 0; round < kDamagedCopies && !seed.empty(); ++round) {
+      std::string damaged = seed;
+      for (uint64_t i = random() % 4; i > 0; --i) {
+        const size_t at = random() % damaged.size();
+        damaged[at] = random() % 2 == 0 ? static_cast<char>(random())
+                                        : "0123456789-,:[]{}\"eE."[random() % 21];
+      }
+      if (random() % 4 == 0) damaged.resize(1 + random() % damaged.size());
+      GetParam().run(damaged);
+    }
+  }
+  EXPECT_GE(seeds, 5);
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, FuzzSeeds, ::testing::ValuesIn(kTargets),
+                         [](const auto& target) { return std::string(target.param.name); });
+
+// Otherwise a fuzzer starts from nothing but refusals.
+TEST(FuzzSeedsTest, SoundSeedsAreAccepted) {
+  for (const char* name : {"all_kinds", "all_types", "split", "aligned", "tokenizer"}) {
+    const std::string seed = testing::ReadAll(SeedPath("gguf", name));
+    Gguf gguf;
+    bool more = false;
+    EXPECT_TRUE(
+        ParseGgufBeginning(seed.substr(1), seed.size() - 1 + 255 * 512, name, &gguf, &more).ok())
+        << name;
+    EXPECT_FALSE(more) << name;
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(SeedPath("shard_file"))) {
+    const std::string seed = testing::ReadAll(entry.path().string());
+    const auto header = ParseShardHeader(seed, kShardPreambleBytes + seed.size() + 65536, "seed");
+    EXPECT_TRUE(header.ok()) << entry.path() << ": " << header.status();
+  }
+  for (const auto& entry : std::filesystem::directory_iterator(SeedPath("mlx_config"))) {
+    const std::string name = entry.path().filename().string();
+    if (name == "wrong_mode" || name == "huge_sizes") continue;
+    EXPECT_EQ(FuzzMlxConfig(testing::ReadAll(entry.path().string())), MlxConfigOutcome::kRead)
+        << name;
+  }
+}
+
+}  // namespace
+}  // namespace lockstep
