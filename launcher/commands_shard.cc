@@ -49,8 +49,7 @@ std::string SourceDirectory(const std::string& model) {
 // own in its metadata, unless it was made without; then it uses the tokenizer.json beside it.
 Status CopyText(const Options& options) {
   const std::string to = options.out + "/";
-  std::vector<const char*> names = {"config.json", "tokenizer.json", "tokenizer_config.json",
-                                    "chat_template.jinja", "generation_config.json"};
+  std::vector<const char*> names(std::begin(kModelTexts), std::end(kModelTexts));
   if (IsGgufModel(options.model)) {
     LOCKSTEP_ASSIGN_OR_RETURN(const Gguf gguf, OpenGgufFiles(options.model));
     const std::string text = GgufMetadataText(gguf.metadata);
@@ -80,9 +79,11 @@ Status CheckOut(const Options& options) {
 }
 
 int ThreadsOf(const Options& options, bool remote) {
+  // Further threads would only wait for a connection.
+  if (remote && options.threads > kRemoteThreads) return kRemoteThreads;
   if (options.threads > 0) return static_cast<int>(options.threads);
-  const size_t least = remote ? kRemoteThreads : 1;
-  return static_cast<int>(std::clamp(os::AllowedCpus().size(), least, kMostThreads));
+  if (remote) return kRemoteThreads;
+  return static_cast<int>(std::clamp(os::AllowedCpus().size(), size_t{1}, kMostThreads));
 }
 
 void Report(const ShardResult& result, const std::vector<std::string>& left_out,
@@ -121,10 +122,23 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
   question.threads = threads;
   question.available_bytes = MemoryForRank(1);
   question.settings = result.settings;
+  question.stop = Interrupted;
+  ProgressReport::Style style;
+  style.terminal = isatty(STDERR_FILENO) != 0;
+  ProgressReport progress("loading for the probe prompt", style,
+                          [](const std::string& text) { std::fputs(text.c_str(), stderr); });
+  if (options.log_level == "info" || options.log_level == "debug") {
+    question.progress = [&progress](const LoadProgress& done) {
+      progress.Update(done.bytes_done, done.bytes_total, NowNs());
+    };
+  }
   std::string too_large;
   const int64_t start_ns = NowNs();
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::optional<ProbeRecord> record,
-                            ComputeSourceProbe(source, question, &too_large));
+  const StatusOr<std::optional<ProbeRecord>> computed =
+      ComputeSourceProbe(source, question, &too_large);
+  progress.Finish();
+  LOCKSTEP_RETURN_IF_ERROR(computed.status());
+  const std::optional<ProbeRecord>& record = *computed;
   if (Interrupted()) return InterruptedError();
   if (!record.has_value()) {
     log::Warning(

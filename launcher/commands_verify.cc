@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/agree.h"
 #include "launcher/commands.h"
 #include "launcher/probe.h"
 #include "launcher/process.h"
@@ -110,6 +111,11 @@ Status Verify(Session& session, const FileCheck& mine) {
   // What is not to be compared may be damaged.
   if (!options.record || session.precision() != kernels::Precision::kExact) {
     LOCKSTEP_ASSIGN_OR_RETURN(record, ReadProbe(session));
+    // Equal on all ranks, and before the probe is computed.
+    if (options.record && !record.has_value()) {
+      return UsageError(
+          "--record needs --exact: what is recorded is what others are compared with");
+    }
   }
   LOCKSTEP_ASSIGN_OR_RETURN(const ProbeDigest computed,
                             ComputeProbe(session.model(), session.group()));
@@ -121,7 +127,7 @@ Status Verify(Session& session, const FileCheck& mine) {
     const Status written =
         session.rank() == 0 ? Record(session, record, computed, session.model().config().vocab_size)
                             : OkStatus();
-    if (!written.ok()) return written;
+    LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(session.group(), session.membership(), written));
   } else if (record.has_value()) {
     LOCKSTEP_RETURN_IF_ERROR(CompareProbe(*record, computed, ArithmeticOf(session), path));
   }
@@ -144,6 +150,9 @@ Status Verify(Session& session, const FileCheck& mine) {
 }  // namespace
 
 Status VerifyCommand(const Options& options) {
+  // Before minutes of loading; what rank 0 finds beside its files comes later.
+  if (options.record && options.kv_cache_dtype != "auto" && options.kv_cache_dtype != "f32")
+    return UsageError("--record needs --kv-cache-dtype f32: what is recorded has full precision");
   FileCheck mine;
   SessionNeeds needs;
   needs.probe = false;

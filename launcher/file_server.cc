@@ -34,9 +34,10 @@ namespace http = boost::beast::http;
 using asio::ip::tcp;
 using boost::system::error_code;
 
-constexpr size_t kPieceBytes = size_t{1} << 20;
+constexpr size_t kPieceBytes = size_t{256} << 10;
 constexpr uint32_t kMostHeadBytes = 8 << 10;
-constexpr int kBacklog = 64;
+constexpr int kBacklog = 512;
+constexpr int kUnprovenShare = 4;  // one of so many connections may be a stranger's
 
 // Regular files only, whatever the name leads to. O_NONBLOCK: a pipe must not hold us.
 UniqueFd OpenRegular(const std::string& path, struct stat* info) {
@@ -114,6 +115,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void AnswerError(http::status status, const std::string& text);
   void SendHead(Head head);
   void SendPiece();
+  void Prove();
   void Next();
   void Close();
 
@@ -121,7 +123,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   beast::tcp_stream stream_;
   beast::flat_buffer buffer_{kMostHeadBytes};
   std::optional<http::request_parser<http::empty_body>> parser_;
-  bool asked_before_ = false;
+  bool proven_ = false;  // a request was let in
   // The answer: a text or a part of a file.
   std::optional<Head> head_;
   std::optional<http::response_serializer<http::empty_body>> serializer_;
@@ -137,29 +139,43 @@ struct Shared {
 
   const FileServerOptions options;
   const std::string token;
+  bool Full() const {
+    return connections >= options.most_connections ||
+           unproven >= std::max(1, options.most_connections / kUnprovenShare);
+  }
+
   std::atomic<int> connections{0};
+  std::atomic<int> unproven{0};  // of these
   std::atomic<uint64_t> bytes_sent{0};
   std::atomic<uint64_t> requests{0};
-  std::function<void()> on_close;  // thread-safe
+  std::function<void()> on_room;  // one more may come; thread-safe
 };
 
 Connection::Connection(tcp::socket socket, Shared& shared)
     : shared_(shared), stream_(std::move(socket)) {
   shared_.connections.fetch_add(1);
+  shared_.unproven.fetch_add(1);
 }
 
 Connection::~Connection() {
   shared_.connections.fetch_sub(1);
-  if (shared_.on_close) shared_.on_close();
+  if (!proven_) shared_.unproven.fetch_sub(1);
+  if (shared_.on_room) shared_.on_room();
+}
+
+void Connection::Prove() {
+  if (proven_) return;
+  proven_ = true;
+  shared_.unproven.fetch_sub(1);
+  if (shared_.on_room) shared_.on_room();
 }
 
 void Connection::AwaitRequest() {
   parser_.emplace();
   parser_->header_limit(kMostHeadBytes);
   // One limit over the whole head: it helps nobody to send it byte by byte.
-  stream_.expires_after(std::chrono::milliseconds(asked_before_ ? shared_.options.idle_ms
-                                                                : shared_.options.request_ms));
-  asked_before_ = true;
+  stream_.expires_after(
+      std::chrono::milliseconds(proven_ ? shared_.options.idle_ms : shared_.options.request_ms));
   http::async_read_header(stream_, buffer_, *parser_,
                           [self = shared_from_this()](const error_code& error, size_t) {
                             if (error) return self->Close();
@@ -196,6 +212,7 @@ void Connection::Answer() {
   // A body is not read, so nothing behind it could be understood.
   if (!parser_->is_done()) return AnswerError(http::status::bad_request, "a body has no use here");
   shared_.requests.fetch_add(1);
+  Prove();
   const auto target = request.target();
   const std::string path(target.data(), target.size());
   if (path != "/") return AnswerFile(path);
@@ -210,9 +227,14 @@ void Connection::Answer() {
 void Connection::AnswerFile(const std::string& path) {
   const std::string name = path.substr(1);
   struct stat info {};
+  errno = ENOENT;
   if (path[0] == '/' && IsModelFileName(name))
     file_ = OpenRegular(shared_.options.directory + "/" + name, &info);
-  if (!file_.valid()) return AnswerError(http::status::not_found, "no such file");
+  if (!file_.valid()) {
+    const bool busy = errno == EMFILE || errno == ENFILE || errno == ENOMEM;
+    return busy ? AnswerError(http::status::service_unavailable, "too many files are open")
+                : AnswerError(http::status::not_found, "no such file");
+  }
   const auto& request = parser_->get();
   const auto size = static_cast<uint64_t>(info.st_size);
   Head head;
@@ -316,7 +338,7 @@ class AsioFileServer final : public FileServer {
     context_.stop();
     for (std::jthread& thread : threads_) thread.join();
     threads_.clear();
-    shared_.on_close = nullptr;  // the connections end with the context, after this
+    shared_.on_room = nullptr;  // the connections end with the context, after this
   }
 
   Status Listen() {
@@ -345,7 +367,7 @@ class AsioFileServer final : public FileServer {
   }
 
   void Run() {
-    shared_.on_close = [this] { asio::post(accepting_, [this] { Accept(); }); };
+    shared_.on_room = [this] { asio::post(accepting_, [this] { Accept(); }); };
     asio::post(accepting_, [this] { Accept(); });
     for (int i = 0; i < shared_.options.threads; ++i)
       threads_.emplace_back([this] { RunContext(); });
@@ -358,7 +380,7 @@ class AsioFileServer final : public FileServer {
  private:
   // On accepting_ only.
   void Accept() {
-    if (waiting_ || shared_.connections >= shared_.options.most_connections) return;
+    if (waiting_ || shared_.Full()) return;
     waiting_ = true;
     acceptor_.async_accept(
         asio::make_strand(context_),

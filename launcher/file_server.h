@@ -28,10 +28,12 @@ struct FileServerOptions {
   // Requests must prove it by FileToken. Empty: nothing is asked, but then only clients of this
   // machine are served (loopback addresses and names).
   std::string secret;
-  int most_connections = 64;  // further ones wait until one of these ends
-  // A client that takes longer is dropped: for the head of a request, from one request to the next,
-  // for every MiB of an answer.
-  int64_t request_ms = 10'000;
+  // Further ones wait until one of these ends. Each holds two descriptors and, while it is
+  // answered, 256 KiB. A quarter of them may be clients that have sent no request that is let in.
+  int most_connections = 384;
+  // A client that takes longer is dropped: until its first request that is let in, from one request
+  // to the next, for every 256 KiB of an answer.
+  int64_t request_ms = 3'000;
   int64_t idle_ms = 60'000;
   int64_t piece_ms = 30'000;
   int threads = 4;

@@ -68,8 +68,10 @@ StatusOr<Computed> Compute(const Checkpoint& source, const ProbeQuestion& questi
   LoadOptions load;
   load.shares = shares;
   load.limits = limits;
+  load.progress = question.progress;
   LOCKSTEP_ASSIGN_OR_RETURN(const auto model,
                             LoadModel(opened, load, *alone.group, *backend, pool));
+  if (question.stop && question.stop()) return InterruptedError();
   LOCKSTEP_ASSIGN_OR_RETURN(computed.digest, ComputeProbe(*model, *alone.group));
   alone.membership->Leave();
   return computed;
@@ -147,6 +149,7 @@ StatusOr<std::optional<ProbeRecord>> ComputeSourceProbe(const Checkpoint& source
   record.computed = "from the source as one rank, " + exact.kernels;
   record.rows = *exact.digest;
   record.fast_distance = 0;
+  if (question.stop && question.stop()) return InterruptedError();
   if (HasQuantizedProducts(*WithFormats(source, question.formats))) {
     LOCKSTEP_ASSIGN_OR_RETURN(const Computed fast,
                               Compute(source, question, kernels::Precision::kFast, too_large));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -31,6 +32,11 @@ struct ProbeQuestion {
   int threads = 1;
   uint64_t available_bytes = 0;  // 0: not known, everything fits
   uint64_t settings = 0;         // of the files that are made of it
+  // Called while the model loads, which it does once or twice; may be empty.
+  std::function<void(const LoadProgress&)> progress;
+  // Asked between the steps, each of which is a load at most; true ends the work with
+  // InterruptedError. May be empty.
+  std::function<bool()> stop;
 };
 
 // Computes the probe of `source` in this process alone, as one rank, without looking at the files

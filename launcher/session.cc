@@ -57,6 +57,7 @@ std::vector<Setting> SettingsOf(const Options& options, const World& world,
       {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},
       {"prefill-chunk", std::to_string(options.prefill_chunk), same + "--prefill-chunk"},
       {"draft", options.draft ? "yes" : "no", same + "--draft"},
+      {"record", options.record ? "yes" : "no", same + "--record"},
   };
 }
 
@@ -231,6 +232,14 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
     // The option table allows no other names.
     LOCKSTEP_ASSIGN_OR_RETURN(limits->cache_type, kernels::CacheTypeOf(options_.kv_cache_dtype));
   }
+  // Before the first step: the sizes of the probe's batches follow from them.
+  const Setting sizes = {
+      "limits",
+      absl::StrFormat("%d rows, %d outputs, context %d", limits->max_rows, limits->max_outputs,
+                      limits->max_model_len),
+      "start all ranks for the same command with the same --max-model-len, --max-num-seqs and "
+      "--prefill-chunk"};
+  LOCKSTEP_RETURN_IF_ERROR(AgreeOnValue(*group_, *membership_, sizes));
   MemoryQuestion question;
   question.config = config;
   question.limits = *limits;

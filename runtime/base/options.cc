@@ -90,7 +90,7 @@ std::vector<OptionSpec> RankOptions() {
 std::vector<OptionSpec> ServingOptions() {
   return {{"host", &O::host, "address to serve on"},
           {"grpc-port", &O::grpc_port, "gRPC port; 0 picks a free one", {}, 0, 65'535},
-          {"port", &O::port, "HTTP port (reserved)", {}, 0, 65'535},
+          {"port", &O::port, "port of lockstep files; 0 picks a free one", {}, 0, 65'535},
           {"served-model-name", &O::served_model_name,
            "name that clients see; default: the directory's"}};
 }

@@ -57,8 +57,12 @@ Status Decoder::CheckBatch(const Batch& batch) {
         return InternalError("KV block %d is out of range", block);
     }
   }
+  int32_t before = -1;  // RunLastLayer moves rows together in place
   for (const int32_t row : batch.output_rows) {
-    if (row < 0 || row >= rows) return InternalError("output row %d is out of range", row);
+    if (row >= rows) return InternalError("output row %d is out of range", row);
+    if (row <= before)
+      return InternalError("output row %d stands behind %d: they must ascend", row, before);
+    before = row;
   }
   return OkStatus();
 }

@@ -83,11 +83,14 @@ class Decoder : public Model {
   // block `before` (-1: none).
   struct DraftedBlock {
     int32_t before = -1;
+    uint64_t before_stamp = 0;  // that the block before had when this one was begun
     int32_t count = 0;
+    uint64_t stamp = 0;  // another one whenever positions are written anew
   };
 
   MemoryPlan memory_;
   std::vector<DraftedBlock> drafted_;    // [kv_blocks] with a draft layer
+  uint64_t draft_stamp_ = 0;             // the last one given
   std::vector<int32_t> last_positions_;  // [sequences] of the rows checked so far
   uint64_t bytes_read_ = 0;
   Buffer storage_;

@@ -1,7 +1,11 @@
 // The draft layer (MTP): from its tensors to one rank's packed weights. Names: those of GLM-4.5's
 // and GLM-4.7's checkpoints, where it is the layer behind the last one.
 #include <algorithm>
+#include <map>
+#include <span>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "runtime/model/tensor_groups.h"
 #include "runtime/model/weights.h"
@@ -20,6 +24,26 @@ constexpr int64_t kComparedLastRows = 512;
 // The tensor as its file has it, whatever it is brought to on the way.
 const TensorInfo& OriginalOf(const TensorInfo& info) {
   return info.original != nullptr ? *info.original : info;
+}
+
+std::vector<int64_t> SpreadRows(int64_t height) {
+  const int64_t count = std::min(height, kComparedRows);
+  std::vector<int64_t> rows;
+  for (int64_t i = 0; i < count; ++i)
+    rows.push_back(count == height ? i : i * (height - 1) / (count - 1));
+  return rows;
+}
+
+// All at once: one read after another takes minutes where each is a request over a network.
+Status ReadPlainRows(const TensorInfo& info, const std::vector<int64_t>& rows, uint64_t row_bytes,
+                     std::vector<std::byte>* to) {
+  to->resize(rows.size() * row_bytes);
+  std::vector<FilePart> parts;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    parts.push_back({info.data.offset + static_cast<uint64_t>(rows[i]) * row_bytes,
+                     std::span(*to).subspan(i * row_bytes, row_bytes)});
+  }
+  return info.data.file->ReadParts(parts);
 }
 
 // Whether two tensors say the same in the same format: by the same rows on every rank.
@@ -41,18 +65,36 @@ StatusOr<bool> AreEqual(const Checkpoint& checkpoint, const RowPart& one, const 
     LOCKSTEP_RETURN_IF_ERROR(reader.Read(second, other.names[0], range, of_second.data()));
     return of_first == of_second;
   };
-  const int64_t rows = std::min(one.height, kComparedRows);
-  for (int64_t i = 0; i < rows; ++i) {
-    const int64_t row = rows == one.height ? i : i * (one.height - 1) / (rows - 1);
-    LOCKSTEP_ASSIGN_OR_RETURN(const bool same, equal({row, row + 1}));
-    if (!same) return false;
+  // A table of its own shows in its first row.
+  LOCKSTEP_ASSIGN_OR_RETURN(bool same, equal({0, std::min<int64_t>(1, one.height)}));
+  if (!same) return false;
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      same, equal({std::max<int64_t>(0, one.height - kComparedLastRows), one.height}));
+  if (!same) return false;
+  const std::vector<int64_t> rows = SpreadRows(one.height);
+  if (first.storage == Storage::kPlain && second.storage == Storage::kPlain) {
+    LOCKSTEP_RETURN_IF_ERROR(ReadPlainRows(first, rows, row_bytes, &of_first));
+    LOCKSTEP_RETURN_IF_ERROR(ReadPlainRows(second, rows, row_bytes, &of_second));
+    return of_first == of_second;
   }
-  for (int64_t row = std::max<int64_t>(0, one.height - kComparedLastRows); row < one.height;
-       ++row) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const bool same, equal({row, row + 1}));
+  for (const int64_t row : rows) {
+    LOCKSTEP_ASSIGN_OR_RETURN(same, equal({row, row + 1}));
     if (!same) return false;
   }
   return true;
+}
+
+// Every rank of a plan asks the same; it is read once.
+StatusOr<bool> AreEqualOnce(WeightReader& reader, const RowPart& one, const RowPart& other,
+                            int64_t inputs) {
+  std::map<std::string, bool>* known = reader.known_copies();
+  if (known != nullptr) {
+    const auto found = known->find(one.names[0]);
+    if (found != known->end()) return found->second;
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool equal, AreEqual(reader.checkpoint(), one, other, inputs));
+  if (known != nullptr) known->emplace(one.names[0], equal);
+  return equal;
 }
 
 // GLM-4.5's and GLM-4.7's files hold copies of the embedding and of the head in this layer,
@@ -64,7 +106,7 @@ StatusOr<PackedPtr> LoadUnlessEqual(WeightReader& reader, const RowPart& copy, c
   const TensorInfo* info = reader.checkpoint().Find(name);
   if (info == nullptr) return PackedPtr();
   if (info->slice.has_value()) return reader.Rows(copy, inputs, what);
-  LOCKSTEP_ASSIGN_OR_RETURN(const bool equal, AreEqual(reader.checkpoint(), copy, main, inputs));
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool equal, AreEqualOnce(reader, copy, main, inputs));
   if (!equal) return reader.Rows(copy, inputs, what);
   reader.LeaveOut(name);
   return PackedPtr();

@@ -47,7 +47,7 @@ struct StepOutput {
   // for drafts.
   std::span<const float> all_hidden;
   uint64_t digest =
-      0;  // over router choices and final hidden bits of this step, identical on all ranks
+      0;  // over final hidden bits and router choices of the rows computed, identical on all ranks
 };
 
 struct ModelLimits {

@@ -24,8 +24,9 @@ void CopyHalf(const float* half, int64_t rows, int64_t hidden, float* joined) {
 
 }  // namespace
 
-// A block knows how many positions it holds and which block they follow, so a sequence that comes
-// to blocks of an earlier one has to fill them anew; only a first block looks alike for both.
+// A block knows how many positions it holds and which state of which block they follow. Whoever
+// writes positions anew, of another sequence or behind rejected ones, parts the block from those
+// that followed; only the first block of a table looks alike for its next sequence until then.
 Status Decoder::ContinueDraft(const Batch& batch) {
   for (int64_t row = 0; row < batch.rows(); ++row) {
     const int32_t position = batch.positions[row];
@@ -34,14 +35,17 @@ Status Decoder::ContinueDraft(const Batch& batch) {
     const auto index = static_cast<size_t>(position / kBlockTokens);
     const int32_t before = index == 0 ? -1 : table[index - 1];
     DraftedBlock& block = drafted_[table[index]];
-    const int32_t there = block.before == before ? block.count : 0;
+    const uint64_t before_stamp = before >= 0 ? drafted_[before].stamp : 0;
+    const bool follows = block.before == before && block.before_stamp == before_stamp;
+    const int32_t there = follows ? block.count : 0;
     if (place > there || (before >= 0 && drafted_[before].count < kBlockTokens)) {
       return InternalError(
           "a draft at position %d of sequence %d does not continue the draft layer's cache: "
           "positions before it were never drafted",
           position, batch.sequences[row]);
     }
-    block = {before, place + 1};
+    const uint64_t stamp = follows && place == there ? block.stamp : ++draft_stamp_;
+    block = {before, before_stamp, place + 1, stamp};
   }
   return OkStatus();
 }

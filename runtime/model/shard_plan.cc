@@ -99,9 +99,11 @@ StatusOr<std::vector<std::vector<SliceRequest>>> PlanShards(const ModelConfig& c
   if (HasDraftLayer(config, checkpoint)) cuts.draft_rows = CutByShares(config.hidden_size, shares);
   std::vector<std::vector<SliceRequest>> slices(shares.size());
   std::vector<std::string> unused;
+  std::map<std::string, bool> known_copies;
   for (size_t rank = 0; rank < shares.size(); ++rank) {
     WeightReader counter(checkpoint, static_cast<int>(rank));
     counter.RecordTo(&slices[rank]);
+    counter.ShareKnownCopies(&known_copies);
     LOCKSTEP_RETURN_IF_ERROR(LoadWeights(config, cuts, counter).status());
     unused = counter.Unused();
   }

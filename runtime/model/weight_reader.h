@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <set>
 #include <string>
 #include <vector>
@@ -47,6 +48,9 @@ class WeightReader {
 
   // Counting only: what would be read is appended to `requests`, in order, with empty slices too.
   void RecordTo(std::vector<SliceRequest>* requests) { requests_ = requests; }
+  // Which tensors are copies of others, shared by the readers of one checkpoint; may be nullptr.
+  void ShareKnownCopies(std::map<std::string, bool>* known) { known_copies_ = known; }
+  std::map<std::string, bool>* known_copies() const { return known_copies_; }
   bool counting() const { return loader_ == nullptr; }
   int rank() const { return rank_; }
   const Checkpoint& checkpoint() const { return checkpoint_; }
@@ -110,6 +114,7 @@ class WeightReader {
   const kernels::Backend* backend_ = nullptr;
   ThreadPool* pool_ = nullptr;
   std::vector<SliceRequest>* requests_ = nullptr;
+  std::map<std::string, bool>* known_copies_ = nullptr;
   std::set<std::string> used_;
   uint64_t bytes_ = 0;
   double bytes_per_token_ = 0;

@@ -106,6 +106,7 @@ struct Address {
   bool loopback = false;
   bool secure = false;      // it must stay encrypted
   bool with_token = false;  // it is the host of the URL that was given
+  bool encrypted = false;   // from here on
 };
 
 Address AddressOf(HttpTarget* target, const HttpRequest& request) {
@@ -120,6 +121,7 @@ Address AddressOf(HttpTarget* target, const HttpRequest& request) {
   address.loopback = host == "127.0.0.1" || host == "localhost" || host == "[::1]";
   address.secure = given.Get(CURLUPART_SCHEME) == "https";
   address.with_token = parts.Origin() == given.Origin();
+  address.encrypted = parts.Get(CURLUPART_SCHEME) == "https";
   address.range = absl::StrFormat("%d-%d", request.offset, request.offset + request.out.size() - 1);
   return address;
 }
@@ -145,6 +147,8 @@ void Prepare(CURL* curl, const Address& address, Transfer* transfer, char* error
     curl_easy_setopt(curl, CURLOPT_UNRESTRICTED_AUTH, 0L);  // to this host only
     curl_easy_setopt(curl, CURLOPT_HTTPAUTH, CURLAUTH_BEARER);
     curl_easy_setopt(curl, CURLOPT_XOAUTH2_BEARER, options.token.c_str());
+    // A proxy would see the token.
+    if (!address.encrypted) curl_easy_setopt(curl, CURLOPT_NOPROXY, "*");
   }
   curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, TakeBody);
   curl_easy_setopt(curl, CURLOPT_WRITEDATA, transfer);
@@ -240,10 +244,11 @@ HttpClient::~HttpClient() = default;
 HttpClient::Outcome HttpClient::Ask(HttpTarget* target, const HttpRequest& request) {
   Outcome outcome;
   HttpAnswer answer(request);
-  Transfer transfer{answer, options_};
-  const Address address = AddressOf(target, request);
   char error_text[CURL_ERROR_SIZE] = "";
   CURL* const curl = connections_->Take();
+  // Only now: the wait for a connection is no stall, and a redirect may have expired during it.
+  Transfer transfer{answer, options_};
+  const Address address = AddressOf(target, request);
   CURLcode code = CURLE_OUT_OF_MEMORY;
   std::string reached;
   if (curl != nullptr) {
@@ -274,11 +279,16 @@ HttpClient::Outcome HttpClient::Ask(HttpTarget* target, const HttpRequest& reque
   outcome.retry_after_ms = answer.retry_after_ms();
   const std::lock_guard lock(target->mutex);
   if (outcome.status.ok()) {
-    // The redirect's target is asked directly from now on.
-    if (!reached.empty() && reached != target->url) target->direct = reached;
-  } else if (!target->direct.empty() && answer.status() >= 400) {
-    target->direct.clear();  // it may have been for a time only
-    outcome.may_pass = outcome.at_once = true;
+    // The redirect's target is asked directly from now on, unless another request has found a newer
+    // one meanwhile.
+    const bool newest = address.url == target->url || address.url == target->direct;
+    if (newest && !reached.empty() && reached != target->url) target->direct = reached;
+  } else if (address.url != target->url && answer.status() >= 400) {
+    // The redirect may have been for a time only. Of several requests that find this out together
+    // each asks again; none of them takes away what another has found since.
+    if (target->direct == address.url) target->direct.clear();
+    outcome.at_once = !outcome.may_pass;
+    outcome.may_pass = true;
   }
   return outcome;
 }
@@ -315,7 +325,7 @@ Status HttpClient::BePatient(Patience* patience, const Outcome& outcome) const {
 }
 
 StatusOr<HttpClient::Beginning> HttpClient::Begin(HttpTarget* target, std::span<std::byte> out,
-                                                  bool patient) {
+                                                  bool patient, bool* lasting) {
   HttpRequest request;
   request.name = target->name;
   request.out = out;
@@ -329,6 +339,7 @@ StatusOr<HttpClient::Beginning> HttpClient::Begin(HttpTarget* target, std::span<
       target->etag = outcome.etag;
       return Beginning{false, outcome.bytes, outcome.media_type};
     }
+    if (lasting != nullptr) *lasting = !outcome.may_pass;
     LOCKSTEP_RETURN_IF_ERROR(BePatient(&patience, outcome));
   }
 }

@@ -17,9 +17,12 @@
 
 namespace lockstep {
 
+// At the same time, to one server: enough to fill a line, few enough for many ranks to share it.
+inline constexpr int kHttpConnections = 8;
+
 struct HttpOptions {
   // Sent as "Authorization: Bearer ..." to the host of the URL that was given, never to one that it
-  // redirects to. Empty: none.
+  // redirects to, and over plain http:// to no proxy that the environment names. Empty: none.
   std::string token;
   int64_t connect_timeout_ms = 10'000;
   int64_t stall_timeout_ms = 30'000;  // without a byte, inside an answer or before it
@@ -29,7 +32,7 @@ struct HttpOptions {
   int tries = 8;
   int64_t first_wait_ms = 500;
   int64_t longest_wait_ms = 30'000;
-  int connections = 16;  // at the same time
+  int connections = kHttpConnections;
   // Asked while waiting, from any thread; true ends it with InterruptedError. May be empty.
   std::function<bool()> stop;
 };
@@ -68,8 +71,10 @@ class HttpClient {
     std::string media_type;  // "application/json"
   };
   // The first request for a file: fills the target's size and ETag, and `out` from its beginning.
-  // `patient`: with all tries, otherwise with two. Any thread.
-  StatusOr<Beginning> Begin(HttpTarget* target, std::span<std::byte> out, bool patient);
+  // `patient`: with all tries, otherwise with two. `lasting`: of an error, whether the server gave
+  // an answer that no wait would change. Any thread.
+  StatusOr<Beginning> Begin(HttpTarget* target, std::span<std::byte> out, bool patient,
+                            bool* lasting = nullptr);
   // Fills `out` from `offset`; the range lies in the file. Any thread.
   Status Read(HttpTarget* target, uint64_t offset, std::span<std::byte> out);
 

@@ -32,7 +32,7 @@ std::string Escaped(const std::string& name) {
   std::string text;
   for (const char c : name) {
     const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-                       c == '-' || c == '.' || c == '_' || c == '~';
+                       c == '-' || c == '.' || c == '_' || c == '~' || c == '+';
     text += plain ? std::string(1, c)
                   : absl::StrFormat("%%%02X", static_cast<int>(static_cast<unsigned char>(c)));
   }
@@ -151,10 +151,13 @@ Status HttpFiles::Discover() {
   list.name = place_.directory + "/";
   list.url = place_.directory + "/" + place_.query;
   std::vector<std::byte> text(kMostListBytes);
-  const StatusOr<HttpClient::Beginning> answer = client_.Begin(&list, text, false);
-  if (!answer.ok() && KindOf(answer.status()) == ErrorKind::kInterrupted) return answer.status();
-  // Any other answer than the list is one of a server that has none; whether it can be reached and
-  // lets us in, the next request says.
+  bool lasting = false;
+  const StatusOr<HttpClient::Beginning> answer = client_.Begin(&list, text, false, &lasting);
+  // A server that cannot be reached, or is in trouble, may have a list all the same.
+  if (!answer.ok() && (!lasting || KindOf(answer.status()) == ErrorKind::kInterrupted))
+    return answer.status();
+  // Any other answer than the list is one of a server that has none; whether it lets us in, the
+  // next request says.
   if (answer.ok() && !answer->absent && answer->media_type == "application/json" &&
       answer->bytes == list.size_bytes) {
     LOCKSTEP_ASSIGN_OR_RETURN(

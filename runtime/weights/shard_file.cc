@@ -195,8 +195,7 @@ StatusOr<ShardTensor> ParseTensor(const json& entry, uint64_t data_begin, uint64
   }
   if (tensor.offset % kShardAlignment != 0 || tensor.offset < data_begin)
     return reader.Bad("offset", "an aligned place behind the header");
-  if (tensor.bytes > 0 &&
-      (tensor.offset > file_bytes || tensor.bytes > file_bytes - tensor.offset)) {
+  if (tensor.offset > file_bytes || tensor.bytes > file_bytes - tensor.offset) {
     return ModelError(
         "%s: tensor %s ends at byte %d, but the file has %d: it was cut; copy it again, or run "
         "lockstep shard again",

@@ -60,27 +60,32 @@ ShardOutput::ShardOutput(std::string directory, std::vector<ShardHeader>* header
       places_(std::move(places)),
       pace_(pace),
       files_(sizes_.size(), -1),
-      done_(places_.size(), false) {}
+      journals_(sizes_.size(), -1),
+      done_(places_.size(), false),
+      pending_(sizes_.size()) {}
 
 ShardOutput::~ShardOutput() {
-  for (const int fd : files_) {
-    if (fd >= 0) (void)close(fd);
+  for (const std::vector<int>* files : {&files_, &journals_}) {
+    for (const int fd : *files) {
+      if (fd >= 0) (void)close(fd);
+    }
   }
-  if (journal_ >= 0) (void)close(journal_);
 }
 
 std::string ShardOutput::FinalPath(size_t rank) const {
   return directory_ + "/" + ShardName(headers_[rank].rank, headers_[rank].ranks());
 }
 
-// Ranks that are made one by one need not wait for each other.
-std::string ShardOutput::JournalPath() const {
-  if (headers_.size() == headers_[0].shares.size()) return directory_ + "/shard.journal";
-  return absl::StrFormat("%s/shard-rank-%d.journal", directory_, headers_[0].rank);
+// One for each rank's file, whoever writes it: a start for all ranks and one for a single rank find
+// the same, so that neither believes what the other threw away. Without the number of ranks: two
+// numbers at once would leave files of both.
+std::string ShardOutput::JournalPath(size_t rank) const {
+  return absl::StrFormat("%s/shard-rank-%d.journal", directory_, headers_[rank].rank);
 }
 
-std::string ShardOutput::JournalTitle() const {
-  return Sealed(absl::StrFormat("lockstep shard %016x", headers_[0].settings));
+std::string ShardOutput::JournalTitle(size_t rank) const {
+  return Sealed(
+      absl::StrFormat("lockstep shard %016x of %d", headers_[rank].settings, headers_[rank].rank));
 }
 
 bool ShardOutput::IsFinished(size_t rank) const {
@@ -111,8 +116,8 @@ Status ShardOutput::CheckOthers() const {
   return OkStatus();
 }
 
-size_t ShardOutput::ReadJournal(const std::string& text) {
-  const std::string title = JournalTitle();
+size_t ShardOutput::ReadJournal(const std::string& text, size_t rank, std::vector<bool>* done) {
+  const std::string title = JournalTitle(rank);
   if (text.compare(0, title.size(), title) != 0) return 0;
   size_t valid = title.size();
   while (true) {
@@ -122,37 +127,59 @@ size_t ShardOutput::ReadJournal(const std::string& text) {
     if (Sealed(line) != text.substr(valid, end + 1 - valid)) return valid;
     std::istringstream words(line);
     size_t task = 0;
-    words >> task >> std::hex;
+    uint64_t checksum = 0;
+    words >> task >> std::hex >> checksum;
     if (!words || task >= places_.size()) return valid;
-    for (size_t rank = 0; rank < headers_.size(); ++rank)
-      words >> headers_[rank].tensors[places_[task][rank]].checksum;
-    if (!words) return valid;
-    done_[task] = true;
+    headers_[rank].tensors[places_[task][rank]].checksum = checksum;
+    (*done)[task] = true;
     valid = end + 1;
   }
 }
 
-// A rank's file is its .part, of the right length, or, if names were being given when the earlier
-// start ended, already whole.
-Status ShardOutput::OpenParts(bool keep) {
-  for (size_t rank = 0; rank < files_.size(); ++rank) {
-    const std::string path = PartPath(rank);
-    if (keep && !FileExists(path)) continue;
-    const int flags = O_RDWR | O_CREAT | O_CLOEXEC | (keep ? 0 : O_TRUNC);
-    files_[rank] = open(path.c_str(), flags, 0644);
-    if (files_[rank] < 0) return OutputError(path, "create");
-    if (ftruncate(files_[rank], static_cast<off_t>(sizes_[rank])) != 0)
-      return OutputError(path, "give its length to");
+// The journal first: whoever holds it is the only one to touch the rank's .part. One that was
+// removed while this start waited for it excludes nobody.
+Status ShardOutput::LockJournal(size_t rank) {
+  const std::string path = JournalPath(rank);
+  while (true) {
+    const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0) return OutputError(path, "open");
+    journals_[rank] = fd;
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      return UsageError("%s: another lockstep shard is writing this rank's file; wait for it",
+                        path);
+    }
+    struct stat mine {
+    }, named{};
+    if (fstat(fd, &mine) == 0 && stat(path.c_str(), &named) == 0 && mine.st_ino == named.st_ino &&
+        mine.st_dev == named.st_dev)
+      return OkStatus();
+    (void)close(fd);
+    journals_[rank] = -1;
   }
-  return OkStatus();
 }
 
-Status ShardOutput::OpenJournal() {
-  const std::string path = JournalPath();
-  journal_ = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (journal_ < 0) return OutputError(path, "open");
-  if (flock(journal_, LOCK_EX | LOCK_NB) == 0) return OkStatus();
-  return UsageError("%s: another lockstep shard is writing to this directory; wait for it", path);
+// What an earlier start left of a rank is believed if its .part has the right length and its
+// journal these settings.
+Status ShardOutput::OpenRank(size_t rank) {
+  const std::string path = PartPath(rank), journal = JournalPath(rank);
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(journal, kMostJournalBytes));
+  std::error_code missing;
+  const bool there = std::filesystem::file_size(path, missing) == sizes_[rank] && !missing;
+  std::vector<bool> done(done_.size(), false);
+  const size_t valid = there ? ReadJournal(text, rank, &done) : 0;
+  for (size_t task = 0; task < done_.size(); ++task) done_[task] = done_[task] && done[task];
+  // The journal is cut before the data that it speaks of goes.
+  if (ftruncate(journals_[rank], static_cast<off_t>(valid)) != 0 || fsync(journals_[rank]) != 0)
+    return OutputError(journal, "cut");
+  if (lseek(journals_[rank], static_cast<off_t>(valid), SEEK_SET) < 0)
+    return OutputError(journal, "seek in");
+  const int flags = O_RDWR | O_CREAT | O_CLOEXEC | (valid > 0 ? 0 : O_TRUNC);
+  files_[rank] = open(path.c_str(), flags, 0644);
+  if (files_[rank] < 0) return OutputError(path, "create");
+  if (ftruncate(files_[rank], static_cast<off_t>(sizes_[rank])) != 0)
+    return OutputError(path, "give its length to");
+  if (valid == 0) pending_[rank] = JournalTitle(rank);
+  return OkStatus();
 }
 
 Status ShardOutput::CheckSpace() const {
@@ -177,31 +204,23 @@ Status ShardOutput::Open() {
   if (error || !IsDirectory(directory_))
     return UsageError("--out %s: cannot make this directory: %s", directory_, error.message());
   LOCKSTEP_RETURN_IF_ERROR(CheckOthers());
-  LOCKSTEP_RETURN_IF_ERROR(OpenJournal());
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(JournalPath(), kMostJournalBytes));
+  for (size_t rank = 0; rank < files_.size(); ++rank) LOCKSTEP_RETURN_IF_ERROR(LockJournal(rank));
+  done_.assign(done_.size(), true);
   size_t finished = 0;
-  bool keep = true;
   for (size_t rank = 0; rank < files_.size(); ++rank) {
-    const bool whole = IsFinished(rank);
-    finished += whole ? 1 : 0;
-    std::error_code missing;
-    keep = keep && (whole || std::filesystem::file_size(PartPath(rank), missing) == sizes_[rank]);
+    if (IsFinished(rank)) {
+      ++finished;  // needs neither a .part nor what its journal says
+    } else {
+      LOCKSTEP_RETURN_IF_ERROR(OpenRank(rank));
+    }
   }
-  if (finished == files_.size()) {
-    complete_ = true;
-    std::filesystem::remove(JournalPath(), error);
+  complete_ = finished == files_.size();
+  if (complete_) {
+    for (size_t rank = 0; rank < files_.size(); ++rank)
+      std::filesystem::remove(JournalPath(rank), error);
     return OkStatus();
   }
-  size_t valid = keep ? ReadJournal(text) : 0;
-  LOCKSTEP_RETURN_IF_ERROR(OpenParts(valid > 0));
   LOCKSTEP_RETURN_IF_ERROR(CheckSpace());
-  const std::string title = JournalTitle();
-  if (ftruncate(journal_, static_cast<off_t>(valid)) != 0) return OutputError(JournalPath(), "cut");
-  if (lseek(journal_, static_cast<off_t>(valid), SEEK_SET) < 0)
-    return OutputError(JournalPath(), "seek in");
-  synced_ns_ = NowNs();
-  if (valid > 0) return OkStatus();
-  pending_ = title;
   return Sync();
 }
 
@@ -213,14 +232,13 @@ Status ShardOutput::Write(size_t rank, uint64_t offset, std::span<const std::byt
 
 Status ShardOutput::Done(size_t task, const std::vector<uint64_t>& checksums) {
   const std::lock_guard lock(mutex_);
-  std::string line = std::to_string(task);
   for (size_t rank = 0; rank < headers_.size(); ++rank) {
     ShardTensor& tensor = headers_[rank].tensors[places_[task][rank]];
     tensor.checksum = checksums[rank];
     pending_bytes_ += tensor.bytes;
-    line += absl::StrFormat(" %016x", checksums[rank]);
+    if (files_[rank] >= 0)
+      pending_[rank] += Sealed(absl::StrFormat("%d %016x", task, checksums[rank]));
   }
-  pending_ += Sealed(line);
   const bool due = pending_bytes_ >= pace_.bytes || NowNs() - synced_ns_ >= pace_.ms * 1'000'000;
   return due ? SyncLocked() : OkStatus();
 }
@@ -235,14 +253,19 @@ Status ShardOutput::SyncLocked() {
   for (size_t rank = 0; rank < files_.size(); ++rank) {
     if (files_[rank] >= 0 && fsync(files_[rank]) != 0) return OutputError(PartPath(rank), "write");
   }
-  for (size_t done = 0; done < pending_.size();) {
-    const ssize_t wrote = write(journal_, pending_.data() + done, pending_.size() - done);
-    if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) return OutputError(JournalPath(), "write");
-    done += static_cast<size_t>(wrote);
+  for (size_t rank = 0; rank < files_.size(); ++rank) {
+    if (pending_[rank].empty()) continue;
+    const std::string path = JournalPath(rank);
+    for (size_t done = 0; done < pending_[rank].size();) {
+      const ssize_t wrote =
+          write(journals_[rank], pending_[rank].data() + done, pending_[rank].size() - done);
+      if (wrote < 0 && errno == EINTR) continue;
+      if (wrote < 0) return OutputError(path, "write");
+      done += static_cast<size_t>(wrote);
+    }
+    if (fsync(journals_[rank]) != 0) return OutputError(path, "write");
+    pending_[rank].clear();
   }
-  if (fsync(journal_) != 0) return OutputError(JournalPath(), "write");
-  pending_.clear();
   pending_bytes_ = 0;
   synced_ns_ = NowNs();
   return OkStatus();
@@ -261,7 +284,10 @@ Status ShardOutput::Finish() {
     if (rename(PartPath(rank).c_str(), FinalPath(rank).c_str()) != 0)
       return OutputError(PartPath(rank), "rename");
   }
-  if (unlink(JournalPath().c_str()) != 0) return OutputError(JournalPath(), "remove");
+  for (size_t rank = 0; rank < files_.size(); ++rank) {
+    const std::string path = JournalPath(rank);
+    if (unlink(path.c_str()) != 0) return OutputError(path, "remove");
+  }
   return OkStatus();
 }
 

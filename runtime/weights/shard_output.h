@@ -1,4 +1,5 @@
-// The files that WriteShards writes: one .part per rank and the journal of what they hold.
+// The files that WriteShards writes: one .part per rank and beside each its journal, which says
+// what the .part holds and excludes other writers.
 #pragma once
 
 #include <cstddef>
@@ -45,14 +46,14 @@ class ShardOutput {
  private:
   std::string FinalPath(size_t rank) const;
   std::string PartPath(size_t rank) const { return FinalPath(rank) + ".part"; }
-  std::string JournalPath() const;
-  std::string JournalTitle() const;
-  Status OpenJournal();
+  std::string JournalPath(size_t rank) const;
+  std::string JournalTitle(size_t rank) const;
+  Status LockJournal(size_t rank);
   Status CheckOthers() const;
-  // The done tasks of a journal's text, or nothing if it is not of these settings; returns the
+  // The done tasks of a rank's journal, or nothing if it is not of these settings; returns the
   // length of its valid part.
-  size_t ReadJournal(const std::string& text);
-  Status OpenParts(bool keep);
+  size_t ReadJournal(const std::string& text, size_t rank, std::vector<bool>* done);
+  Status OpenRank(size_t rank);
   bool IsFinished(size_t rank) const;
   Status CheckSpace() const;
   Status SyncLocked();
@@ -63,12 +64,12 @@ class ShardOutput {
   const std::vector<std::vector<size_t>> places_;
   const Pace pace_;
   std::vector<int> files_;  // -1: this rank's file has its name already
-  int journal_ = -1;
+  std::vector<int> journals_;
   bool complete_ = false;
-  std::vector<bool> done_;
+  std::vector<bool> done_;  // by all ranks whose files are not whole
 
-  std::mutex mutex_;  // over what follows, and over done checksums
-  std::string pending_;
+  std::mutex mutex_;                  // over what follows, and over done checksums
+  std::vector<std::string> pending_;  // lines for each rank's journal
   uint64_t pending_bytes_ = 0;
   int64_t synced_ns_ = 0;
 };

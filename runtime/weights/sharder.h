@@ -46,9 +46,9 @@ struct ShardResult {
 };
 
 // Files appear under their names when all are whole; until then they are named .part, and
-// shard.journal beside them says which tensors are done. A start with the same checkpoint and
-// settings after an end of any kind goes on from there; one with others begins anew. Files that are
-// whole are kept if they are what would be written, and an error if not. Memory: about 20 MiB a
+// shard-rank-R.journal beside each says which tensors are done. A start with the same checkpoint
+// and settings after an end of any kind goes on from there; one with others begins anew. Files that
+// are whole are kept if they are what would be written, and an error if not. Memory: about 20 MiB a
 // thread and one row more, whatever the model.
 StatusOr<ShardResult> WriteShards(const Checkpoint& source, const ShardOptions& options);
 

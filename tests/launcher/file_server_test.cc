@@ -10,6 +10,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "runtime/weights/http_client.h"
 #include "tests/launcher/serving.h"
 #include "tests/support/temporary.h"
 
@@ -184,6 +185,66 @@ TEST(FileServerTest, SlowClientsAreDroppedAndOthersWaitTheirTurn) {
   enough = true;
   dripping.join();
   for (const int fd : slow) close(fd);
+}
+
+TEST(FileServerTest, ManyRanksAreServedAtOnce) {
+  const TemporaryDirectory directory;
+  directory.Write("x.gguf", "0123456789");
+  const Serving serving(directory.path());
+  // Sixteen ranks keep all their connections open; the next one's answer comes without a wait.
+  std::vector<int> open;
+  const std::string request = "GET /x.gguf HTTP/1.1\r\nHost: localhost\r\n\r\n";
+  for (int i = 0; i < 16 * kHttpConnections; ++i) {
+    open.push_back(ConnectTo(serving.server->port()));
+    ASSERT_GT(send(open.back(), request.data(), request.size(), MSG_NOSIGNAL), 0);
+  }
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_THAT(Get(serving, "/x.gguf"), HasSubstr("0123456789"));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
+  char part[1000];
+  for (const int fd : open) {
+    EXPECT_GT(read(fd, part, sizeof part), 0);
+    close(fd);
+  }
+}
+
+TEST(FileServerTest, StrangersTakeAQuarterOfTheConnectionsAndNotForLong) {
+  const TemporaryDirectory directory;
+  directory.Write("x.gguf", "0123456789");
+  FileServerOptions options;
+  options.directory = directory.path();
+  options.secret = kSecret;
+  options.most_connections = 8;
+  options.request_ms = 700;
+  const auto server = FileServer::Start(options).value();
+  const std::string request =
+      "GET /x.gguf HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer " + FileToken(kSecret) + "\r\n";
+  // Who has proven the secret stays, whatever comes then.
+  const int known = ConnectTo(server->port());
+  const std::string kept = request + "\r\n";
+  char part[1000];
+  const auto ask = [&] {
+    EXPECT_GT(send(known, kept.data(), kept.size(), MSG_NOSIGNAL), 0);
+    EXPECT_GT(read(known, part, sizeof part), 0);
+  };
+  ask();
+  std::vector<int> silent;
+  for (int i = 0; i < 3; ++i) silent.push_back(ConnectTo(server->port()));
+  const auto start = std::chrono::steady_clock::now();
+  ask();
+  // Two are let in and dropped after 0.7 s, then the third; beside it there is room.
+  EXPECT_THAT(Exchange(server->port(), request + "Connection: close\r\n\r\n"),
+              HasSubstr("0123456789"));
+  const auto took = std::chrono::steady_clock::now() - start;
+  EXPECT_GT(took, std::chrono::milliseconds(500));
+  EXPECT_LT(took, std::chrono::milliseconds(1300));
+  pollfd entry{silent[0], POLLIN, 0};
+  EXPECT_EQ(poll(&entry, 1, 5000), 1);
+  EXPECT_LE(read(silent[0], part, sizeof part), 0) << "dropped";
+  std::this_thread::sleep_for(std::chrono::milliseconds(800));
+  ask();
+  for (const int fd : silent) close(fd);
+  close(known);
 }
 
 TEST(FileServerTest, ItEndsWhileClientsAreServed) {

@@ -180,6 +180,23 @@ TEST(ShardFromTest, ASetThatIsDamagedOnTheWayIsNamed) {
   EXPECT_FALSE(FileExists(out.File("copy/" + name + ".part")));
 }
 
+TEST(ShardFromTest, OfASetWhatShardMadeIsCopiedAndNoOtherWeights) {
+  const TemporaryDirectory out;
+  RunShard({"--model", ModelPath("tiny-k-Q4_K_M.gguf"), "--out", out.File("set"), "--ranks", "2"});
+  const std::vector<std::string> names = Names(out.File("set"));
+  EXPECT_THAT(names, ::testing::IsSupersetOf({"tokenizer.gguf", "probe.json"}));
+  // More than a text may have, in a file that takes no room.
+  for (const char* other : {"set/other.safetensors", "set/other.gguf", "set/other.lockstep"}) {
+    out.Write(other, "x");
+    std::filesystem::resize_file(out.File(other), uint64_t{300} << 20);
+  }
+  const Serving set(out.File("set"));
+  RunShard({"--from", set.url(), "--out", out.File("copy")});
+  EXPECT_EQ(Names(out.File("copy")), names);
+  for (const std::string& name : names)
+    EXPECT_TRUE(ReadAll(out.File("set/" + name)) == ReadAll(out.File("copy/" + name))) << name;
+}
+
 TEST(ShardFromTest, ServersThatStumbleAreOvercome) {
   const TemporaryDirectory out;
   RunShard({"--model", ModelPath("tiny-k"), "--out", out.File("local"), "--ranks", "2"});
@@ -193,10 +210,10 @@ TEST(ShardFromTest, AKilledStartGoesOn) {
   RunShard({"--model", ModelPath("tiny-k"), "--out", out.File("local"), "--ranks", "2"});
   for (const std::string& what : {std::string("checkpoint"), std::string("set")}) {
     const std::string directory = what == "set" ? out.File("local") : ModelPath("tiny-k");
-    std::atomic<int> slow_after{12};
     testing::FakeHttpServer* self = nullptr;
+    // Slow enough to be killed in between, and for the journal, which is written once a second.
     const auto stall = [&](const testing::FakeRequest& request, std::string*) {
-      if (request.number > slow_after) self->Sleep(20'000);
+      if (request.number > 4) self->Sleep(what == "set" && request.number > 10 ? 20'000 : 600);
     };
     testing::FakeHttpServer server(Spoiling{directory, stall});
     self = &server;
@@ -204,15 +221,28 @@ TEST(ShardFromTest, AKilledStartGoesOn) {
                                             "--ranks", "2",          "--threads", "2"};
     Program killed = Shard(flags);
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-    while (server.requests() <= slow_after && std::chrono::steady_clock::now() < end)
+    const auto has_begun = [&] {
+      if (what == "set") return server.requests() > 11;
+      int journals = 0;
+      if (!IsDirectory(out.File(what))) return false;
+      for (const std::string& name : Names(out.File(what))) {
+        if (!name.ends_with(".journal")) continue;
+        const std::string text = ReadAll(out.File(what) + "/" + name);
+        if (std::count(text.begin(), text.end(), '\n') < 2) return false;
+        ++journals;
+      }
+      return journals > 0;
+    };
+    while (!has_begun() && std::chrono::steady_clock::now() < end)
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     EXPECT_EQ(kill(killed.pid(), SIGKILL), 0);
     EXPECT_EQ(killed.Wait(), -SIGKILL);
-    slow_after = INT_MAX;
     const Serving right(directory);
     std::vector<std::string> again = flags;
     again[1] = right.url();
-    RunShard(again);
+    std::string log;
+    RunShard(again, &log);
+    EXPECT_THAT(log, HasSubstr("tensors were there from an earlier start")) << what;
     ExpectSameFiles(out.File("local"), out.File(what));
   }
 }

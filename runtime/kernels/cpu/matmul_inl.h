@@ -135,8 +135,8 @@ void Streams(const MatMulPart& part, int64_t row) {
 template <typename Weight, int kRows>
 void FewRows(const MatMulPart& part, int64_t row, int64_t rows) {
   if constexpr (kRows > 0) {
-    if (rows == kRows)
-      return Streams < Weight, kRows, kRows == 1 ? kSingleRowOutputs : kTileOutputs > (part, row);
+    constexpr int kOutputs = kRows == 1 ? kSingleRowOutputs : kTileOutputs;
+    if (rows == kRows) return Streams<Weight, kRows, kOutputs>(part, row);
     FewRows<Weight, kRows - 1>(part, row, rows);
   }
 }

@@ -1,5 +1,8 @@
+#include <sys/stat.h>
+
 #include <atomic>
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <vector>
 
@@ -150,6 +153,34 @@ TEST(File, AtomicWriteReplacesAndLeavesNothingBehind) {
     ++files;
   EXPECT_EQ(files, 1);
   EXPECT_FALSE(WriteFileAtomically("/nowhere/out", {}).ok());
+}
+
+int OpenDescriptors() {
+  int count = 0;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
+    ++count;
+  return count;
+}
+
+TEST(File, AnAtomicWriteThatFailsLeavesNothingOpen) {
+  const testing::TemporaryDirectory directory;
+  std::filesystem::create_directory(directory.File("folder"));
+  const int before = OpenDescriptors();
+  // What is written to there cannot be brought to a disk.
+  const std::string disk = directory.File("file");
+  std::filesystem::create_symlink("/dev/null", disk + ".tmp." + std::to_string(os::ProcessId()));
+  EXPECT_THAT(MessageOf(WriteFileAtomically(disk, {})), HasSubstr("cannot write"));
+  EXPECT_THAT(MessageOf(WriteFileAtomically(directory.File("folder"), {})),
+              HasSubstr("cannot replace"));
+  EXPECT_EQ(OpenDescriptors(), before);
+  EXPECT_EQ(NamesIn(directory.path()).value(), std::vector<std::string>{"folder"});
+}
+
+TEST(File, APipeIsRefusedAtOnce) {
+  const testing::TemporaryDirectory directory;
+  ASSERT_EQ(mkfifo(directory.File("pipe").c_str(), 0600), 0);
+  EXPECT_THAT(MessageOf(RandomAccessFile::Open(directory.File("pipe")).status()),
+              HasSubstr("not a regular file"));
 }
 
 TEST(File, SaysWhichFileCannotBeRead) {

@@ -196,6 +196,23 @@ TEST_P(DraftGolden, AGapInTheDraftCacheIsAnError) {
     Batch moved = RowsAt({9}, 17);  // the second block in another sequence's table
     moved.block_tables = {{3, 2}};
     EXPECT_THAT(DraftError(model, moved), hole);
+    // A whole table used again: its first block is filled anew, so its second one is of another.
+    EXPECT_EQ(DraftError(model, RowsAt(std::vector<int32_t>(20, 8), 0)), "");
+    EXPECT_EQ(DraftError(model, RowsAt(std::vector<int32_t>(16, 9), 0)), "");
+    EXPECT_THAT(DraftError(model, RowsAt({9}, 18)), hole);
+    EXPECT_EQ(DraftError(model, RowsAt({9, 9, 9}, 16)), "");
+    return Kept();
+  });
+}
+
+TEST_P(DraftGolden, OutputRowsThatDoNotAscendAreAnError) {
+  Run([&](Model& model) {
+    for (const std::vector<int32_t>& rows : {std::vector<int32_t>{1, 0}, {1, 1}, {0, 0}, {-1}}) {
+      Batch batch = RowsAt({5, 6, 7}, 0);
+      batch.output_rows = rows;
+      const auto output = model.Step(batch);
+      EXPECT_TRUE(!output.ok() && output.status().message().find("ascend") != std::string::npos);
+    }
     return Kept();
   });
 }

@@ -228,7 +228,7 @@ TEST(Resuming, AfterAKillTheFilesAreTheSame) {
     ASSERT_FALSE(FileExists(killed.File(ShardName(0, 2))));
   }
   // A line that was cut short is not believed.
-  std::ofstream(killed.File("shard.journal"), std::ios::app) << "3 0123";
+  std::ofstream(killed.File("shard-rank-1.journal"), std::ios::app) << "3 0123";
   ShardOptions four;
   four.threads = 4;
   const StatusOr<ShardResult> result = ShardModel(model, killed.path(), {2, 1}, "q4_k", four);
@@ -237,7 +237,7 @@ TEST(Resuming, AfterAKillTheFilesAreTheSame) {
   EXPECT_GT(kept, 10);
   EXPECT_LT(kept, result->tensors);
   EXPECT_EQ(Files(killed.path(), 2), Files(whole.path(), 2));
-  EXPECT_FALSE(FileExists(killed.File("shard.journal")));
+  EXPECT_FALSE(FileExists(killed.File("shard-rank-1.journal")));
   // A start on top of whole files has nothing to do.
   const StatusOr<ShardResult> again = ShardModel(model, killed.path(), {2, 1}, "q4_k");
   ASSERT_TRUE(again.ok()) << again.status();
@@ -276,6 +276,56 @@ TEST(Resuming, BetweenTheNamesItGoesOn) {
   const StatusOr<ShardResult> result = ShardModel(model, directory.path(), {1, 1});
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(Files(directory.path(), 2), want);
+}
+
+// One journal would not know of what the other start threw away.
+TEST(Resuming, AllRanksAndOneRankMayTakeTurns) {
+  TemporaryDirectory whole;
+  const std::string model = ModelPath("tiny-k");
+  ASSERT_TRUE(ShardModel(model, whole.path(), {2, 1}, "q4_k").ok());
+  for (const std::vector<int>& turns :
+       {std::vector<int>{-1, 0, -1}, {0, -1, 0}, {-1, 1, 0, -1}, {1, -1, -1}}) {
+    TemporaryDirectory directory;
+    for (size_t turn = 0; turn < turns.size(); ++turn) {
+      int calls = 0;
+      ShardOptions options;
+      options.only_rank = turns[turn];
+      options.journal_bytes = 0;
+      // The later start ends before it is where the one before it was.
+      const int most = turn == 0 ? 60 : 20;
+      if (turn + 1 < turns.size()) options.stop = [&] { return ++calls > most; };
+      const StatusOr<ShardResult> result =
+          ShardModel(model, directory.path(), {2, 1}, "q4_k", options);
+      ASSERT_EQ(result.ok(), turn + 1 == turns.size()) << result.status();
+    }
+    for (const int rank : {0, 1}) {
+      if (turns.back() >= 0 && rank != turns.back()) continue;
+      EXPECT_TRUE(ReadAll(directory.File(ShardName(rank, 2))) ==
+                  ReadAll(whole.File(ShardName(rank, 2))))
+          << "rank " << rank << " after " << ::testing::PrintToString(turns);
+    }
+  }
+}
+
+TEST(Resuming, AllRanksAndOneRankExcludeEachOther) {
+  const std::string model = ModelPath("tiny-a");
+  for (const int first : {-1, 0}) {
+    TemporaryDirectory directory;
+    int asked = 0;
+    Status other = OkStatus();
+    ShardOptions options;
+    options.only_rank = first;
+    options.progress = [&](uint64_t, uint64_t) {
+      if (asked++ > 0) return;
+      ShardOptions beside;
+      beside.only_rank = first < 0 ? 0 : -1;
+      other = ShardModel(model, directory.path(), {1, 1}, "", beside).status();
+    };
+    const StatusOr<ShardResult> result = ShardModel(model, directory.path(), {1, 1}, "", options);
+    EXPECT_TRUE(result.ok()) << result.status();
+    ASSERT_FALSE(other.ok()) << "first " << first;
+    EXPECT_THAT(MessageOf(other), HasSubstr("another lockstep shard"));
+  }
 }
 
 TEST(Damage, HasANameAndARemedy) {

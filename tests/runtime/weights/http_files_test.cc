@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <random>
+#include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -310,6 +311,65 @@ TEST(HttpFilesTest, ARedirectThatExpiresIsAskedForAgain) {
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_TRUE(got == contents.substr(2'000'000, got.size()));
   EXPECT_EQ(first.requests(), 2);
+}
+
+TEST(HttpFilesTest, ARedirectThatExpiresUnderManyReadersIsAskedForByEach) {
+  constexpr int kReaders = 8;
+  const std::string contents = Contents();
+  std::atomic<int> expired{0};
+  FakeHttpServer* self = nullptr;
+  FakeHttpServer other([&](const FakeRequest& request) {
+    if (!request.Has("pass=0") || request.first == 0) return HttpPart(contents, request);
+    // All of them are in flight when the first one is refused.
+    ++expired;
+    for (int i = 0; i < 500 && expired < kReaders; ++i) self->Sleep(10);
+    return HttpText("403 Forbidden", "Content-Length: 7\r\n", "expired");
+  });
+  self = &other;
+  FakeHttpServer first([&](const FakeRequest& request) {
+    return HttpText("302 Found",
+                    "Location: " + other.url() + "/y?pass=" + std::to_string(request.number) +
+                        "\r\nContent-Length: 0\r\n",
+                    "");
+  });
+  HttpOptions options = Quick();
+  options.connections = kReaders;
+  options.stall_timeout_ms = 10'000;
+  const auto files = HttpFiles::Connect(first.url() + "/x.gguf", options).value();
+  const auto file = files->Open("x.gguf").value();
+  std::vector<std::jthread> readers;
+  for (size_t i = 0; i < kReaders; ++i) {
+    readers.emplace_back([&, i] {
+      const uint64_t offset = 1'100'000 + i * 200'000;
+      std::string got(200'000, '\0');
+      const Status status = file->Read(offset, std::as_writable_bytes(std::span(got)));
+      EXPECT_TRUE(status.ok()) << status;
+      EXPECT_TRUE(got == contents.substr(offset, got.size()));
+    });
+  }
+  readers.clear();
+  EXPECT_EQ(expired, kReaders);
+  EXPECT_LE(first.requests(), 1 + kReaders);
+}
+
+TEST(HttpFilesTest, WaitingForAConnectionIsNoStall) {
+  HttpOptions options = Quick();
+  options.connections = 1;
+  options.tries = 1;
+  OneFile one(
+      [&](const FakeRequest& request) {
+        one.server.Sleep(600);
+        return HttpPart(one.contents, request);
+      },
+      options);
+  std::vector<std::jthread> readers;
+  for (int i = 0; i < 4; ++i) {
+    readers.emplace_back([&] {
+      std::string got(100'000, '\0');
+      const Status status = one.file->Read(2'000'000, std::as_writable_bytes(std::span(got)));
+      EXPECT_TRUE(status.ok()) << status;
+    });
+  }
 }
 
 TEST(HttpFilesTest, EndlessRedirectsEnd) {

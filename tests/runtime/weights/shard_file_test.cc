@@ -138,6 +138,26 @@ TEST(ShardFile, EveryWrongValueIsRefusedByName) {
   for (const auto& [from, to, needle] : kWrongValues)
     ExpectRefused(with(from, to), made.file_bytes, needle);
   ExpectRefused(made.text, made.file_bytes - 1, "tensor norm ends");
+  // A tensor of which the rank holds nothing has its place all the same.
+  ShardHeader placed = Example();
+  PlaceShardTensors(&placed);
+  const std::string none = absl::StrFormat("\"offset\":%d,\"bytes\":0,", placed.tensors[3].offset);
+  for (const auto& [offset, needle] : std::vector<std::pair<std::string, std::string>>{
+           {"9223372036854771712", "it was cut"},
+           {std::to_string(made.file_bytes / 4096 * 4096 + 4096), "it was cut"},
+           {std::to_string(placed.tensors[3].offset + 1), "tensor none: offset"},
+           {"0", "tensor none: offset"}}) {
+    ExpectRefused(with(none, "\"offset\":" + offset + ",\"bytes\":0,"), made.file_bytes, needle);
+  }
+}
+
+TEST(ShardFile, AnEmptyTensorMayBeTheLastOne) {
+  ShardHeader header = Example();
+  std::swap(header.tensors[3], header.tensors[4]);
+  const Made made = Make(header);
+  const StatusOr<ShardHeader> read = ParseShardHeader(made.text, made.file_bytes, "r.lockstep");
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(read->tensors[4].offset, made.file_bytes);
 }
 
 TEST(ShardFile, FilesWithAWrongBeginningAreRefused) {
