@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/support/cache_types.h"
 #include "tests/support/compare.h"
 #include "tests/support/golden.h"
 #include "tests/support/ranks.h"
@@ -137,35 +138,8 @@ std::vector<Case> Cases() {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, FlashModel, ::testing::ValuesIn(Cases()), NameOf);
 
-// Random weights at tiny widths feel rounding more than a real model does; see docs/numerics.md.
 TEST(Flash, CacheTypesKeepNearTheReferenceAndChangeNoBitByStep) {
-  const Golden golden = Flash();
-  for (const auto& [type, tolerance] : {std::pair{kernels::CacheType::kBF16, 0.05},
-                                        {kernels::CacheType::kF16, 0.01},
-                                        {kernels::CacheType::kQ8, 0.05}}) {
-    const auto run = [&](const char* ids, int step, int threads) {
-      std::vector<Collected> results(2);
-      RunRanks(2, "tcp", [&](Membership&, Group& group) {
-        TestModelOptions options;
-        options.directory = SourcePath("tests/goldens/models/tiny-flash");
-        options.threads = threads;
-        options.limits.cache_type = type;
-        const TestModel model = OpenModel(options, group);
-        ASSERT_NE(model.model, nullptr);
-        results[static_cast<size_t>(group.rank())] =
-            RunTogether(*model.model, {{golden.Ids(ids), 0}}, step);
-      });
-      return results;
-    };
-    const auto whole = run("long.input_ids", 0, 1), parted = run("long.input_ids", 150, 3);
-    EXPECT_EQ(whole[0].logits, parted[0].logits) << NameOf(type);
-    EXPECT_EQ(whole[1].logits, parted[1].logits) << NameOf(type);
-    const double error =
-        RelativeError(LastLogits(run("main.input_ids", 0, 1), 0, 40), golden.Floats("main.logits"));
-    EXPECT_LE(error, tolerance) << NameOf(type);
-    EXPECT_GE(error, 1e-5) << NameOf(type) << " rounds nothing";
-    RecordProperty(std::string(NameOf(type)), std::to_string(error));
-  }
+  testing::CheckCacheTypes("tiny-flash", 40);
 }
 
 TEST(Flash, GreedyTokensAreThoseOfTransformers) {
