@@ -66,10 +66,17 @@ Status CopyText(const Options& options) {
   return OkStatus();
 }
 
-Status CheckOut(const Options& options) {
-  if (options.model.empty())
+// What can be said before a server is asked.
+Status CheckFlags(const Options& options) {
+  if (options.model.empty() && options.from.empty())
     return UsageError("--model (a checkpoint directory or a .gguf file) or --from URL is needed");
   if (options.out.empty()) return UsageError("--out is needed: a directory for the files");
+  if (options.ranks > 0 && options.rank >= options.ranks)
+    return UsageError("--rank %d: there are ranks 0 to %d", options.rank, options.ranks - 1);
+  return OkStatus();
+}
+
+Status CheckOut(const Options& options) {
   std::error_code absent;  // --out need not be there yet
   if (std::filesystem::equivalent(options.out, SourceDirectory(options.model), absent)) {
     return UsageError("--out %s holds --model itself; give the files a directory of their own",
@@ -201,6 +208,7 @@ Status ShardCommand(const Options& given) {
   // A limit on file sizes is then an error of a write, with a sentence.
   (void)signal(SIGXFSZ, SIG_IGN);
   const InterruptScope interrupts;
+  LOCKSTEP_RETURN_IF_ERROR(CheckFlags(given));
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<ShardSource> remote, ShardSource::Connect(given));
   Options options = given;
   if (remote != nullptr) options.model = remote->model();

@@ -182,7 +182,9 @@ StatusOr<std::vector<std::string>> NamesIn(const std::string& directory, ErrorKi
       names.push_back(entry->path().filename().string());
     if (error) {
       return MakeError(
-          kind, absl::StrFormat("%s: cannot list the directory: %s", directory, error.message()));
+          kind, absl::StrFormat(
+                    "%s: cannot list the directory: %s; name one that is there and may be read",
+                    directory, error.message()));
     }
   }
   std::sort(names.begin(), names.end());

@@ -309,7 +309,10 @@ Status HttpClient::BePatient(Patience* patience, const Outcome& outcome) const {
   if (++patience->failed >= patience->tries) {
     return MakeError(
         KindOf(outcome.status),
-        absl::StrFormat("%s; gave up after %d tries", MessageOf(outcome.status), patience->tries));
+        absl::StrFormat(
+            "%s; gave up after %d tries: see that the server runs and that this machine "
+            "reaches it, then start again; what is written already is kept",
+            MessageOf(outcome.status), patience->tries));
   }
   if (outcome.at_once) return OkStatus();
   patience->wait_ms = patience->failed == 1
