@@ -105,9 +105,9 @@ class LinkedMembership final : public Membership {
     LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> addresses,
                               control_->Share(number, fabric->address(), deadline));
     const char* name = options_.collective == "shm" ? "shm" : "tcp";
-    StatusOr<std::vector<std::unique_ptr<Link>>> links = fabric->Connect(addresses, deadline);
-    if (!links.ok()) return lifeline_->Overrule(links.status());
-    return MakeLinkGroup(std::move(group), name, std::move(*links));
+    StatusOr<Mesh> connected = fabric->Connect(addresses, deadline);
+    if (!connected.ok()) return lifeline_->Overrule(connected.status());
+    return MakeLinkGroup(std::move(group), name, std::move(*connected));
   }
 
   bool SameMachine(int rank) const {
@@ -119,6 +119,7 @@ class LinkedMembership final : public Membership {
     mesh.rank = options_.rank;
     mesh.size = options_.size;
     mesh.transport = options_.collective;
+    mesh.window_bytes = LinkWindowBytes(options_.slot_bytes);
     mesh.mesh = number;
     mesh.names = names_;
     mesh.sign = [key = key_](std::span<const std::byte> data) { return HmacSha256(key, data); };
