@@ -24,7 +24,8 @@ struct Setting {
 struct BootstrapOptions {
   int rank = 0;
   int size = 1;
-  std::string collective = "tcp";  // tcp, shm, mpi
+  std::string collective = "tcp";  // tcp, shm, rdma, mpi
+  std::string rdma_mode = "auto";  // rc, uc, auto
   std::string rendezvous;          // host:port of rank 0; empty under mpirun (travels through PMIx)
   // Rank 0 only: a socket that already listens (ListenForRanks), instead of listening on
   // `rendezvous`, so that a spawner can choose a free port without a race. Bootstrap takes it over

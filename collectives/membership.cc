@@ -104,10 +104,14 @@ class LinkedMembership final : public Membership {
     LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Fabric> fabric, OpenFabric(std::move(mesh)));
     LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> addresses,
                               control_->Share(number, fabric->address(), deadline));
-    const char* name = options_.collective == "shm" ? "shm" : "tcp";
     StatusOr<Mesh> connected = fabric->Connect(addresses, deadline);
     if (!connected.ok()) return lifeline_->Overrule(connected.status());
-    return MakeLinkGroup(std::move(group), name, std::move(*connected));
+    return MakeLinkGroup(std::move(group), NameOfLinks(), std::move(*connected));
+  }
+
+  const char* NameOfLinks() const {
+    if (options_.collective == "rdma") return "rdma";
+    return options_.collective == "shm" ? "shm" : "tcp";
   }
 
   bool SameMachine(int rank) const {
@@ -119,6 +123,7 @@ class LinkedMembership final : public Membership {
     mesh.rank = options_.rank;
     mesh.size = options_.size;
     mesh.transport = options_.collective;
+    mesh.rdma_mode = options_.rdma_mode;
     mesh.window_bytes = LinkWindowBytes(options_.slot_bytes);
     mesh.mesh = number;
     mesh.names = names_;
@@ -156,7 +161,8 @@ class LinkedMembership final : public Membership {
     }
     bool one_machine = true;
     for (int rank = 0; rank < options_.size; ++rank) one_machine = one_machine && SameMachine(rank);
-    if (one_machine) return control_hosts_;
+    // An RDMA port hardly ever has the address by which ranks of one machine talk.
+    if (one_machine && options_.collective != "rdma") return control_hosts_;
     std::vector<std::string> hosts;
     for (const std::string& host : control_hosts_) {
       if (!IsLoopback(host)) AddOnce(&hosts, host);

@@ -4,6 +4,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <string>
@@ -20,7 +21,10 @@ inline BootstrapOptions LocalOptions(int rank, int size, const std::string& coll
   BootstrapOptions options;
   options.rank = rank;
   options.size = size;
-  options.collective = collective;
+  // "rdma_uc" is collective rdma in mode uc.
+  const size_t end = std::min(collective.find('_'), collective.size());
+  options.collective = collective.substr(0, end);
+  if (end < collective.size()) options.rdma_mode = collective.substr(end + 1);
   options.secret = "a secret of this test";
   options.start_timeout_ms = 30'000;
   options.exchange_timeout_ms = 30'000;

@@ -63,6 +63,7 @@ Status RunSide(Ends* ends, size_t side, uint32_t count, std::atomic<int>* done) 
     while (!condition()) {
       LOCKSTEP_ASSIGN_OR_RETURN(progress, link.Poll());
       if (deadline.Passed()) return InternalError("side %d stands still", side);
+      std::this_thread::yield();  // the other side may need this core
     }
     return OkStatus();
   };

@@ -127,11 +127,10 @@ TEST(TheTerms, AreRefusedWhenCutShortOrAbsurd) {
   std::vector<std::byte> more = whole;
   more.emplace_back();
   EXPECT_FALSE(ParseTerms(more).ok());
-  for (void (*const spoil)(Terms*) : {+[](Terms* t) { t->mode = Mode{3}; },
-                                      +[](Terms* t) { t->mtu = 1500; },
-                                      +[](Terms* t) { t->mtu = 8192; },
-                                      +[](Terms* t) { t->first_packet = 1u << 24; },
-                                      +[](Terms* t) { t->largest_message = 0; }}) {
+  for (void (*const spoil)(Terms*) :
+       {+[](Terms* t) { t->mode = Mode{3}; }, +[](Terms* t) { t->mtu = 1500; },
+        +[](Terms* t) { t->mtu = 8192; }, +[](Terms* t) { t->first_packet = 1u << 24; },
+        +[](Terms* t) { t->largest_message = 0; }}) {
     Terms terms = SomeTerms();
     spoil(&terms);
     EXPECT_FALSE(ParseTerms(WriteTerms(terms)).ok());
@@ -145,9 +144,9 @@ TEST(TheTerms, ThatDoNotFitAreRefusedOnBothSidesWithTheCommandThatMendsThem) {
   peer.interface = "enp2s0";
   EXPECT_TRUE(CompareTerms(own, peer).ok());
   peer.mtu = 1024;
-  EXPECT_NE(MessageOf(CompareTerms(own, peer))
-                .find("on spark-2 run 'ip link set dev enp2s0 mtu 4200'"),
-            std::string::npos)
+  EXPECT_NE(
+      MessageOf(CompareTerms(own, peer)).find("on spark-2 run 'ip link set dev enp2s0 mtu 4200'"),
+      std::string::npos)
       << CompareTerms(own, peer);
   EXPECT_EQ(CompareTerms(own, peer), CompareTerms(peer, own));
   peer = SomeTerms();

@@ -10,8 +10,8 @@
 namespace lockstep::rdma {
 namespace {
 
-constexpr std::byte kMappedPrefix[12] = {{}, {}, {}, {}, {}, {}, {}, {}, {}, {}, std::byte{0xff},
-                                         std::byte{0xff}};
+constexpr std::byte kMappedPrefix[12] = {
+    {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, std::byte{0xff}, std::byte{0xff}};
 
 std::string TextOf(const Gid& gid) {
   char text[INET6_ADDRSTRLEN] = {};

@@ -404,10 +404,10 @@ class RdmaLink final : public Link {
   int64_t gone_since_ns_ = 0;
 
   Fifo<Outgoing> outgoing_;
-  Fifo<Sent> sent_;                            // one per completion to come
+  Fifo<Sent> sent_;                                // one per completion to come
   std::array<size_t, kDataSlots> packet_bytes_{};  // by slot
-  uint32_t next_ = 0;                          // sequence number of the next packet or write
-  uint32_t completed_ = 0;                     // of those, as this side's device says
+  uint32_t next_ = 0;                              // sequence number of the next packet or write
+  uint32_t completed_ = 0;                         // of those, as this side's device says
   uint32_t peer_accepted_ = 0, peer_consumed_ = 0;
   uint32_t acknowledgements_ = 0, next_acknowledgement_ = 0;  // under way; slot to come
   uint64_t sent_messages_ = 0, sent_puts_ = 0;

@@ -46,8 +46,7 @@ std::vector<GidFacts> ListGids(const Verbs& verbs, ibv_context* context, int por
     GidFacts facts;
     facts.index = static_cast<int>(entry.gid_index);
     std::memcpy(facts.gid.data(), entry.gid.raw, facts.gid.size());
-    facts.type =
-        entry.gid_type == IBV_GID_TYPE_ROCE_V2 ? GidType::kRoceV2 : GidType::kOther;
+    facts.type = entry.gid_type == IBV_GID_TYPE_ROCE_V2 ? GidType::kRoceV2 : GidType::kOther;
     facts.interface = InterfaceName(entry.ndev_ifindex);
     gids.push_back(std::move(facts));
   }
@@ -76,8 +75,7 @@ int QueryPortAs(int (*query)(ibv_context*, uint8_t, Attributes*), ibv_context* c
 StatusOr<PortFacts> ReadPort(const Verbs& verbs, ibv_context* context, const char* device,
                              int port) {
   ibv_port_attr attributes{};
-  const int error = 
-      QueryPortAs(verbs.query_port, context, static_cast<uint8_t>(port), &attributes);
+  const int error = QueryPortAs(verbs.query_port, context, static_cast<uint8_t>(port), &attributes);
   if (error != 0) return VerbsFailed("query a port", device, error);
   PortFacts facts;
   facts.device = device;

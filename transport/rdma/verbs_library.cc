@@ -43,10 +43,9 @@ StatusOr<Verbs> Load() {
              find("ibv_open_device", &verbs.open_device) &&
              find("ibv_close_device", &verbs.close_device) &&
              find("ibv_query_device", &verbs.query_device) &&
-             find("ibv_query_port", &verbs.query_port) &&
-             find("ibv_query_gid", &verbs.query_gid) && find("ibv_alloc_pd", &verbs.alloc_pd) &&
-             find("ibv_dealloc_pd", &verbs.dealloc_pd) && find("ibv_reg_mr", &verbs.reg_mr) &&
-             find("ibv_dereg_mr", &verbs.dereg_mr) &&
+             find("ibv_query_port", &verbs.query_port) && find("ibv_query_gid", &verbs.query_gid) &&
+             find("ibv_alloc_pd", &verbs.alloc_pd) && find("ibv_dealloc_pd", &verbs.dealloc_pd) &&
+             find("ibv_reg_mr", &verbs.reg_mr) && find("ibv_dereg_mr", &verbs.dereg_mr) &&
              find("ibv_create_comp_channel", &verbs.create_comp_channel) &&
              find("ibv_destroy_comp_channel", &verbs.destroy_comp_channel) &&
              find("ibv_create_cq", &verbs.create_cq) && find("ibv_destroy_cq", &verbs.destroy_cq) &&
@@ -76,20 +75,25 @@ Status VerbsFailed(const char* what, const char* device, int error) {
     const char* remedy;
   };
   static const Row rows[] = {
-      {ENOMEM, "the device is out of queues, or this process may not pin memory: see 'ulimit -l', "
-               "and raise it to unlimited in /etc/security/limits.conf"},
-      {EPERM, "this process may not use the device: add its user to the group of "
-              "/dev/infiniband/uverbs*"},
-      {EACCES, "this process may not use the device: add its user to the group of "
-               "/dev/infiniband/uverbs*"},
+      {ENOMEM,
+       "the device is out of queues, or this process may not pin memory: see 'ulimit -l', "
+       "and raise it to unlimited in /etc/security/limits.conf"},
+      {EPERM,
+       "this process may not use the device: add its user to the group of "
+       "/dev/infiniband/uverbs*"},
+      {EACCES,
+       "this process may not use the device: add its user to the group of "
+       "/dev/infiniband/uverbs*"},
       {ENODEV, "the device has gone: see 'dmesg' and 'ibv_devices'"},
-      {EBUSY, "the device still holds what a killed process left: 'rdma resource show qp' names "
-              "it; if nothing does, restart the machine"},
+      {EBUSY,
+       "the device still holds what a killed process left: 'rdma resource show qp' names "
+       "it; if nothing does, restart the machine"},
       {EINVAL, "the device or its driver does not have what is asked for: see 'ibv_devinfo -v'"},
       {EOPNOTSUPP, "the device cannot do this: try the other --rdma-mode"},
       {ENOSYS, "the driver cannot do this: load the kernel module ib_uverbs, update rdma-core"},
-      {ETIMEDOUT, "the peer's address does not resolve: see 'ip neigh'; the ports must be in one "
-                  "subnet"},
+      {ETIMEDOUT,
+       "the peer's address does not resolve: see 'ip neigh'; the ports must be in one "
+       "subnet"},
       {EHOSTUNREACH, "there is no route from this port to the peer's: see 'ip route get'"},
       {ENETUNREACH, "there is no route from this port to the peer's: see 'ip route get'"},
   };

@@ -78,9 +78,9 @@ class VerbsPair final : public DevicePair {
 
   Status Write(size_t offset, size_t bytes, uint32_t tag) override {
     while (bytes > largest_message_) {
-      LOCKSTEP_RETURN_IF_ERROR(
-          Post(IBV_WR_RDMA_WRITE, device_->window().subspan(offset, largest_message_),
-               device_->window_key(), peer_view_address_ + offset, 0));
+      LOCKSTEP_RETURN_IF_ERROR(Post(IBV_WR_RDMA_WRITE,
+                                    device_->window().subspan(offset, largest_message_),
+                                    device_->window_key(), peer_view_address_ + offset, 0));
       offset += largest_message_;
       bytes -= largest_message_;
     }
@@ -147,8 +147,7 @@ class VerbsPair final : public DevicePair {
     }
     (void)fcntl(channel_->fd, F_SETFL, fcntl(channel_->fd, F_GETFL) | O_NONBLOCK);
     const int depth = static_cast<int>(MostRequests() + kSlots);
-    completions_.reset(
-        verbs().create_cq(device_->context(), depth, nullptr, channel_.get(), 0));
+    completions_.reset(verbs().create_cq(device_->context(), depth, nullptr, channel_.get(), 0));
     if (completions_ == nullptr) {
       return VerbsFailed("create a completion queue", device_->name(), errno);
     }
@@ -177,8 +176,7 @@ class VerbsPair final : public DevicePair {
     attributes.qp_state = IBV_QPS_INIT;
     attributes.port_num = port_;
     attributes.qp_access_flags = mode_ == Mode::kReliable ? IBV_ACCESS_REMOTE_WRITE : 0;
-    return Modify(attributes,
-                  IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS,
+    return Modify(attributes, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS,
                   "initialize a queue pair");
   }
 
@@ -187,8 +185,8 @@ class VerbsPair final : public DevicePair {
     terms_.queue_pair = pair_->qp_num;
     terms_.first_packet = std::random_device()() & 0xffffff;
     terms_.gid = choice.gid->gid;
-    terms_.mtu = mode_ == Mode::kReliable ? choice.port->mtu
-                                          : std::min(choice.port->mtu, kUnreliableMtu);
+    terms_.mtu =
+        mode_ == Mode::kReliable ? choice.port->mtu : std::min(choice.port->mtu, kUnreliableMtu);
     terms_.megabits = choice.port->megabits;
     terms_.slots = kSlots;
     terms_.slot_bytes = kSlotBytes;
