@@ -121,7 +121,7 @@ for d in tmp run var/tmp; do $b mount -t tmpfs tmp /host/$d; done
 $b mkdir -p /host/dev/shm; $b mount -t tmpfs shm /host/dev/shm; $b ln -s /proc/self/fd /host/dev/fd
 $b mkdir -p "/host@REPOSITORY@"; $b mount -t 9p -o ro,cache=loose,$share repository "/host@REPOSITORY@"
 $b mount -t 9p -o rw,cache=none,$share talk /host/run
-$b ip link set lo up
+$b hostname guest; $b ip link set lo up
 i=0; while [ $i -lt 2 ]; do
   $b ip link add rdma$i type dummy; $b ip link set rdma$i mtu 4200 up; $b ip addr add 10.99.0.$((i + 1))/24 dev rdma$i
   $b chroot /host /usr/bin/env rdma link add rxe$i type rxe netdev rdma$i; i=$((i + 1)); done

@@ -71,11 +71,11 @@ class Devices final : public RdmaDevices {
 
   static void Describe(const Terms& own, const Terms& peer) {
     const bool reliable = own.mode == Mode::kReliable;
-    log::Info("rdma: %s to %s on %s, %s, packets of %d bytes, %d Gb/s", own.device, peer.device,
-              peer.host, reliable ? "rc" : "uc", own.mtu, own.megabits / 1000);
+    log::Info("rdma: %s to %s on %s, %s, packets of %d bytes, %g Gb/s", own.device, peer.device,
+              peer.host, reliable ? "rc" : "uc", own.mtu, own.megabits / 1e3);
     if (own.megabits != peer.megabits) {
-      log::Warning("rdma: %s runs at %d Gb/s, %s on %s at %d: the slower one decides", own.device,
-                   own.megabits / 1000, peer.device, peer.host, peer.megabits / 1000);
+      log::Warning("rdma: %s runs at %g Gb/s, %s on %s at %g: the slower one decides", own.device,
+                   own.megabits / 1e3, peer.device, peer.host, peer.megabits / 1e3);
     }
     if (reliable && own.mtu < kFullMtu) {
       log::Warning(

@@ -29,15 +29,20 @@ uint32_t Megabits(uint8_t speed, uint8_t width) {
   return 0;
 }
 
+// The kernel takes no buffer of 64 KiB or more.
+constexpr size_t kMostGids = 1000;
+
 std::string InterfaceName(uint32_t index) {
   char name[IF_NAMESIZE] = {};
   return index != 0 && if_indextoname(index, name) != nullptr ? name : "";
 }
 
-std::vector<GidFacts> ListGids(const Verbs& verbs, ibv_context* context, int port, int length) {
+// `length` is that of the device's table.
+std::vector<GidFacts> ListGids(const Verbs& verbs, ibv_context* context, int port,
+                               [[maybe_unused]] int length) {
   std::vector<GidFacts> gids;
 #ifdef __linux__
-  std::vector<ibv_gid_entry> entries(static_cast<size_t>(std::max(length, 0)) * 2);
+  std::vector<ibv_gid_entry> entries(kMostGids);
   const ssize_t count =
       verbs.query_gid_table(context, entries.data(), entries.size(), 0, sizeof(ibv_gid_entry));
   for (ssize_t i = 0; i < count; ++i) {
