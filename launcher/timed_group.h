@@ -27,15 +27,19 @@ class TimedGroup final : public Group {
     const int64_t start_ns = NowNs();
     auto slot = inner_->Begin(bytes);
     Add(start_ns, 0);
+    published_ns_ = 0;
+    slot_ = inner_->slot();
     return slot;
   }
-  Status Publish() override {
-    published_ns_ = NowNs();
-    return inner_->Publish();
+  Status ExpectPart(int peer, SlotPart part) override { return inner_->ExpectPart(peer, part); }
+  Status PublishPart(int peer, SlotPart part) override {
+    if (published_ns_ == 0) published_ns_ = NowNs();
+    return inner_->PublishPart(peer, part);
   }
   StatusOr<std::span<const std::byte>> Wait(int peer) override { return inner_->Wait(peer); }
   Status End() override {
     Status ended = inner_->End();
+    slot_ = {};
     Add(published_ns_, 1);
     return ended;
   }

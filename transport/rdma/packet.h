@@ -18,11 +18,16 @@ struct PacketHeader {
   uint32_t accepted = 0;  // packets of the receiver that arrived here in order
   uint32_t consumed = 0;  // of those, how many are read: their slots are free again
   uint32_t bytes = 0;     // of the payload, which follows
-  // The put or message that the payload is a piece of; pieces come in order. Kind 0: none, this is
-  // an acknowledgement. Its tag is then kAgain if the packets from `accepted` on are missed.
-  FrameHeader frame;
+  // The put or message that the payload is a piece of, as in FrameHeader; pieces come in order.
+  // Kind 0: none, this is an acknowledgement. Its tag is then kAgain if the packets from `accepted`
+  // on are missed.
+  FrameKind kind = FrameKind{0};
+  uint32_t tag = 0;
+  uint64_t offset = 0;
+  uint64_t whole_bytes = 0;
+  std::byte zeros[16] = {};  // payloads begin on lines; transport/frame.h says why
 };
-static_assert(sizeof(PacketHeader) == 48);
+static_assert(sizeof(PacketHeader) == kLine);
 
 inline constexpr FrameKind kAcknowledgement = FrameKind{0};
 inline constexpr uint32_t kAgain = 1;

@@ -227,7 +227,10 @@ class RdmaLink final : public Link {
     header.accepted = reported_accepted_ = accepted_;
     header.consumed = reported_consumed_ = consumed_;
     header.bytes = static_cast<uint32_t>(payload.size());
-    header.frame = frame;
+    header.kind = frame.kind;
+    header.tag = frame.tag;
+    header.offset = frame.offset;
+    header.whole_bytes = frame.bytes;
     const std::span<std::byte> packet =
         queue_pair_->send_slot(slot).first(sizeof(header) + payload.size());
     std::memcpy(packet.data(), &header, sizeof(header));
@@ -308,7 +311,7 @@ class RdmaLink final : public Link {
     const std::span<const std::byte> packet =
         queue_pair_->receive_slot(completion.slot).first(completion.bytes);
     const std::optional<PacketHeader> header = OpenPacket(packet, !reliable_);
-    const bool acknowledgement = header && header->frame.kind == kAcknowledgement;
+    const bool acknowledgement = header && header->kind == kAcknowledgement;
     if (header) LOCKSTEP_RETURN_IF_ERROR(HandleReport(*header));
     if (acknowledgement) return queue_pair_->Receive(completion.slot);
     if (!header || header->sequence != accepted_) {
@@ -324,8 +327,8 @@ class RdmaLink final : public Link {
       return queue_pair_->Receive(completion.slot);
     }
     ++accepted_;
-    Inbound* inbound = header->frame.kind == FrameKind::kPut ? &puts_ : &messages_;
-    return Arrive(inbound, {completion.slot, header->bytes, header->frame.tag});
+    Inbound* inbound = header->kind == FrameKind::kPut ? &puts_ : &messages_;
+    return Arrive(inbound, {completion.slot, header->bytes, header->tag});
   }
 
   Status HandleReport(const PacketHeader& header) {
@@ -338,7 +341,7 @@ class RdmaLink final : public Link {
       repeat_at_ns_ = 0;
     }
     if (Ahead(header.consumed, peer_consumed_) > 0) peer_consumed_ = header.consumed;
-    const bool again = header.frame.kind == kAcknowledgement && header.frame.tag == kAgain;
+    const bool again = header.kind == kAcknowledgement && header.tag == kAgain;
     return again && Unacknowledged() ? Repeat() : OkStatus();
   }
 
@@ -382,7 +385,8 @@ class RdmaLink final : public Link {
     const std::span<const std::byte> packet = queue_pair_->receive_slot(arrival.slot);
     PacketHeader header;
     std::memcpy(&header, packet.data(), sizeof(header));
-    LOCKSTEP_RETURN_IF_ERROR(CheckFrame(header.frame, target->expected));
+    LOCKSTEP_RETURN_IF_ERROR(
+        CheckFrame({header.kind, header.tag, header.offset, header.whole_bytes}, target->expected));
     if (arrival.bytes > target->buffer.size() - target->moved) {
       return PeerLostError("sent more bytes than it announced");
     }

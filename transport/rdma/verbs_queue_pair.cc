@@ -1,3 +1,4 @@
+#include <arpa/inet.h>
 #include <fcntl.h>
 
 #include <algorithm>
@@ -209,7 +210,7 @@ class VerbsPair final : public DevicePair {
     // Only the last message of a write is heard of.
     request.send_flags = opcode == IBV_WR_RDMA_WRITE ? 0 : IBV_SEND_SIGNALED;
     if (data.size() <= inline_bytes_) request.send_flags |= IBV_SEND_INLINE;
-    request.imm_data = htobe32(tag);
+    request.imm_data = htonl(tag);
     request.wr.rdma.remote_addr = peer_address;
     request.wr.rdma.rkey = peer_view_key_;
     ibv_send_wr* refused = nullptr;
@@ -221,7 +222,7 @@ class VerbsPair final : public DevicePair {
     const uint32_t slot = static_cast<uint32_t>(item.wr_id);
     if (item.opcode == IBV_WC_RECV) return {Completion::Kind::kPacket, slot, item.byte_len, 0};
     if (item.opcode == IBV_WC_RECV_RDMA_WITH_IMM) {
-      return {Completion::Kind::kWritten, slot, item.byte_len, be32toh(item.imm_data)};
+      return {Completion::Kind::kWritten, slot, item.byte_len, ntohl(item.imm_data)};
     }
     return {Completion::Kind::kSent, 0, 0, 0};
   }
