@@ -11,6 +11,7 @@
 
 #include "collectives/group.h"
 #include "runtime/base/status.h"
+#include "transport/link.h"
 
 namespace lockstep {
 
@@ -65,8 +66,13 @@ class Membership {
   virtual void Abort(const Status& reason) = 0;
   // Announces an orderly end, so that peers do not take the closing connection for a death.
   virtual void Leave() = 0;
-  // Opens the data group (collective as in the options). Collective: all ranks call it.
-  virtual StatusOr<std::unique_ptr<Group>> OpenGroup() = 0;
+  // Opens a data group: tcp, shm, mpi, or as the options say. Collective: all ranks call it, for
+  // the same transport. Groups may stand beside each other.
+  virtual StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective) = 0;
+  StatusOr<std::unique_ptr<Group>> OpenGroup() { return OpenGroup(""); }
+  // Bare links to all other ranks, null at the own rank, to measure what a transport gives without
+  // a group. Collective, as OpenGroup; an error for a transport that has no links (mpi).
+  virtual StatusOr<std::vector<std::unique_ptr<Link>>> OpenLinks(const std::string& transport) = 0;
 };
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);

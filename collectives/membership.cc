@@ -74,15 +74,21 @@ class LinkedMembership final : public Membership {
   }
 
   // All ranks are in this together: what stops one stops all, with its reason.
-  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
-    StatusOr<std::unique_ptr<Group>> group = TryOpenGroup();
+  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective) override {
+    StatusOr<std::unique_ptr<Group>> group =
+        TryOpenGroup(collective.empty() ? options_.collective : collective, meshes_++);
     if (!group.ok()) lifeline_->Abort(group.status());
     return group;
   }
 
+  StatusOr<std::vector<std::unique_ptr<Link>>> OpenLinks(const std::string& transport) override {
+    StatusOr<std::vector<std::unique_ptr<Link>>> links = TryOpenLinks(transport, meshes_++);
+    if (!links.ok()) lifeline_->Abort(links.status());
+    return links;
+  }
+
  private:
-  StatusOr<std::unique_ptr<Group>> TryOpenGroup() {
-    const uint32_t number = groups_++;
+  StatusOr<std::unique_ptr<Group>> TryOpenGroup(const std::string& collective, uint32_t number) {
     GroupOptions group;
     group.rank = options_.rank;
     group.size = options_.size;
@@ -94,31 +100,38 @@ class LinkedMembership final : public Membership {
     group.epoch = first_epoch_ + number;
     group.names = names_;
     group.lifeline = lifeline_;
-    const Deadline deadline = Deadline::After(options_.start_timeout_ms);
-    if (options_.collective == "mpi") {
+    if (collective == "mpi") {
       // Also a barrier: MPI's own start waits without a deadline.
+      const Deadline deadline = Deadline::After(options_.start_timeout_ms);
       LOCKSTEP_RETURN_IF_ERROR(control_->Share(number, "mpi", deadline).status());
       return MakeMpiGroup(std::move(group));
     }
-    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(number));
+    const char* name = collective == "shm" ? "shm" : "tcp";
+    LOCKSTEP_ASSIGN_OR_RETURN(auto links, TryOpenLinks(collective, number));
+    return MakeLinkGroup(std::move(group), name, std::move(links));
+  }
+
+  StatusOr<std::vector<std::unique_ptr<Link>>> TryOpenLinks(const std::string& transport,
+                                                            uint32_t number) {
+    const Deadline deadline = Deadline::After(options_.start_timeout_ms);
+    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(transport, number));
     LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Fabric> fabric, OpenFabric(std::move(mesh)));
     LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> addresses,
                               control_->Share(number, fabric->address(), deadline));
-    const char* name = options_.collective == "shm" ? "shm" : "tcp";
     StatusOr<std::vector<std::unique_ptr<Link>>> links = fabric->Connect(addresses, deadline);
     if (!links.ok()) return lifeline_->Overrule(links.status());
-    return MakeLinkGroup(std::move(group), name, std::move(*links));
+    return links;
   }
 
   bool SameMachine(int rank) const {
     return members_[rank].machine == members_[options_.rank].machine;
   }
 
-  StatusOr<FabricOptions> MeshOptions(uint32_t number) const {
+  StatusOr<FabricOptions> MeshOptions(const std::string& transport, uint32_t number) const {
     FabricOptions mesh;
     mesh.rank = options_.rank;
     mesh.size = options_.size;
-    mesh.transport = options_.collective;
+    mesh.transport = transport;
     mesh.mesh = number;
     mesh.names = names_;
     mesh.sign = [key = key_](std::span<const std::byte> data) { return HmacSha256(key, data); };
@@ -131,7 +144,7 @@ class LinkedMembership final : public Membership {
     mesh.interrupted = [lifeline = lifeline_] {
       return lifeline->broken() ? lifeline->reason() : OkStatus();
     };
-    if (options_.collective == "shm") {
+    if (transport == "shm") {
       for (int rank = 0; rank < options_.size; ++rank) {
         if (SameMachine(rank)) continue;
         return UsageError(
@@ -177,7 +190,7 @@ class LinkedMembership final : public Membership {
   std::unique_ptr<ProcessManager> manager_;
   std::unique_ptr<ControlChannel> control_;
   uint32_t first_epoch_ = 0;
-  uint32_t groups_ = 0;
+  uint32_t meshes_ = 0;
   bool left_ = false;
 };
 
@@ -194,12 +207,15 @@ class SingleMembership final : public Membership {
   Status Health() const override { return lifeline_->broken() ? lifeline_->reason() : OkStatus(); }
   void Abort(const Status& reason) override { lifeline_->Abort(reason); }
   void Leave() override {}
-  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
+  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string&) override {
     GroupOptions group;
     group.slot_bytes = slot_bytes_;
     group.names = {ranks_[0].Name()};
     group.lifeline = lifeline_;
     return MakeSingleGroup(std::move(group));
+  }
+  StatusOr<std::vector<std::unique_ptr<Link>>> OpenLinks(const std::string&) override {
+    return std::vector<std::unique_ptr<Link>>(1);
   }
 
  private:
