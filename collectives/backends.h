@@ -10,7 +10,7 @@
 #include "collectives/group.h"
 #include "collectives/lifeline.h"
 #include "runtime/base/status.h"
-#include "transport/link.h"
+#include "transport/fabric.h"
 
 namespace lockstep {
 
@@ -27,9 +27,10 @@ struct GroupOptions {
   std::shared_ptr<Lifeline> lifeline;
 };
 
-// Direct exchange over one link per peer ([own rank] is null). `name` is a literal: "tcp", "shm".
-StatusOr<std::unique_ptr<Group>> MakeLinkGroup(GroupOptions options, const char* name,
-                                               std::vector<std::unique_ptr<Link>> links);
+// Over one link per peer. `name` is a literal: "tcp", "shm". The mesh's window is of
+// LinkWindowBytes(slot_bytes).
+StatusOr<std::unique_ptr<Group>> MakeLinkGroup(GroupOptions options, const char* name, Mesh mesh);
+size_t LinkWindowBytes(size_t slot_bytes);
 // Open MPI point-to-point; a usage error where it is not built. MPI's ranks must be the group's.
 StatusOr<std::unique_ptr<Group>> MakeMpiGroup(GroupOptions options);
 // One rank; every wait is over at once.

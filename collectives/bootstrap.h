@@ -11,7 +11,7 @@
 
 #include "collectives/group.h"
 #include "runtime/base/status.h"
-#include "transport/link.h"
+#include "transport/fabric.h"
 
 namespace lockstep {
 
@@ -70,9 +70,9 @@ class Membership {
   // the same transport. Groups may stand beside each other.
   virtual StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective) = 0;
   StatusOr<std::unique_ptr<Group>> OpenGroup() { return OpenGroup(""); }
-  // Bare links to all other ranks, null at the own rank, to measure what a transport gives without
-  // a group. Collective, as OpenGroup; an error for a transport that has no links (mpi).
-  virtual StatusOr<std::vector<std::unique_ptr<Link>>> OpenLinks(const std::string& transport) = 0;
+  // Bare links to all other ranks, to measure what a transport gives without a group. Collective,
+  // as OpenGroup, with equal windows; an error for a transport that has no links (mpi).
+  virtual StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) = 0;
 };
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);

@@ -27,6 +27,16 @@ constexpr size_t kFirstPayloadBytes = kFirstPartBytes - sizeof(uint64_t);
 
 }  // namespace
 
+Status Group::Publish() {
+  const SlotPart whole{0, bytes_};
+  for (int peer = 0; peer < size_; ++peer) {
+    if (peer == rank_) continue;
+    LOCKSTEP_RETURN_IF_ERROR(ExpectPart(peer, whole));
+    LOCKSTEP_RETURN_IF_ERROR(PublishPart(peer, whole));
+  }
+  return OkStatus();
+}
+
 Status SumSlots(Group& group, std::span<float> sum) {
   LOCKSTEP_RETURN_IF_ERROR(group.Publish());
   const float* first = nullptr;

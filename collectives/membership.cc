@@ -81,10 +81,10 @@ class LinkedMembership final : public Membership {
     return group;
   }
 
-  StatusOr<std::vector<std::unique_ptr<Link>>> OpenLinks(const std::string& transport) override {
-    StatusOr<std::vector<std::unique_ptr<Link>>> links = TryOpenLinks(transport, meshes_++);
-    if (!links.ok()) lifeline_->Abort(links.status());
-    return links;
+  StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) override {
+    StatusOr<Mesh> mesh = TryOpenMesh(transport, window_bytes, meshes_++);
+    if (!mesh.ok()) lifeline_->Abort(mesh.status());
+    return mesh;
   }
 
  private:
@@ -107,20 +107,21 @@ class LinkedMembership final : public Membership {
       return MakeMpiGroup(std::move(group));
     }
     const char* name = collective == "shm" ? "shm" : "tcp";
-    LOCKSTEP_ASSIGN_OR_RETURN(auto links, TryOpenLinks(collective, number));
-    return MakeLinkGroup(std::move(group), name, std::move(links));
+    const size_t window_bytes = LinkWindowBytes(options_.slot_bytes);
+    LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh(collective, window_bytes, number));
+    return MakeLinkGroup(std::move(group), name, std::move(mesh));
   }
 
-  StatusOr<std::vector<std::unique_ptr<Link>>> TryOpenLinks(const std::string& transport,
-                                                            uint32_t number) {
+  StatusOr<Mesh> TryOpenMesh(const std::string& transport, size_t window_bytes, uint32_t number) {
     const Deadline deadline = Deadline::After(options_.start_timeout_ms);
     LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(transport, number));
+    mesh.window_bytes = window_bytes;
     LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Fabric> fabric, OpenFabric(std::move(mesh)));
     LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> addresses,
                               control_->Share(number, fabric->address(), deadline));
-    StatusOr<std::vector<std::unique_ptr<Link>>> links = fabric->Connect(addresses, deadline);
-    if (!links.ok()) return lifeline_->Overrule(links.status());
-    return links;
+    StatusOr<Mesh> connected = fabric->Connect(addresses, deadline);
+    if (!connected.ok()) return lifeline_->Overrule(connected.status());
+    return connected;
   }
 
   bool SameMachine(int rank) const {
@@ -214,8 +215,11 @@ class SingleMembership final : public Membership {
     group.lifeline = lifeline_;
     return MakeSingleGroup(std::move(group));
   }
-  StatusOr<std::vector<std::unique_ptr<Link>>> OpenLinks(const std::string&) override {
-    return std::vector<std::unique_ptr<Link>>(1);
+  StatusOr<Mesh> OpenMesh(const std::string&, size_t window_bytes) override {
+    Mesh mesh;
+    LOCKSTEP_ASSIGN_OR_RETURN(mesh.window, Window::Allocate(window_bytes));
+    mesh.links.resize(1);
+    return mesh;
   }
 
  private:

@@ -2,7 +2,7 @@
 #include <utility>
 
 #include "collectives/backends.h"
-#include "collectives/message.h"
+#include "collectives/slots.h"
 #include "runtime/base/check.h"
 
 namespace lockstep {
@@ -24,7 +24,14 @@ class SingleGroup final : public Group {
     bytes_ = bytes;
     return slots_.Of(0, bytes);
   }
-  Status Publish() override { return OkStatus(); }
+  Status ExpectPart(int peer, SlotPart) override {
+    LOCKSTEP_CHECK(peer < 0);  // there is no other rank
+    return OkStatus();
+  }
+  Status PublishPart(int peer, SlotPart) override {
+    LOCKSTEP_CHECK(peer < 0);
+    return OkStatus();
+  }
   StatusOr<std::span<const std::byte>> Wait(int peer) override {
     LOCKSTEP_CHECK(peer == 0);
     return slots_.Of(0, bytes_);
@@ -41,7 +48,6 @@ class SingleGroup final : public Group {
   std::shared_ptr<Lifeline> lifeline_;
   GroupTraits traits_;
   Slots slots_;
-  size_t bytes_ = 0;
 };
 
 }  // namespace

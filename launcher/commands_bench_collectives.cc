@@ -144,7 +144,7 @@ class PingPong {
  private:
   Status Send(std::span<const std::byte> data) {
     ++posted_.sends;
-    LOCKSTEP_RETURN_IF_ERROR(link_->PostSend(data));
+    LOCKSTEP_RETURN_IF_ERROR(link_->PostSend(data, 0));
     return Spin();
   }
   Status Receive(std::span<std::byte> buffer) {
@@ -176,10 +176,10 @@ class PingPong {
 };
 
 StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport) {
-  LOCKSTEP_ASSIGN_OR_RETURN(auto links, session.membership().OpenLinks(transport));
+  LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, session.membership().OpenMesh(transport, 0));
   const int rank = session.rank();
   // Ranks 0 and 1 have each other, the others have rank 0, whom they send nothing.
-  const auto game = std::make_shared<PingPong>(std::move(links[rank == 0 ? 1 : 0]), session);
+  const auto game = std::make_shared<PingPong>(std::move(mesh.links[rank == 0 ? 1 : 0]), session);
   return Contestant{transport,
                     "ping-pong",
                     [game](size_t repetition, const Values& values, std::span<float> data) {

@@ -75,6 +75,13 @@ class MeshFabric final : public Fabric {
   explicit MeshFabric(FabricOptions options)
       : options_(std::move(options)), links_(options_.size) {}
 
+  Status Open() {
+    const size_t bytes = options_.window_bytes;
+    const bool shared = options_.transport == "shm";
+    LOCKSTEP_ASSIGN_OR_RETURN(window_, shared ? Window::Share(bytes) : Window::Allocate(bytes));
+    return Listen();
+  }
+
   Status Listen() {
     if (options_.transport == "shm") {
       LOCKSTEP_ASSIGN_OR_RETURN(listener_, ListenLocal(&address_));
@@ -99,8 +106,7 @@ class MeshFabric final : public Fabric {
 
   const std::string& address() const override { return address_; }
 
-  StatusOr<std::vector<std::unique_ptr<Link>>> Connect(const std::vector<std::string>& addresses,
-                                                       Deadline deadline) override {
+  StatusOr<Mesh> Connect(const std::vector<std::string>& addresses, Deadline deadline) override {
     if (addresses.size() != static_cast<size_t>(options_.size)) {
       return InternalError("%d addresses for %d ranks", addresses.size(), options_.size);
     }
@@ -109,7 +115,7 @@ class MeshFabric final : public Fabric {
     }
     LOCKSTEP_RETURN_IF_ERROR(AcceptAbove(deadline));
     listener_.Reset();
-    return std::move(links_);
+    return Mesh{std::move(window_), std::move(links_)};
   }
 
  private:
@@ -171,9 +177,11 @@ class MeshFabric final : public Fabric {
   }
 
   StatusOr<std::unique_ptr<Link>> MakeLink(UniqueFd socket, bool connected, Deadline deadline) {
-    if (options_.transport == "shm") return MakeShmLink(std::move(socket), connected, deadline);
+    if (options_.transport == "shm") {
+      return MakeShmLink(std::move(socket), window_, connected, deadline);
+    }
     TuneForData(socket.get());
-    return MakeTcpLink(std::move(socket));
+    return MakeTcpLink(std::move(socket), window_.bytes());
   }
 
   // --- the accepting side ---
@@ -248,6 +256,7 @@ class MeshFabric final : public Fabric {
   FabricOptions options_;
   UniqueFd listener_;
   std::string address_;
+  Window window_;
   std::vector<std::unique_ptr<Link>> links_;
 };
 
@@ -258,7 +267,7 @@ StatusOr<std::unique_ptr<Fabric>> OpenFabric(FabricOptions options) {
     return InternalError("there is no transport '%s'", options.transport);
   }
   auto fabric = std::make_unique<MeshFabric>(std::move(options));
-  LOCKSTEP_RETURN_IF_ERROR(fabric->Listen());
+  LOCKSTEP_RETURN_IF_ERROR(fabric->Open());
   return fabric;
 }
 

@@ -42,6 +42,15 @@ void DieWithParent();
 void AdviseExactReads(int fd);
 // Anonymous zeroed memory, on huge pages where the system has them; nullptr if there is none.
 void* AllocatePages(size_t bytes);
+// Also ends a MapSharedMemory.
 void FreePages(void* memory, size_t bytes);
+// Zeroed memory without a name, as a descriptor that other processes can be given: it is gone when
+// the last of them is, and cannot be resized. The caller closes the descriptor.
+StatusOr<int> CreateSharedMemory(size_t bytes);
+// Maps it, on huge pages where the system has them for shared memory. An error when it is not
+// `bytes` long.
+StatusOr<void*> MapSharedMemory(int descriptor, size_t bytes, bool writable);
+// From now on it can only be mapped to be read (macOS: not enforced).
+void ForbidFurtherWriters(int descriptor);
 
 }  // namespace lockstep::os

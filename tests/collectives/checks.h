@@ -120,6 +120,55 @@ inline Status CheckExchange(Group& group, size_t bytes) {
   return group.End();
 }
 
+// What rank `from` publishes to rank `to` in parts: another range for every pair, some empty.
+inline std::vector<SlotPart> PartsBetween(int from, int to, size_t bytes) {
+  const size_t piece = bytes / 7;
+  std::vector<SlotPart> parts;
+  for (int i = 0; i <= (from + 2 * to) % 5; ++i) {
+    parts.push_back({static_cast<size_t>(6 - i) * piece, i == 1 ? 0 : piece});
+  }
+  return parts;
+}
+
+// Slots in parts: every rank sees what was published to it and in that order, exchange after
+// exchange, although nobody waits for more than that.
+inline Status CheckParts(Group& group, size_t bytes, int exchanges) {
+  const int me = group.rank();
+  for (int round = 0; round < exchanges; ++round) {
+    const uint32_t seed = 300 + static_cast<uint32_t>(round);
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(bytes));
+    const std::vector<std::byte> mine = Pattern(me, bytes, seed);
+    std::copy(mine.begin(), mine.end(), slot.begin());
+    for (int peer = 0; peer < group.size(); ++peer) {
+      if (peer == me) continue;
+      for (const SlotPart part : PartsBetween(peer, me, bytes)) {
+        LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(peer, part));
+      }
+      for (const SlotPart part : PartsBetween(me, peer, bytes)) {
+        LOCKSTEP_RETURN_IF_ERROR(group.PublishPart(peer, part));
+      }
+    }
+    for (int peer = 0; peer < group.size(); ++peer) {
+      if (peer == me) continue;
+      const std::vector<std::byte> expected = Pattern(peer, bytes, seed);
+      std::vector<SlotPart> parts = PartsBetween(peer, me, bytes);
+      // The last one is left to End.
+      if (parts.size() > 1) parts.pop_back();
+      for (const SlotPart part : parts) {
+        LOCKSTEP_ASSIGN_OR_RETURN(const std::span<const std::byte> got, group.Wait(peer));
+        if (got.size() != part.bytes ||
+            !std::equal(got.begin(), got.end(),
+                        expected.begin() + static_cast<ptrdiff_t>(part.offset))) {
+          return InternalError("rank %d: %d bytes at %d of rank %d's slot are wrong", me,
+                               part.bytes, part.offset, peer);
+        }
+      }
+    }
+    LOCKSTEP_RETURN_IF_ERROR(group.End());
+  }
+  return OkStatus();
+}
+
 inline Status CheckEverything(Group& group) {
   const size_t slot = group.traits().slot_bytes;
   const size_t slot_floats = slot / sizeof(float);
@@ -140,6 +189,9 @@ inline Status CheckEverything(Group& group) {
   }
   for (const size_t bytes : {size_t{0}, size_t{1}, size_t{64}, slot}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckExchange(group, bytes));
+  }
+  for (const size_t bytes : {size_t{0}, size_t{71}, slot}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckParts(group, bytes, 20));
   }
   for (int i = 0; i < 3; ++i) LOCKSTEP_RETURN_IF_ERROR(Barrier(group));
   return OkStatus();

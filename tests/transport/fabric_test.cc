@@ -26,6 +26,7 @@ FabricOptions Options(const std::string& transport, int rank, int size, uint64_t
   options.rank = rank;
   options.size = size;
   options.transport = transport;
+  options.window_bytes = 4096;
   options.hosts = {"127.0.0.1"};
   options.sign = [key](std::span<const std::byte> data) { return FakeSign(key, data); };
   options.nonce = [] {
@@ -53,11 +54,15 @@ class EveryFabric : public testing::TestWithParam<const char*> {
     std::vector<std::thread> threads;
     for (size_t rank = 0; rank < fabrics_.size(); ++rank) {
       threads.emplace_back([&, rank] {
-        auto links = fabrics_[rank]->Connect(addresses_, Deadline::After(timeout_ms));
-        results[rank] = links.status();
-        if (!links.ok()) return;
-        for (size_t peer = 0; peer < links->size(); ++peer)
-          EXPECT_EQ((*links)[peer] == nullptr, peer == rank);
+        auto mesh = fabrics_[rank]->Connect(addresses_, Deadline::After(timeout_ms));
+        results[rank] = mesh.status();
+        if (!mesh.ok()) return;
+        EXPECT_EQ(mesh->window.bytes().size(), 4096u);
+        EXPECT_EQ(mesh->links.size(), fabrics_.size());
+        for (size_t peer = 0; peer < mesh->links.size(); ++peer) {
+          EXPECT_EQ(mesh->links[peer] == nullptr, peer == rank);
+          if (peer != rank) EXPECT_EQ(mesh->links[peer]->view().size(), 4096u);
+        }
       });
     }
     for (std::thread& thread : threads) thread.join();
@@ -117,8 +122,8 @@ TEST_P(EveryFabric, StopsWhenInterrupted) {
   options.interrupted = [] { return ModelError("enough"); };
   auto fabric = OpenFabric(options);
   ASSERT_TRUE(fabric.ok());
-  const auto links = (*fabric)->Connect({(*fabric)->address(), "unused"}, Deadline::After(60'000));
-  EXPECT_EQ(MessageOf(links.status()), "enough");
+  const auto mesh = (*fabric)->Connect({(*fabric)->address(), "unused"}, Deadline::After(60'000));
+  EXPECT_EQ(MessageOf(mesh.status()), "enough");
 }
 
 INSTANTIATE_TEST_SUITE_P(Fabrics, EveryFabric, testing::Values("tcp", "shm"),
