@@ -32,6 +32,7 @@ struct GroupTraits {
   size_t
       slot_bytes;  // largest exchange; longer messages are cut into several by the functions below
   bool sums_in_rank_order;  // all backends here: yes
+  bool reads_in_place;      // Wait returns the peer's own slot (shm), not a copy
 };
 
 // Bytes [offset, offset + bytes) of a slot.
@@ -70,6 +71,8 @@ class Group {
   // What was expected is read; the slots may be used again.
   virtual Status End() = 0;
 
+  // This rank's slot of the open exchange.
+  std::span<std::byte> slot() const { return slot_; }
   // The whole slot, from everyone and to everyone.
   Status Publish();
 
@@ -92,8 +95,7 @@ class Group {
 
  protected:
   Group(int rank, int size) : rank_(rank), size_(size) {}
-  // Of the open exchange, set by Begin.
-  size_t bytes_ = 0;
+  std::span<std::byte> slot_;  // what Begin returned
 
  private:
   int rank_;
@@ -101,8 +103,9 @@ class Group {
 };
 
 // Ends an exchange of floats that Begin opened and whose slot is filled: sum[i] = left fold over
-// ranks 0, 1, 2, ... of their slot's [i], float32. The one place where ranks' values are added, so
-// every backend and every caller gets the same bits. Needs at least two ranks.
+// ranks 0, 1, 2, ... of their slot's [i], float32. The one place where ranks' values are added
+// (sum.cc), so every backend, every algorithm (choose.h) and every caller gets the same bits. Needs
+// at least two ranks.
 Status SumSlots(Group& group, std::span<float> sum);
 // The same for values in ordinary memory and of any length: data[i] becomes the sum over ranks.
 Status AllReduceSum(Group& group, std::span<float> data);

@@ -12,13 +12,22 @@ std::string Describe(const FrameHeader& header) {
   return absl::StrFormat("a message of %d bytes", header.bytes);
 }
 
-// Appends what is left of a frame of which `moved` bytes are done.
-void AddParts(void* header, std::byte* data, size_t bytes, size_t moved, std::span<iovec> parts,
-              size_t* count) {
-  constexpr size_t kHeader = sizeof(FrameHeader);
-  if (moved < kHeader) parts[(*count)++] = {static_cast<char*>(header) + moved, kHeader - moved};
-  const size_t done = moved > kHeader ? moved - kHeader : 0;
-  if (done < bytes && *count < parts.size()) parts[(*count)++] = {data + done, bytes - done};
+constexpr size_t Padding(size_t bytes) { return (kLine - bytes % kLine) % kLine; }
+constexpr size_t FrameBytes(size_t bytes) { return sizeof(FrameHeader) + bytes + Padding(bytes); }
+
+// Appends what is left of a frame of which `moved` bytes are done. `padding` has room for a line.
+void AddParts(FrameHeader* header, std::span<std::byte> data, std::byte* padding, size_t moved,
+              std::span<iovec> parts, size_t* count) {
+  const std::span<std::byte> all[] = {{reinterpret_cast<std::byte*>(header), sizeof(FrameHeader)},
+                                      data,
+                                      {padding, Padding(data.size())}};
+  for (const std::span<std::byte> part : all) {
+    const size_t done = std::min(moved, part.size());
+    moved -= done;
+    if (done == part.size()) continue;
+    if (*count == parts.size()) return;
+    parts[(*count)++] = {part.data() + done, part.size() - done};
+  }
 }
 
 }  // namespace
@@ -38,8 +47,8 @@ size_t FrameSender::Parts(std::span<iovec> parts) {
   size_t count = 0;
   for (size_t i = 0; i < frames_.size() && count < parts.size(); ++i) {
     Frame& frame = frames_[i];
-    AddParts(&frame.header, const_cast<std::byte*>(frame.data.data()), frame.data.size(),
-             frame.moved, parts, &count);
+    auto* data = const_cast<std::byte*>(frame.data.data());
+    AddParts(&frame.header, {data, frame.data.size()}, zeros_.data(), frame.moved, parts, &count);
   }
   return count;
 }
@@ -47,7 +56,7 @@ size_t FrameSender::Parts(std::span<iovec> parts) {
 void FrameSender::Advance(size_t bytes) {
   while (bytes > 0) {
     Frame& frame = frames_[0];
-    const size_t left = sizeof(FrameHeader) + frame.data.size() - frame.moved;
+    const size_t left = FrameBytes(frame.data.size()) - frame.moved;
     const size_t taken = std::min(bytes, left);
     frame.moved += taken;
     bytes -= taken;
@@ -61,7 +70,7 @@ size_t FrameReceiver::Parts(std::span<iovec> parts) {
   size_t count = 0;
   for (size_t i = 0; i < frames_.size() && count < parts.size(); ++i) {
     Frame& frame = frames_[i];
-    AddParts(&frame.got, frame.buffer.data(), frame.buffer.size(), frame.moved, parts, &count);
+    AddParts(&frame.got, frame.buffer, padding_.data(), frame.moved, parts, &count);
   }
   return count;
 }
@@ -70,7 +79,7 @@ Status FrameReceiver::Advance(size_t bytes) {
   while (bytes > 0) {
     Frame& frame = frames_[0];
     const bool headless = frame.moved < sizeof(FrameHeader);
-    const size_t left = sizeof(FrameHeader) + frame.buffer.size() - frame.moved;
+    const size_t left = FrameBytes(frame.buffer.size()) - frame.moved;
     const size_t taken = std::min(bytes, left);
     frame.moved += taken;
     bytes -= taken;

@@ -42,12 +42,19 @@ struct Peer {
 // One line of distance, so that the halves do not share cache sets evenly.
 size_t HalfBytes(size_t slot_bytes) { return (slot_bytes + 127) / 64 * 64; }
 
+const Link& FirstLink(const Mesh& mesh) {
+  return mesh.links[0] != nullptr ? *mesh.links[0] : *mesh.links[1];
+}
+
 class LinkGroup final : public Group {
  public:
   LinkGroup(GroupOptions options, const char* name, Mesh mesh)
       : Group(options.rank, options.size),
         options_(std::move(options)),
-        traits_{.name = name, .slot_bytes = options_.slot_bytes, .sums_in_rank_order = true},
+        traits_{.name = name,
+                .slot_bytes = options_.slot_bytes,
+                .sums_in_rank_order = true,
+                .reads_in_place = size() > 1 && !FirstLink(mesh).traits().put_copies},
         window_(std::move(mesh.window)),
         peers_(size()) {
     for (int peer = 0; peer < size(); ++peer) peers_[peer].link = std::move(mesh.links[peer]);
@@ -59,7 +66,6 @@ class LinkGroup final : public Group {
     LOCKSTEP_RETURN_IF_ERROR(Health());
     LOCKSTEP_CHECK(!open_ && bytes <= traits_.slot_bytes);
     open_ = true;
-    bytes_ = bytes;
     ++exchange_;
     for (int index = 0; index < size(); ++index) {
       if (index == rank()) continue;
@@ -68,7 +74,7 @@ class LinkGroup final : public Group {
       const uint64_t puts = peer.puts_of_half[exchange_ % 2];
       LOCKSTEP_RETURN_IF_ERROR(Await(index, &LinkProgress::puts, puts, Patience::kStep));
     }
-    return window_.bytes().subspan(half(), bytes);
+    return slot_ = window_.bytes().subspan(half(), bytes);
   }
 
   Status ExpectPart(int index, SlotPart part) override {
@@ -90,7 +96,7 @@ class LinkGroup final : public Group {
 
   StatusOr<std::span<const std::byte>> Wait(int index) override {
     LOCKSTEP_CHECK(open_);
-    if (index == rank()) return window_.bytes().subspan(half(), bytes_);
+    if (index == rank()) return slot_;
     Peer& peer = peers_[index];
     LOCKSTEP_CHECK(peer.taken < peer.expected);
     const SlotPart part = peer.parts[peer.taken];
@@ -136,7 +142,7 @@ class LinkGroup final : public Group {
   // Where the open exchange's slots begin in every window.
   size_t half() const { return exchange_ % 2 * HalfBytes(traits_.slot_bytes); }
   bool Inside(SlotPart part) const {
-    return part.offset <= bytes_ && part.bytes <= bytes_ - part.offset;
+    return part.offset <= slot_.size() && part.bytes <= slot_.size() - part.offset;
   }
   // What puts and messages carry, to show that both sides mean the same one: its number, and the
   // group's.

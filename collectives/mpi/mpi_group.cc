@@ -93,7 +93,10 @@ class MpiGroup final : public Group {
   MpiGroup(GroupOptions options, MPI_Comm communicator)
       : Group(options.rank, options.size),
         options_(std::move(options)),
-        traits_{.name = "mpi", .slot_bytes = options_.slot_bytes, .sums_in_rank_order = true},
+        traits_{.name = "mpi",
+                .slot_bytes = options_.slot_bytes,
+                .sums_in_rank_order = true,
+                .reads_in_place = false},
         communicator_(communicator),
         slots_(size(), options_.slot_bytes),
         peers_(size()) {
@@ -118,24 +121,23 @@ class MpiGroup final : public Group {
     LOCKSTEP_RETURN_IF_ERROR(Health());
     LOCKSTEP_CHECK(!open_ && bytes <= traits_.slot_bytes);
     open_ = true;
-    bytes_ = bytes;
     ++exchange_;
-    return slots_.Of(rank(), bytes);
+    return slot_ = slots_.Of(rank(), bytes);
   }
 
   Status ExpectPart(int peer, SlotPart part) override {
-    LOCKSTEP_CHECK(open_ && part.offset + part.bytes <= bytes_);
+    LOCKSTEP_CHECK(open_ && part.offset + part.bytes <= slot_.size());
     return Receive(peer, MessageKind::kExchange, PartOf(peer, part));
   }
 
   Status PublishPart(int peer, SlotPart part) override {
-    LOCKSTEP_CHECK(open_ && part.offset + part.bytes <= bytes_);
+    LOCKSTEP_CHECK(open_ && part.offset + part.bytes <= slot_.size());
     return Send(peer, MessageKind::kExchange, PartOf(rank(), part));
   }
 
   StatusOr<std::span<const std::byte>> Wait(int index) override {
     LOCKSTEP_CHECK(open_);
-    if (index == rank()) return slots_.Of(index, bytes_);
+    if (index == rank()) return slot_;
     Peer& peer = peers_[index];
     LOCKSTEP_CHECK(peer.taken < peer.receives.size());
     Pending& next = peer.receives[peer.taken++];
@@ -218,7 +220,7 @@ class MpiGroup final : public Group {
   }
 
   std::span<std::byte> PartOf(int owner, SlotPart part) const {
-    return slots_.Of(owner, bytes_).subspan(part.offset, part.bytes);
+    return slots_.Of(owner, slot_.size()).subspan(part.offset, part.bytes);
   }
 
   // All that is under way between this rank and `index`.
