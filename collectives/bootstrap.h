@@ -11,6 +11,7 @@
 
 #include "collectives/group.h"
 #include "runtime/base/status.h"
+#include "transport/fabric.h"
 
 namespace lockstep {
 
@@ -66,8 +67,13 @@ class Membership {
   virtual void Abort(const Status& reason) = 0;
   // Announces an orderly end, so that peers do not take the closing connection for a death.
   virtual void Leave() = 0;
-  // Opens the data group (collective as in the options). Collective: all ranks call it.
-  virtual StatusOr<std::unique_ptr<Group>> OpenGroup() = 0;
+  // Opens a data group: tcp, shm, mpi, or as the options say. Collective: all ranks call it, for
+  // the same transport. Groups may stand beside each other.
+  virtual StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective) = 0;
+  StatusOr<std::unique_ptr<Group>> OpenGroup() { return OpenGroup(""); }
+  // Bare links to all other ranks, to measure what a transport gives without a group. Collective,
+  // as OpenGroup, with equal windows; an error for a transport that has no links (mpi).
+  virtual StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) = 0;
 };
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);

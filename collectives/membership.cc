@@ -74,15 +74,21 @@ class LinkedMembership final : public Membership {
   }
 
   // All ranks are in this together: what stops one stops all, with its reason.
-  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
-    StatusOr<std::unique_ptr<Group>> group = TryOpenGroup();
+  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective) override {
+    StatusOr<std::unique_ptr<Group>> group =
+        TryOpenGroup(collective.empty() ? options_.collective : collective, meshes_++);
     if (!group.ok()) lifeline_->Abort(group.status());
     return group;
   }
 
+  StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) override {
+    StatusOr<Mesh> mesh = TryOpenMesh(transport, window_bytes, meshes_++);
+    if (!mesh.ok()) lifeline_->Abort(mesh.status());
+    return mesh;
+  }
+
  private:
-  StatusOr<std::unique_ptr<Group>> TryOpenGroup() {
-    const uint32_t number = groups_++;
+  StatusOr<std::unique_ptr<Group>> TryOpenGroup(const std::string& collective, uint32_t number) {
     GroupOptions group;
     group.rank = options_.rank;
     group.size = options_.size;
@@ -94,37 +100,44 @@ class LinkedMembership final : public Membership {
     group.epoch = first_epoch_ + number;
     group.names = names_;
     group.lifeline = lifeline_;
-    const Deadline deadline = Deadline::After(options_.start_timeout_ms);
-    if (options_.collective == "mpi") {
+    if (collective == "mpi") {
       // Also a barrier: MPI's own start waits without a deadline.
+      const Deadline deadline = Deadline::After(options_.start_timeout_ms);
       LOCKSTEP_RETURN_IF_ERROR(control_->Share(number, "mpi", deadline).status());
       return MakeMpiGroup(std::move(group));
     }
-    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(number));
+    const size_t window_bytes = LinkWindowBytes(options_.slot_bytes);
+    LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh(collective, window_bytes, number));
+    return MakeLinkGroup(std::move(group), NameOfLinks(collective), std::move(mesh));
+  }
+
+  StatusOr<Mesh> TryOpenMesh(const std::string& transport, size_t window_bytes, uint32_t number) {
+    const Deadline deadline = Deadline::After(options_.start_timeout_ms);
+    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(transport, number));
+    mesh.window_bytes = window_bytes;
     LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Fabric> fabric, OpenFabric(std::move(mesh)));
     LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> addresses,
                               control_->Share(number, fabric->address(), deadline));
     StatusOr<Mesh> connected = fabric->Connect(addresses, deadline);
     if (!connected.ok()) return lifeline_->Overrule(connected.status());
-    return MakeLinkGroup(std::move(group), NameOfLinks(), std::move(*connected));
+    return connected;
   }
 
-  const char* NameOfLinks() const {
-    if (options_.collective == "rdma") return "rdma";
-    return options_.collective == "shm" ? "shm" : "tcp";
+  static const char* NameOfLinks(const std::string& collective) {
+    if (collective == "rdma") return "rdma";
+    return collective == "shm" ? "shm" : "tcp";
   }
 
   bool SameMachine(int rank) const {
     return members_[rank].machine == members_[options_.rank].machine;
   }
 
-  StatusOr<FabricOptions> MeshOptions(uint32_t number) const {
+  StatusOr<FabricOptions> MeshOptions(const std::string& transport, uint32_t number) const {
     FabricOptions mesh;
     mesh.rank = options_.rank;
     mesh.size = options_.size;
-    mesh.transport = options_.collective;
+    mesh.transport = transport;
     mesh.rdma_mode = options_.rdma_mode;
-    mesh.window_bytes = LinkWindowBytes(options_.slot_bytes);
     mesh.mesh = number;
     mesh.names = names_;
     mesh.sign = [key = key_](std::span<const std::byte> data) { return HmacSha256(key, data); };
@@ -137,7 +150,7 @@ class LinkedMembership final : public Membership {
     mesh.interrupted = [lifeline = lifeline_] {
       return lifeline->broken() ? lifeline->reason() : OkStatus();
     };
-    if (options_.collective == "shm") {
+    if (transport == "shm") {
       for (int rank = 0; rank < options_.size; ++rank) {
         if (SameMachine(rank)) continue;
         return UsageError(
@@ -184,7 +197,7 @@ class LinkedMembership final : public Membership {
   std::unique_ptr<ProcessManager> manager_;
   std::unique_ptr<ControlChannel> control_;
   uint32_t first_epoch_ = 0;
-  uint32_t groups_ = 0;
+  uint32_t meshes_ = 0;
   bool left_ = false;
 };
 
@@ -201,12 +214,18 @@ class SingleMembership final : public Membership {
   Status Health() const override { return lifeline_->broken() ? lifeline_->reason() : OkStatus(); }
   void Abort(const Status& reason) override { lifeline_->Abort(reason); }
   void Leave() override {}
-  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
+  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string&) override {
     GroupOptions group;
     group.slot_bytes = slot_bytes_;
     group.names = {ranks_[0].Name()};
     group.lifeline = lifeline_;
     return MakeSingleGroup(std::move(group));
+  }
+  StatusOr<Mesh> OpenMesh(const std::string&, size_t window_bytes) override {
+    Mesh mesh;
+    LOCKSTEP_ASSIGN_OR_RETURN(mesh.window, Window::Allocate(window_bytes));
+    mesh.links.resize(1);
+    return mesh;
   }
 
  private:

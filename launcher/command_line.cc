@@ -61,7 +61,10 @@ const std::vector<GroupSpec>& Groups() {
       {kLogits, "Logits", {"step", "together", "dump-hidden", "fast", "draft"}},
       {kShard, "Files of ranks", {"quantize", "from"}},
       {kVerify, "Check", {"record"}},
-      {kBench, "Benchmark", {"benchmark", "prompt-tokens", "context", "repeat", "formats", "rows"}},
+      {kBench,
+       "Benchmark",
+       {"benchmark", "prompt-tokens", "context", "repeat", "formats", "rows", "transports",
+        "sizes"}},
       {kFiles, "Files", {"out"}},
       {kOutput, "Output", {"json", "log-level"}},
   };
@@ -95,8 +98,8 @@ constexpr CommandSpec kCommands[] = {
      kModel | kListen | kSecret | kOutput},
     {"verify", "check files of ranks: their checksums and the logits of the probe prompt", "model",
      kTensorParallel | kVerify},
-    {"bench", "measure kernels, decode or prefill against what this machine can do", "benchmark",
-     kTensorParallel | kTokens | kBench},
+    {"bench", "measure kernels, exchanges, decode or prefill against what is possible here",
+     "benchmark", kTensorParallel | kTokens | kBench},
     {"version", "print the version and how it was built", "", kOutput},
 };
 

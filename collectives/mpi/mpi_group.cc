@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "collectives/backends.h"
+#include "collectives/open_mpi.h"
 #include "collectives/slots.h"
 #include "collectives/wait.h"
 #include "runtime/base/check.h"
@@ -296,6 +297,13 @@ StatusOr<std::unique_ptr<Group>> MakeMpiGroup(GroupOptions options) {
   auto group = std::make_unique<MpiGroup>(std::move(options), communicator);
   if (!group->valid()) return InternalError("no memory for the exchange slots");
   return group;
+}
+
+Status MpiAllReduceSum(std::span<float> data) {
+  if (data.size() > INT_MAX) return UsageError("MPI cannot add %d values", data.size());
+  const int code = MPI_Allreduce(MPI_IN_PLACE, data.data(), static_cast<int>(data.size()),
+                                 MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+  return code == MPI_SUCCESS ? OkStatus() : MpiFailed("MPI_Allreduce", code);
 }
 
 }  // namespace lockstep

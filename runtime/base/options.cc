@@ -150,12 +150,18 @@ std::vector<OptionSpec> PromptOptions() {
 }
 
 std::vector<OptionSpec> BenchOptions() {
-  return {{"benchmark", &O::benchmark, "what to measure", {"kernels", "decode", "prefill"}},
+  return {{"benchmark",
+           &O::benchmark,
+           "what to measure",
+           {"kernels", "collectives", "decode", "prefill"}},
           {"prompt-tokens", &O::prompt_tokens, "lengths of the prompts of bench prefill"},
           {"context", &O::context, "tokens before those of bench decode", {}, 0, 16'777'216},
           {"repeat", &O::repeat, "repetitions of every test, after a warm-up", {}, 1, 1000},
           {"formats", &O::formats, "weight formats of bench kernels, by their names, or all"},
-          {"rows", &O::rows, "rows that bench kernels multiplies at once"}};
+          {"rows", &O::rows, "rows that bench kernels multiplies at once"},
+          {"transports", &O::transports,
+           "what bench collectives exchanges over; auto: tcp, and shm on one machine"},
+          {"sizes", &O::sizes, "bytes of float32 values that bench collectives adds up"}};
 }
 
 std::vector<OptionSpec> OutputOptions() {

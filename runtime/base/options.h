@@ -81,6 +81,8 @@ struct Options {
   int64_t repeat = 3;
   std::string formats = "q4_0,q8_0,q4_k,q6_k";
   std::string rows = "1,8,32,128";
+  std::string transports = "auto";
+  std::string sizes = "4,1024,10240,20480,81920,1048576,5242880,20971520";
   // Output.
   bool json = false;
   std::string log_level = "info";

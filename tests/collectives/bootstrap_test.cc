@@ -336,10 +336,10 @@ TEST(Mpirun, IsDetectedFromItsEnvironment) {
   }
 }
 
-class SecretFile : public testing::Test {
+class SecretFile : public ::testing::Test {
  protected:
   std::string Write(const std::string& text, mode_t mode) {
-    const std::string path = testing::TempDir() + "/lockstep_secret_" + std::to_string(getpid());
+    const std::string path = ::testing::TempDir() + "/lockstep_secret_" + std::to_string(getpid());
     (void)unlink(path.c_str());
     std::ofstream(path) << text;
     (void)chmod(path.c_str(), mode);

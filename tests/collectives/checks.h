@@ -169,6 +169,31 @@ inline Status CheckParts(Group& group, size_t bytes, int exchanges) {
   return OkStatus();
 }
 
+// Messages from and to any address, of any length.
+inline Status CheckUnaligned(Group& group, size_t shift, size_t bytes) {
+  const std::vector<std::byte> mine = Pattern(group.rank(), shift + bytes, 31);
+  std::vector<std::byte> all(shift + bytes * static_cast<size_t>(group.size()));
+  const std::span<std::byte> gathered = std::span(all).subspan(shift);
+  LOCKSTEP_RETURN_IF_ERROR(AllGather(group, std::span(mine).subspan(shift), gathered));
+  for (int rank = 0; rank < group.size(); ++rank) {
+    const std::vector<std::byte> expected = Pattern(rank, shift + bytes, 31);
+    if (!std::equal(expected.begin() + static_cast<ptrdiff_t>(shift), expected.end(),
+                    gathered.begin() + static_cast<ptrdiff_t>(bytes) * rank)) {
+      return InternalError("rank %d: gathered %d bytes from address %d wrongly", group.rank(),
+                           bytes, shift);
+    }
+  }
+  if (group.rank() == 0) std::copy(mine.begin(), mine.end(), all.begin());
+  LOCKSTEP_RETURN_IF_ERROR(Broadcast(group, gathered.first(bytes), 0));
+  const std::vector<std::byte> expected = Pattern(0, shift + bytes, 31);
+  if (!std::equal(expected.begin() + static_cast<ptrdiff_t>(shift), expected.end(),
+                  gathered.begin())) {
+    return InternalError("rank %d: broadcast of %d bytes to address %d is wrong", group.rank(),
+                         bytes, shift);
+  }
+  return OkStatus();
+}
+
 inline Status CheckEverything(Group& group) {
   const size_t slot = group.traits().slot_bytes;
   const size_t slot_floats = slot / sizeof(float);
@@ -192,6 +217,10 @@ inline Status CheckEverything(Group& group) {
   }
   for (const size_t bytes : {size_t{0}, size_t{71}, slot}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckParts(group, bytes, 20));
+  }
+  for (const size_t shift : {1, 3, 7}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckUnaligned(group, shift, 4099));
+    LOCKSTEP_RETURN_IF_ERROR(CheckUnaligned(group, shift, slot + 13));
   }
   for (int i = 0; i < 3; ++i) LOCKSTEP_RETURN_IF_ERROR(Barrier(group));
   return OkStatus();

@@ -54,28 +54,16 @@ TEST_P(EveryGroup, StatesItsTraits) {
 }
 
 TEST_P(EveryGroup, StandsBesideOthersOfTheSameRanks) {
-  ExpectAllOk(RunAsThreads(
-      LocalRanks(GetParam().ranks, GetParam().collective), [](Membership& membership) -> Status {
-        std::vector<std::unique_ptr<Group>> groups;
-        for (int i = 0; i < 3; ++i) {
-          LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership.OpenGroup());
-          groups.push_back(std::move(group));
-        }
-        std::vector<Status> results(groups.size());
-        std::vector<std::thread> threads;
-        for (size_t i = 0; i < groups.size(); ++i) {
-          threads.emplace_back([&, i] { results[i] = CheckManyExchanges(*groups[i], 100); });
-        }
-        for (std::thread& thread : threads) thread.join();
-        for (const Status& result : results) LOCKSTEP_RETURN_IF_ERROR(result);
-        return OkStatus();
-      }));
+  ExpectAllOk(
+      RunGroupsBesideEachOther(LocalRanks(GetParam().ranks, GetParam().collective), 3,
+                               [](Group& group) { return CheckManyExchanges(group, 100); }));
 }
 
 std::vector<Case> AllCases() {
   std::vector<Case> cases;
-  for (const char* collective : {"tcp", "shm"}) {
-    for (int ranks = 1; ranks <= 5; ++ranks) cases.push_back({collective, ranks});
+  for (const char* collective : {"tcp", "shm", "sim", "sim_in_place"}) {
+    for (int ranks = IsSimulated(collective) ? 2 : 1; ranks <= 8; ++ranks)
+      cases.push_back({collective, ranks});
   }
   for (const char* collective : {"rdma_rc", "rdma_uc"}) {
     for (const int ranks : {2, 3}) cases.push_back({collective, ranks});
@@ -87,6 +75,21 @@ INSTANTIATE_TEST_SUITE_P(Groups, EveryGroup, ::testing::ValuesIn(AllCases()),
                          [](const auto& values) {
                            return values.param.collective + std::to_string(values.param.ranks);
                          });
+
+class LongRun : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(LongRun, KeepsStepOverHundredThousandExchanges) {
+  int count = 100'000;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  count /= 10;
+#endif
+  if (IsSimulated(GetParam())) count /= 10;  // where an exchange takes a tenth of a millisecond
+  ExpectAllOk(RunGroups(LocalRanks(2, GetParam()),
+                        [count](Group& group) { return CheckManyExchanges(group, count); }));
+}
+
+INSTANTIATE_TEST_SUITE_P(Groups, LongRun, ::testing::Values("tcp", "shm", "sim", "sim_in_place"),
+                         [](const auto& values) { return std::string(values.param); });
 
 class Links : public ::testing::TestWithParam<const char*> {
  protected:

@@ -72,6 +72,35 @@ TEST_P(ADeadRank, IsNamedByAllOthersSoon) {
   }
 }
 
+class EveryGroupOfProcesses : public ::testing::TestWithParam<std::pair<const char*, int>> {};
+
+TEST_P(EveryGroupOfProcesses, MovesAndAddsEverySizeRightly) {
+  const auto [collective, size] = GetParam();
+  std::vector<BootstrapOptions> all = LocalRanks(size, collective);
+  for (BootstrapOptions& options : all) options.slot_bytes = 64 << 10;
+  Processes ranks(all, [](Membership& membership, const std::function<void()>&) -> Status {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Group> group, membership.OpenGroup());
+    return CheckEverything(*group);
+  });
+  for (int rank = 0; rank < size; ++rank) {
+    const Ended ended = ranks.Wait(rank);
+    EXPECT_EQ(ended.code, 0) << "rank " << rank << ": " << ended.text;
+  }
+}
+
+std::vector<std::pair<const char*, int>> Sizes() {
+  std::vector<std::pair<const char*, int>> sizes;
+  for (const char* collective : {"tcp", "shm"}) {
+    for (int size = 1; size <= 8; ++size) sizes.emplace_back(collective, size);
+  }
+  return sizes;
+}
+
+INSTANTIATE_TEST_SUITE_P(Processes, EveryGroupOfProcesses, ::testing::ValuesIn(Sizes()),
+                         [](const auto& values) {
+                           return values.param.first + std::to_string(values.param.second);
+                         });
+
 std::vector<Case> Victims() {
   std::vector<Case> cases;
   for (const char* collective : {"tcp", "shm"}) {
