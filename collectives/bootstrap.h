@@ -21,6 +21,8 @@ struct Setting {
   std::string remedy;  // what to do when they differ
 };
 
+inline constexpr size_t kLargestSlotBytes = size_t{1} << 30;
+
 struct BootstrapOptions {
   int rank = 0;
   int size = 1;
@@ -36,7 +38,7 @@ struct BootstrapOptions {
   int64_t start_timeout_ms = 60'000;
   int64_t exchange_timeout_ms = 30'000;
   int64_t peer_timeout_ms = 10'000;
-  size_t slot_bytes = size_t{1} << 20;
+  size_t slot_bytes = size_t{1} << 20;  // of a group for which nothing else is said
   // How many ranks share this machine, when the caller knows (a spawner); 0: counted by host name.
   int ranks_on_this_host = 0;
 };
@@ -65,8 +67,11 @@ class Membership {
   virtual void Abort(const Status& reason) = 0;
   // Announces an orderly end, so that peers do not take the closing connection for a death.
   virtual void Leave() = 0;
-  // Opens the data group (collective as in the options). Collective: all ranks call it.
-  virtual StatusOr<std::unique_ptr<Group>> OpenGroup() = 0;
+  // Opens a data group (collective as in the options) with slots of that size, a multiple of 64
+  // bytes; 0: as in the options. Collective: all ranks call it with the same.
+  virtual StatusOr<std::unique_ptr<Group>> OpenGroup(size_t slot_bytes = 0) = 0;
+  // What such a group takes of this rank's memory.
+  virtual uint64_t GroupBytes(size_t slot_bytes) const = 0;
 };
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);

@@ -74,19 +74,26 @@ class LinkedMembership final : public Membership {
   }
 
   // All ranks are in this together: what stops one stops all, with its reason.
-  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
-    StatusOr<std::unique_ptr<Group>> group = TryOpenGroup();
+  StatusOr<std::unique_ptr<Group>> OpenGroup(size_t slot_bytes) override {
+    StatusOr<std::unique_ptr<Group>> group =
+        TryOpenGroup(slot_bytes == 0 ? options_.slot_bytes : slot_bytes);
     if (!group.ok()) lifeline_->Abort(group.status());
     return group;
   }
+  uint64_t GroupBytes(size_t slot_bytes) const override {
+    const auto ranks = static_cast<uint64_t>(options_.size);
+    if (options_.collective == "mpi") return ranks * slot_bytes;
+    // Over shared memory a rank reads the others' windows where they are.
+    return LinkWindowBytes(slot_bytes) * (options_.collective == "shm" ? 1 : ranks);
+  }
 
  private:
-  StatusOr<std::unique_ptr<Group>> TryOpenGroup() {
+  StatusOr<std::unique_ptr<Group>> TryOpenGroup(size_t slot_bytes) {
     const uint32_t number = groups_++;
     GroupOptions group;
     group.rank = options_.rank;
     group.size = options_.size;
-    group.slot_bytes = options_.slot_bytes;
+    group.slot_bytes = slot_bytes;
     group.exchange_timeout_ms = options_.exchange_timeout_ms;
     // Where ranks outnumber cores, a spinning rank keeps the one it waits for from running.
     const bool crowded = local_size() > static_cast<int>(os::OnlineCpus().size());
@@ -100,7 +107,7 @@ class LinkedMembership final : public Membership {
       LOCKSTEP_RETURN_IF_ERROR(control_->Share(number, "mpi", deadline).status());
       return MakeMpiGroup(std::move(group));
     }
-    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(number));
+    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(number, slot_bytes));
     LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Fabric> fabric, OpenFabric(std::move(mesh)));
     LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> addresses,
                               control_->Share(number, fabric->address(), deadline));
@@ -114,12 +121,12 @@ class LinkedMembership final : public Membership {
     return members_[rank].machine == members_[options_.rank].machine;
   }
 
-  StatusOr<FabricOptions> MeshOptions(uint32_t number) const {
+  StatusOr<FabricOptions> MeshOptions(uint32_t number, size_t slot_bytes) const {
     FabricOptions mesh;
     mesh.rank = options_.rank;
     mesh.size = options_.size;
     mesh.transport = options_.collective;
-    mesh.window_bytes = LinkWindowBytes(options_.slot_bytes);
+    mesh.window_bytes = LinkWindowBytes(slot_bytes);
     mesh.mesh = number;
     mesh.names = names_;
     mesh.sign = [key = key_](std::span<const std::byte> data) { return HmacSha256(key, data); };
@@ -195,9 +202,10 @@ class SingleMembership final : public Membership {
   Status Health() const override { return lifeline_->broken() ? lifeline_->reason() : OkStatus(); }
   void Abort(const Status& reason) override { lifeline_->Abort(reason); }
   void Leave() override {}
-  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
+  uint64_t GroupBytes(size_t slot_bytes) const override { return slot_bytes; }
+  StatusOr<std::unique_ptr<Group>> OpenGroup(size_t slot_bytes) override {
     GroupOptions group;
-    group.slot_bytes = slot_bytes_;
+    group.slot_bytes = slot_bytes == 0 ? slot_bytes_ : slot_bytes;
     group.names = {ranks_[0].Name()};
     group.lifeline = lifeline_;
     return MakeSingleGroup(std::move(group));
