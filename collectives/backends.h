@@ -20,7 +20,7 @@ struct GroupOptions {
   size_t slot_bytes = size_t{1} << 20;
   int64_t exchange_timeout_ms = 30'000;
   // How long a wait inside a step spins before it yields; 0 where ranks outnumber cores.
-  int64_t spin_us = 20;
+  int64_t spin_us = 100;
   // Differs between groups that follow each other, equal on all ranks of one.
   uint32_t epoch = 0;
   std::vector<std::string> names;  // "rank 1 (spark-2, pid 4711)", by rank

@@ -37,6 +37,19 @@ TEST_P(EveryGroup, MovesAndAddsEverySizeRightly) {
   ExpectAllOk(RunGroups(all, CheckEverything));
 }
 
+TEST_P(EveryGroup, AddsLongSlotsInChunks) {
+  ExpectAllOk(RunAsThreads(
+      LocalRanks(GetParam().ranks, GetParam().collective), [](Membership& membership) -> Status {
+        LOCKSTEP_ASSIGN_OR_RETURN(const auto group, membership.OpenGroup(size_t{3} << 20));
+        EXPECT_EQ(group->traits().slot_bytes, size_t{3} << 20);
+        for (const size_t count : {size_t{786'432}, size_t{400'001}, size_t{100'003}}) {
+          LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(*group, count, static_cast<uint32_t>(count)));
+          LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(*group, count + 1, 5));
+        }
+        return OkStatus();
+      }));
+}
+
 TEST_P(EveryGroup, DoesNotDriftOverManyExchanges) {
   ExpectAllOk(RunGroups(LocalRanks(GetParam().ranks, GetParam().collective),
                         [](Group& group) { return CheckManyExchanges(group, 2000); }));
