@@ -50,24 +50,25 @@ TEST(APort, IsChosenAlikeWhereverTheAddressStandsInTheTable) {
   EXPECT_EQ(ChoosePort(ports, "10.0.0.1")->gid->index, 3);
 }
 
+std::string Refusal(std::span<const PortFacts> ports, const std::string& address) {
+  const StatusOr<Choice> choice = ChoosePort(ports, address);
+  EXPECT_EQ(KindOf(choice.status()), ErrorKind::kUsage);
+  return MessageOf(choice.status());
+}
+
 TEST(APort, ThatIsMissingIsExplained) {
   std::vector<PortFacts> ports = TwoCards();
-  const auto refusal = [&](const std::string& address) {
-    const StatusOr<Choice> choice = ChoosePort(ports, address);
-    EXPECT_EQ(KindOf(choice.status()), ErrorKind::kUsage);
-    return MessageOf(choice.status());
-  };
-  EXPECT_NE(refusal("10.0.0.9").find("mlx5_0 port 1 (eth0) has fe80::1, 10.0.0.1"),
+  EXPECT_NE(Refusal(ports, "10.0.0.9").find("mlx5_0 port 1 (eth0) has fe80::1, 10.0.0.1"),
             std::string::npos)
-      << refusal("10.0.0.9");
+      << Refusal(ports, "10.0.0.9");
   ports[1].active = false;
-  EXPECT_NE(refusal("10.0.1.1").find("mlx5_1 port 1 (eth1) is down"), std::string::npos);
+  EXPECT_NE(Refusal(ports, "10.0.1.1").find("mlx5_1 port 1 (eth1) is down"), std::string::npos);
   ports[0].gids.pop_back();
-  EXPECT_NE(refusal("10.0.0.1").find("for RoCE v1 only"), std::string::npos);
+  EXPECT_NE(Refusal(ports, "10.0.0.1").find("for RoCE v1 only"), std::string::npos);
   ports[0].ethernet = false;
-  EXPECT_NE(refusal("10.0.0.1").find("InfiniBand"), std::string::npos);
+  EXPECT_NE(Refusal(ports, "10.0.0.1").find("InfiniBand"), std::string::npos);
   ports.clear();
-  EXPECT_NE(refusal("10.0.0.1").find("has no RDMA device"), std::string::npos);
+  EXPECT_NE(Refusal(ports, "10.0.0.1").find("has no RDMA device"), std::string::npos);
   EXPECT_FALSE(GidOfAddress("spark-1").ok());
 }
 

@@ -12,8 +12,8 @@ namespace lockstep::rdma {
 
 struct PacketHeader {
   uint64_t checksum = 0;  // XXH3-64 of what follows it, payload included; over RC 0
-  // Which packet this is, counted over all that carry bytes (over RC: writes, too), from 0. Of an
-  // acknowledgement: that of the packet which comes next.
+  // Which packet this is, counted over all that carry bytes (over RC: writes, too), from
+  // kFirstSequence. Of an acknowledgement: that of the packet which comes next.
   uint32_t sequence = 0;
   uint32_t accepted = 0;  // packets of the receiver that arrived here in order
   uint32_t consumed = 0;  // of those, how many are read: their slots are free again
@@ -29,6 +29,8 @@ struct PacketHeader {
 };
 static_assert(sizeof(PacketHeader) == kLine);
 
+// Sequence numbers begin here, so that every test sees them wrap.
+inline constexpr uint32_t kFirstSequence = 0u - 1000;
 inline constexpr FrameKind kAcknowledgement = FrameKind{0};
 inline constexpr uint32_t kAgain = 1;
 

@@ -320,8 +320,8 @@ class RdmaLink final : public Link {
       // comes by the sender's clock if the question is lost.
       if (header && Ahead(header->sequence, accepted_) < 0) {
         report_now_ = true;
-      } else if (asked_for_ != accepted_ + 1) {
-        asked_for_ = accepted_ + 1;
+      } else if (asked_for_ != accepted_) {
+        asked_for_ = accepted_;
         again_ = true;
       }
       return queue_pair_->Receive(completion.slot);
@@ -410,9 +410,9 @@ class RdmaLink final : public Link {
   Fifo<Outgoing> outgoing_;
   Fifo<Sent> sent_;                                // one per completion to come
   std::array<size_t, kDataSlots> packet_bytes_{};  // by slot
-  uint32_t next_ = 0;                              // sequence number of the next packet or write
-  uint32_t completed_ = 0;                         // of those, as this side's device says
-  uint32_t peer_accepted_ = 0, peer_consumed_ = 0;
+  uint32_t next_ = kFirstSequence;                 // sequence number of the next packet or write
+  uint32_t completed_ = kFirstSequence;            // of those, as this side's device says
+  uint32_t peer_accepted_ = kFirstSequence, peer_consumed_ = kFirstSequence;
   uint32_t acknowledgements_ = 0, next_acknowledgement_ = 0;  // under way; slot to come
   uint64_t sent_messages_ = 0, sent_puts_ = 0;
   // Repetition, over UC.
@@ -421,11 +421,11 @@ class RdmaLink final : public Link {
   int64_t repeat_after_ns_ = kFirstRepeatNs;
 
   Inbound puts_, messages_;
-  uint32_t accepted_ = 0, consumed_ = 0;
-  uint32_t reported_accepted_ = 0, reported_consumed_ = 0;
+  uint32_t accepted_ = kFirstSequence, consumed_ = kFirstSequence;
+  uint32_t reported_accepted_ = kFirstSequence, reported_consumed_ = kFirstSequence;
   bool report_now_ = false;
   bool again_ = false;
-  uint32_t asked_for_ = 0;  // 1 + the packet that was asked for last
+  uint32_t asked_for_ = kFirstSequence - 1;  // the packet that was asked for last
 };
 
 }  // namespace
