@@ -21,6 +21,8 @@ struct GroupOptions {
   int64_t exchange_timeout_ms = 30'000;
   // How long a wait inside a step spins before it yields; 0 where ranks outnumber cores.
   int64_t spin_us = 100;
+  // Every put and message is checked with a digest of its bytes; links only, equal on all ranks.
+  bool verify_exchanges = false;
   // Differs between groups that follow each other, equal on all ranks of one.
   uint32_t epoch = 0;
   std::vector<std::string> names;  // "rank 1 (spark-2, pid 4711)", by rank

@@ -103,6 +103,7 @@ class LinkedMembership final : public Membership {
     group.size = options_.size;
     group.slot_bytes = slot_bytes;
     group.exchange_timeout_ms = options_.exchange_timeout_ms;
+    group.verify_exchanges = options_.verify_exchanges;
     // Where ranks outnumber cores, a spinning rank keeps the one it waits for from running.
     const bool crowded = local_size() > static_cast<int>(os::OnlineCpus().size());
     if (crowded) group.spin_us = 0;

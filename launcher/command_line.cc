@@ -45,7 +45,7 @@ const std::vector<GroupSpec>& Groups() {
       {kRanks,
        "Ranks",
        {"ranks", "collective", "rdma-mode", "shares", "config", "rank", "interface", "rendezvous",
-        "start-timeout-ms", "exchange-timeout-ms", "peer-timeout-ms"}},
+        "start-timeout-ms", "exchange-timeout-ms", "peer-timeout-ms", "verify-exchanges"}},
       {kLimits, "Limits", {"max-model-len", "max-num-seqs", "prefill-chunk"}},
       {kSecret, "Secret", {"secret-file"}},
       {kListen, "Address", {"host", "port"}},

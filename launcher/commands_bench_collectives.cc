@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "collectives/choose.h"
 #include "collectives/open_mpi.h"
 #include "launcher/agree.h"
 #include "launcher/commands_bench.h"
@@ -74,43 +75,70 @@ class Values {
 
 // One way to move or add, and what it took.
 struct Contestant {
-  std::string transport, algorithm;
+  std::string transport;
+  std::function<std::string(size_t bytes)> algorithm;
   // One checked repetition over values of a size; returns its nanoseconds on this rank.
   std::function<StatusOr<int64_t>(size_t repetition, const Values&, std::span<float>)> run;
-  std::vector<std::vector<float>> samples_us;  // per size, of all rounds
+  size_t most_bytes = SIZE_MAX;                     // larger sizes are left out
+  std::vector<std::vector<float>> samples_us = {};  // per size, of all rounds
 };
+
+std::function<std::string(size_t)> Always(const char* name) {
+  return [name](size_t) { return std::string(name); };
+}
 
 // --- the contestants ---
 
-Contestant AllReduceOf(std::shared_ptr<Group> group, const std::string& transport) {
-  return {
-      transport,
-      "direct",
-      [group](size_t repetition, const Values& values, std::span<float> data) -> StatusOr<int64_t> {
-        values.Fill(repetition, data);
-        const int64_t start_ns = NowNs();
-        LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(*group, data));
-        const int64_t took_ns = NowNs() - start_ns;
-        LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0));
-        return took_ns;
-      },
-      {}};
+// From values in ordinary memory to sums in ordinary memory.
+Contestant AllReduceOf(const std::shared_ptr<Group>& group, const std::string& transport) {
+  const auto algorithm = [group](size_t bytes) -> std::string {
+    const size_t longest = ChooseSum(group->traits(), group->size(), bytes).longest_bytes;
+    const SumPlan plan = ChooseSum(group->traits(), group->size(), std::min(bytes, longest));
+    return NameOf(plan.algorithm);
+  };
+  const auto run = [group](size_t repetition, const Values& values,
+                           std::span<float> data) -> StatusOr<int64_t> {
+    values.Fill(repetition, data);
+    const int64_t start_ns = NowNs();
+    LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(*group, data));
+    const int64_t took_ns = NowNs() - start_ns;
+    LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0));
+    return took_ns;
+  };
+  return {transport, algorithm, run};
 }
 
-Contestant OpenMpi(std::shared_ptr<Group> started) {
-  return {"mpi",
-          "MPI_Allreduce",
-          [started](size_t repetition, const Values& values,
-                    std::span<float> data) -> StatusOr<int64_t> {
-            values.Fill(repetition, data);
-            const int64_t start_ns = NowNs();
-            LOCKSTEP_RETURN_IF_ERROR(MpiAllReduceSum(data));
-            const int64_t took_ns = NowNs() - start_ns;
-            // Addends are below 2^8 in magnitude, with 24 bits each.
-            LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0x1p-14f));
-            return took_ns;
-          },
-          {}};
+// As a layer does it: its products have written the values into the slot.
+Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& transport) {
+  const auto algorithm = [group](size_t bytes) {
+    const SumPlan plan = ChooseSum(group->traits(), group->size(), bytes);
+    return NameOf(plan.algorithm) + std::string(", in slot");
+  };
+  const auto run = [group](size_t repetition, const Values& values,
+                           std::span<float> data) -> StatusOr<int64_t> {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group->Begin(data.size_bytes()));
+    values.Fill(repetition, {reinterpret_cast<float*>(slot.data()), data.size()});
+    const int64_t start_ns = NowNs();
+    LOCKSTEP_RETURN_IF_ERROR(SumSlots(*group, data));
+    const int64_t took_ns = NowNs() - start_ns;
+    LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0));
+    return took_ns;
+  };
+  return {transport, algorithm, run, group->traits().slot_bytes};
+}
+
+Contestant OpenMpi() {
+  const auto run = [](size_t repetition, const Values& values,
+                      std::span<float> data) -> StatusOr<int64_t> {
+    values.Fill(repetition, data);
+    const int64_t start_ns = NowNs();
+    LOCKSTEP_RETURN_IF_ERROR(MpiAllReduceSum(data));
+    const int64_t took_ns = NowNs() - start_ns;
+    // Addends are below 2^8 in magnitude, with 24 bits each.
+    LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0x1p-14f));
+    return took_ns;
+  };
+  return {"mpi", Always("MPI_Allreduce"), run};
 }
 
 // Bounces messages between ranks 0 and 1 without anything around them; the others look on.
@@ -177,15 +205,13 @@ class PingPong {
 
 StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport) {
   LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, session.membership().OpenMesh(transport, 0));
-  const int rank = session.rank();
   // Ranks 0 and 1 have each other, the others have rank 0, whom they send nothing.
-  const auto game = std::make_shared<PingPong>(std::move(mesh.links[rank == 0 ? 1 : 0]), session);
-  return Contestant{transport,
-                    "ping-pong",
+  const auto game =
+      std::make_shared<PingPong>(std::move(mesh.links[session.rank() == 0 ? 1 : 0]), session);
+  return Contestant{transport, Always("ping-pong"),
                     [game](size_t repetition, const Values& values, std::span<float> data) {
                       return game->Run(repetition, values, data);
-                    },
-                    {}};
+                    }};
 }
 
 StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
@@ -196,10 +222,11 @@ StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
       LOCKSTEP_ASSIGN_OR_RETURN(Contestant bare, BarePingPong(session, transport));
       all.push_back(std::move(bare));
     }
-    LOCKSTEP_ASSIGN_OR_RETURN(std::shared_ptr<Group> group,
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::shared_ptr<Group> group,
                               session.membership().OpenGroup(transport));
     all.push_back(AllReduceOf(group, transport));
-    if (transport == "mpi") all.push_back(OpenMpi(group));
+    all.push_back(SumOfSlots(group, transport));
+    if (transport == "mpi") all.push_back(OpenMpi());
   }
   return all;
 }
@@ -240,9 +267,9 @@ Status RunRounds(Session& session, const std::vector<int64_t>& sizes,
     for (int64_t round = 0; round < session.options().repeat; ++round) {
       for (Contestant& contestant : *contestants) {
         if (Interrupted()) return InterruptedError();
+        if (data.size() * sizeof(float) > contestant.most_bytes) continue;
         const Status done = RunRound(session, values, data, &contestant, &contestant.samples_us[s]);
-        if (!done.ok())
-          return Annotate(done, contestant.algorithm + " over " + contestant.transport);
+        if (!done.ok()) return Annotate(done, "over " + contestant.transport);
       }
     }
   }
@@ -264,9 +291,10 @@ Json RowsOf(const Session& session, const std::vector<int64_t>& sizes,
   for (size_t s = 0; s < sizes.size(); ++s) {
     for (const Contestant& contestant : contestants) {
       const std::vector<float>& samples_us = contestant.samples_us[s];
+      if (samples_us.empty()) continue;
       const double p50_us = PercentileUs(samples_us, 50);
       rows.push_back({{"transport", contestant.transport},
-                      {"algorithm", contestant.algorithm},
+                      {"algorithm", contestant.algorithm(static_cast<size_t>(sizes[s]))},
                       {"ranks", session.size()},
                       {"dtype", "float32"},
                       {"bytes", sizes[s]},
@@ -284,14 +312,14 @@ void PrintTable(const Json& rows) {
       "%d ranks, float32; a ping-pong is half a round trip of bare links between ranks 0 and 1,\n"
       "an all-reduce takes as long as its slowest rank; GB/s are the bytes over the median\n",
       rows.front()["ranks"].get<int>());
-  std::printf("%10s  %-9s  %-14s %10s %10s %8s  %s\n", "bytes", "transport", "algorithm", "p50 us",
+  std::printf("%10s  %-9s  %-17s %10s %10s %8s  %s\n", "bytes", "transport", "algorithm", "p50 us",
               "p99 us", "GB/s", "of its ping-pong");
   double bare_us = 0;
   for (const Json& row : rows) {
     const auto algorithm = row["algorithm"].get<std::string>();
     const auto transport = row["transport"].get<std::string>();
     const auto p50_us = row["p50_us"].get<double>();
-    std::printf("%10lld  %-9s  %-14s %10.2f %10.2f %8.3f", row["bytes"].get<long long>(),
+    std::printf("%10lld  %-9s  %-17s %10.2f %10.2f %8.3f", row["bytes"].get<long long>(),
                 transport.c_str(), algorithm.c_str(), p50_us, row["p99_us"].get<double>(),
                 row["gb_per_s"].get<double>());
     if (algorithm == "ping-pong") {

@@ -58,6 +58,7 @@ std::vector<Setting> SettingsOf(const Options& options, const World& world,
       {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},
       {"prefill-chunk", std::to_string(options.prefill_chunk), same + "--prefill-chunk"},
       {"draft", options.draft ? "yes" : "no", same + "--draft"},
+      {"verify-exchanges", options.verify_exchanges ? "yes" : "no", same + "--verify-exchanges"},
       {"record", options.record ? "yes" : "no", same + "--record"},
   };
 }
@@ -185,6 +186,7 @@ Status OpenedSession::JoinRanks() {
   join.start_timeout_ms = options_.start_timeout_ms;
   join.exchange_timeout_ms = options_.exchange_timeout_ms;
   join.peer_timeout_ms = options_.peer_timeout_ms;
+  join.verify_exchanges = options_.verify_exchanges;
   join.ranks_on_this_host = world_.ranks_on_this_host;
   LOCKSTEP_ASSIGN_OR_RETURN(membership_, Bootstrap(join));
   if (spawned_ != nullptr) spawned_->Joined();

@@ -83,7 +83,11 @@ class Comparison:
                      "--log-level", "error"]
         rows = json.loads(self.run(place, ranks, "lockstep", where.lockstep(self.arguments.binary, ranks, arguments)))
         for row in rows:
-            name = "lockstep's links, ping-pong" if row["algorithm"] == "ping-pong" else "lockstep"
+            name = "lockstep"
+            if row["algorithm"] == "ping-pong":
+                name = "lockstep's links, ping-pong"
+            elif "slot" in row["algorithm"]:
+                name = "lockstep, in slot"
             self.add(place, ranks, name, [row])
 
     def mpi(self, place, ranks, where, name, flags):

@@ -11,6 +11,7 @@
 #include "collectives/backends.h"
 #include "collectives/wait.h"
 #include "runtime/base/check.h"
+#include "runtime/base/digest.h"
 
 namespace lockstep {
 namespace {
@@ -90,7 +91,8 @@ class LinkGroup final : public Group {
     Peer& peer = peers_[index];
     LOCKSTEP_CHECK(open_ && Inside(part));
     peer.puts_of_half[exchange_ % 2] = ++peer.posted.puts;
-    const Status put = peer.link->Put(half() + part.offset, part.bytes, Tag(exchange_));
+    const auto data = slot_.subspan(part.offset, part.bytes);
+    const Status put = peer.link->Put(half() + part.offset, part.bytes, Tag(exchange_, data));
     return put.ok() ? put : FailPeer(index, put);
   }
 
@@ -102,8 +104,9 @@ class LinkGroup final : public Group {
     const SlotPart part = peer.parts[peer.taken];
     const uint64_t number = peer.posted.arrivals - peer.expected + peer.taken++;
     LOCKSTEP_RETURN_IF_ERROR(Await(index, &LinkProgress::arrivals, number + 1, Patience::kStep));
-    LOCKSTEP_RETURN_IF_ERROR(CheckTag(index, peer.link->put_tag(number), Tag(exchange_)));
-    return peer.link->view().subspan(half() + part.offset, part.bytes);
+    const auto data = peer.link->view().subspan(half() + part.offset, part.bytes);
+    LOCKSTEP_RETURN_IF_ERROR(CheckTag(index, peer.link->put_tag(number), Tag(exchange_, data)));
+    return data;
   }
 
   Status End() override {
@@ -133,7 +136,7 @@ class LinkGroup final : public Group {
     if (from < 0) return OkStatus();
     const uint64_t receives = peers_[from].posted.receives;
     LOCKSTEP_RETURN_IF_ERROR(Await(from, &LinkProgress::receives, receives, patience));
-    return CheckTag(from, peers_[from].link->message_tag(receives - 1), Tag(receives));
+    return CheckTag(from, peers_[from].link->message_tag(receives - 1), Tag(receives, buffer));
   }
 
   void Abort(const Status& reason) override { options_.lifeline->Abort(reason); }
@@ -145,12 +148,21 @@ class LinkGroup final : public Group {
     return part.offset <= slot_.size() && part.bytes <= slot_.size() - part.offset;
   }
   // What puts and messages carry, to show that both sides mean the same one: its number, and the
-  // group's.
-  uint32_t Tag(uint64_t number) const {
-    return options_.epoch << 24 | static_cast<uint32_t>(number & 0xffffff);
+  // group's; where they are verified, mixed with a digest of the bytes.
+  uint32_t Tag(uint64_t number, std::span<const std::byte> data) const {
+    const uint32_t tag = options_.epoch << 24 | static_cast<uint32_t>(number & 0xffffff);
+    if (!options_.verify_exchanges) return tag;
+    const uint64_t digest = Digest64(data);
+    return tag ^ static_cast<uint32_t>(digest ^ digest >> 32);
   }
   Status CheckTag(int index, uint32_t got, uint32_t expected) {
     if (got == expected) return OkStatus();
+    if (options_.verify_exchanges) {
+      return Fail(PeerLostError(
+          "%s sent other bytes than arrived at %s in exchange %d: the link between them, or the "
+          "memory of one of them, changes data",
+          options_.names[index], options_.names[rank()], exchange_));
+    }
     return Fail(PeerLostError(
         "%s sent number %d of group %d where %s expects number %d of group %d: the ranks are out "
         "of step",
@@ -175,7 +187,7 @@ class LinkGroup final : public Group {
 
   Status PostSend(int to, std::span<const std::byte> data) {
     Peer& peer = peers_[to];
-    const Status posted = peer.link->PostSend(data, Tag(++peer.posted.sends));
+    const Status posted = peer.link->PostSend(data, Tag(++peer.posted.sends, data));
     return posted.ok() ? posted : FailPeer(to, posted);
   }
 

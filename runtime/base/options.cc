@@ -80,6 +80,8 @@ std::vector<OptionSpec> RankOptions() {
        {},
        500,
        86'400'000},
+      {"verify-exchanges", &O::verify_exchanges,
+       "check every byte between ranks with a digest; over tcp and shm"},
       {"max-model-len",
        &O::max_model_len,
        "longest context in tokens; default: the model's, up to 32768",

@@ -7,6 +7,7 @@
 
 #include "tests/collectives/checks.h"
 #include "tests/collectives/mesh_groups.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/seed.h"
 
 namespace lockstep {
@@ -77,8 +78,9 @@ TEST_P(FaultyLinks, ThatAreLateAndOutOfTurnGiveTheRightResults) {
       return faults;
     };
     const auto results = RunMeshGroups(meshes, SmallSlots(60'000), [](Group& group) -> Status {
-      LOCKSTEP_RETURN_IF_ERROR(CheckEverything(group));
-      return CheckManyExchanges(group, 50);
+      if (group.size() == 2) LOCKSTEP_RETURN_IF_ERROR(CheckEverything(group));
+      for (uint32_t i = 0; i < 5; ++i) LOCKSTEP_RETURN_IF_ERROR(ExchangeABit(group, i));
+      return CheckManyExchanges(group, 20);
     });
     for (const Status& result : results) EXPECT_TRUE(result.ok()) << "seed " << seed << result;
   }
@@ -128,20 +130,50 @@ TEST_P(FaultyLinks, ThatFallSilentAreNamedWhenTheExchangeTimesOut) {
   EXPECT_LT(NowNs() - start_ns, kSoonNs);
 }
 
+TEST_P(FaultyLinks, ThatChangeBitsAreNamedWhenExchangesAreVerified) {
+  for (const bool verified : {true, false}) {
+    for (uint64_t round = 0; round < 4; ++round) {
+      const uint64_t seed = testing::TestSeed() + round;
+      MeshesOptions meshes = Meshes(seed);
+      const int victim = static_cast<int>(seed % meshes.ranks);
+      meshes.faults = [&](int rank, int peer) {
+        FaultOptions faults = Seeded(seed, rank, peer);
+        if (rank == victim) faults.corrupt_at = verified ? static_cast<int64_t>(seed % 29) : 0;
+        return faults;
+      };
+      GroupOptions options = SmallSlots(kExchangeTimeoutMs);
+      options.verify_exchanges = verified;
+      const auto results = RunMeshGroups(meshes, options, [](Group& group) -> Status {
+        for (uint32_t i = 0; i < 20; ++i) LOCKSTEP_RETURN_IF_ERROR(ExchangeABit(group, i));
+        return OkStatus();
+      });
+      ASSERT_FALSE(results[victim].ok());
+      if (verified) {
+        ExpectRightOrNamed(results, "seed " + std::to_string(seed));
+        EXPECT_NE(MessageOf(results[victim]).find("sent other bytes"), std::string::npos)
+            << results[victim];
+      } else {
+        // The proof that the fault is one: the checks of this test see it.
+        EXPECT_EQ(KindOf(results[victim]), ErrorKind::kInternal) << results[victim];
+      }
+    }
+  }
+}
+
 std::vector<Case> AllCases() {
   std::vector<Case> cases;
   for (const char* transport : {"tcp", "shm", "sim", "sim_in_place"}) {
-    for (const int ranks : {2, 3, 5}) cases.push_back({transport, ranks});
+    for (const int ranks : {2, 3, 5}) {
+      if (kSanitized && ranks == 5) continue;
+      cases.push_back({transport, ranks});
+    }
   }
   return cases;
 }
 
 INSTANTIATE_TEST_SUITE_P(Groups, FaultyLinks, ::testing::ValuesIn(AllCases()),
                          [](const auto& values) {
-                           std::string name =
-                               values.param.transport + std::to_string(values.param.ranks);
-                           std::erase(name, '-');
-                           return name;
+                           return values.param.transport + std::to_string(values.param.ranks);
                          });
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "tests/collectives/checks.h"
 #include "tests/collectives/ranks.h"
 #include "tests/support/rdma.h"
+#include "tests/support/sanitized.h"
 
 namespace lockstep {
 namespace {
@@ -75,7 +76,7 @@ TEST_P(EveryGroup, StandsBesideOthersOfTheSameRanks) {
 std::vector<Case> AllCases() {
   std::vector<Case> cases;
   for (const char* collective : {"tcp", "shm", "sim", "sim_in_place"}) {
-    for (int ranks = IsSimulated(collective) ? 2 : 1; ranks <= 8; ++ranks)
+    for (int ranks = IsSimulated(collective) ? 2 : 1; ranks <= (kSanitized ? 4 : 8); ++ranks)
       cases.push_back({collective, ranks});
   }
   for (const char* collective : {"rdma_rc", "rdma_uc"}) {
@@ -92,11 +93,8 @@ INSTANTIATE_TEST_SUITE_P(Groups, EveryGroup, ::testing::ValuesIn(AllCases()),
 class LongRun : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(LongRun, KeepsStepOverHundredThousandExchanges) {
-  int count = 100'000;
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
-  count /= 10;
-#endif
-  if (IsSimulated(GetParam())) count /= 10;  // where an exchange takes a tenth of a millisecond
+  // A simulated exchange takes a tenth of a millisecond.
+  const int count = 100'000 / (kSanitized ? 10 : 1) / (IsSimulated(GetParam()) ? 10 : 1);
   ExpectAllOk(RunGroups(LocalRanks(2, GetParam()),
                         [count](Group& group) { return CheckManyExchanges(group, count); }));
 }
