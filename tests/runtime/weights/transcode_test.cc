@@ -288,11 +288,12 @@ TEST(Transcode, Nvfp4OfBothFamilies) {
       const float whole = divides ? 1234.5f : 0.0123f;
       Tensor tensor = Nvfp4(5, inputs, &random, &codes, &scales, whole);
       tensor.info.whole_scale_divides = divides;
-      const float factor = divides ? 1 / whole : whole;
       std::vector<float> expected;
       for (int64_t i = 0; i < 5 * inputs; ++i) {
         const int code = codes[i / 2] >> (i % 2 * 4) & 15;
-        const float scale = factor * Fp8E4m3ToFloat(scales[i / 16]);
+        // In double: a quotient of two floats, rounded twice, is the quotient rounded once.
+        const double exact = Fp8E4m3ToFloat(scales[i / 16]);
+        const auto scale = static_cast<float>(divides ? exact / whole : exact * whole);
         const float magnitude = scale * magnitudes[code & 7];
         expected.push_back(code > 8 ? -magnitude : magnitude);
       }
@@ -359,9 +360,13 @@ TEST(Transcode, RefusesNumbersThatAreNotFinite) {
   }
   std::mt19937_64 random(TestSeed());
   std::vector<uint8_t> codes, scales;
-  Tensor zero = Nvfp4(1, 32, &random, &codes, &scales, 0);
-  zero.info.whole_scale_divides = true;
-  EXPECT_THAT(zero.Error(), HasSubstr("not finite"));
+  for (const float whole : {0.0f, -1.0f, INFINITY, NAN}) {
+    Tensor wrong = Nvfp4(1, 32, &random, &codes, &scales, whole);
+    wrong.info.whole_scale_divides = true;
+    EXPECT_THAT(wrong.Error(), HasSubstr("tensor w has")) << whole;
+    wrong.info.whole_scale_divides = false;
+    EXPECT_EQ(wrong.Error().empty(), whole == 0) << whole;
+  }
   Tensor nan = Nvfp4(1, 32, &random, &codes, &scales, 1);
   nan.Set(&nan.info.scales, "F8_E4M3", BytesOf(std::vector<uint8_t>{1, 0x7f}));
   EXPECT_THAT(nan.Error(), HasSubstr("not finite"));
