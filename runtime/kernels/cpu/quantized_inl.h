@@ -123,16 +123,15 @@ inline const ActivationBlock* RowAt(const QuantizedPart& part, int64_t assignmen
 }
 
 inline void StoreOutputs(const QuantizedPart& part, int64_t assignment, int64_t panel,
-                         const F32x16& sums) {
+                         F32x16 sums) {
   const int64_t output = panel * static_cast<int64_t>(kLaneCount);
   const int64_t width = part.outputs - output < kLanes ? part.outputs - output : kLanes;
   float* y = part.y + assignment * part.y_stride + output;
-  F32x16 out = sums;
-  if (part.bias != nullptr) out = out + LoadPart(part.bias + output, width);
+  if (part.bias != nullptr) sums = sums + LoadPart(part.bias + output, width);
   if (width == kLanes) {
-    Store(out, y);
+    Store(sums, y);
   } else {
-    StorePart(out, y, width);
+    StorePart(sums, y, width);
   }
 }
 

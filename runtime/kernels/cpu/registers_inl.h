@@ -78,6 +78,9 @@ inline NativeI32 WidenNative(const uint8_t* from) {
   return (NativeI32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
 #elif defined(__AVX2__)
   return (NativeI32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#elif defined(__aarch64__)
+  const uint8x8_t four = vcreate_u8(LoadNative<uint32_t>(from));
+  return (NativeI32)vmovl_u16(vget_low_u16(vmovl_u8(four)));
 #else
   return __builtin_convertvector(LoadNative<QuarterU8>(from), NativeI32);
 #endif
@@ -87,6 +90,9 @@ inline NativeI32 WidenNative(const int8_t* from) {
   return (NativeI32)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
 #elif defined(__AVX2__)
   return (NativeI32)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#elif defined(__aarch64__)
+  const int8x8_t four = vcreate_s8(LoadNative<uint32_t>(from));
+  return (NativeI32)vmovl_s16(vget_low_s16(vmovl_s8(four)));
 #else
   return __builtin_convertvector(LoadNative<QuarterI8>(from), NativeI32);
 #endif
