@@ -86,6 +86,17 @@ inline F32x16 operator*(const F32x16& x, const F32x16& y) {
 inline F32x16 operator*(const F32x16& x, float factor) {
   return Map([=](NativeF32 a) { return a * factor; }, x);
 }
+#if defined(__AVX512F__)
+constexpr const char* kFusedInstruction = "vfmadd zmm, float32";
+#elif defined(__FMA__)
+constexpr const char* kFusedInstruction = "vfmadd ymm, float32";
+#elif defined(__aarch64__)
+constexpr const char* kFusedInstruction = "fmla 128 bits, float32";
+#elif defined(__SSE2__)
+constexpr const char* kFusedInstruction = "mulps and addps xmm, float32";
+#else
+constexpr const char* kFusedInstruction = "mul and add, float32";
+#endif
 // x * y + z rounded once, wherever the instruction set can: said with an intrinsic, since of two
 // products and a sum compilers fuse whichever they like.
 inline NativeF32 FusedNative(NativeF32 x, NativeF32 y, NativeF32 z) {

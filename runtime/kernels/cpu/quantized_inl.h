@@ -290,8 +290,14 @@ void QuantizeImpl(const WeightFormat& format, const float* x, int64_t blocks, Ac
   });
 }
 
+void RepeatBytes(int64_t rounds) {
+  RepeatProduct<NativeI32, NativeU32, NativeI32>(rounds, BytesProduct);
+}
+
 constexpr QuantizedKernels MakeQuantized(const char* name) {
-  return QuantizedKernels{name, QuantizeImpl, MatMulQuantizedImpl};
+  constexpr int64_t kOperations = kLoopSums * kWidth * 4 * 2 * (kRowPairs ? 2 : 1);
+  return QuantizedKernels{
+      name, QuantizeImpl, MatMulQuantizedImpl, {kBytesInstruction, RepeatBytes, kOperations}};
 }
 
 }  // namespace
