@@ -225,6 +225,7 @@ std::vector<InstructionSet> InstructionSets() {
   add(Avx512Kernels(), Avx512Attention, Avx512Quantized());
   add(Avx2Kernels(), Avx2Attention, Avx2Quantized());
 #if defined(__aarch64__)
+  add(BaselineKernels(), BaselineAttention, NeonI8mmQuantized());
   add(BaselineKernels(), BaselineAttention, NeonDotQuantized());
 #endif
   add(BaselineKernels(), BaselineAttention, BaselineQuantized());

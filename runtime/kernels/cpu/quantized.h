@@ -61,6 +61,7 @@ struct QuantizedKernels {
 const QuantizedKernels* Avx512VnniQuantized();
 const QuantizedKernels* Avx512Quantized();
 const QuantizedKernels* Avx2Quantized();
+const QuantizedKernels* NeonI8mmQuantized();
 const QuantizedKernels* NeonDotQuantized();
 const QuantizedKernels* BaselineQuantized();
 

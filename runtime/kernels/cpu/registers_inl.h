@@ -43,9 +43,10 @@ inline __attribute__((always_inline)) To MakeAs(const F& f) {
 
 template <typename To, typename F, typename... Args>
 inline __attribute__((always_inline)) To MapAs(const F& f, const Args&... x) {
-  if constexpr (kParts == 1) return To{f(x.a...)};
-  if constexpr (kParts == 2) return To{f(x.a...), f(x.b...)};
-  if constexpr (kParts == 4) return To{f(x.a...), f(x.b...), f(x.c...), f(x.d...)};
+  constexpr size_t kCount = sizeof(To) / sizeof(NativeI32);
+  if constexpr (kCount == 1) return To{f(x.a...)};
+  if constexpr (kCount == 2) return To{f(x.a...), f(x.b...)};
+  if constexpr (kCount == 4) return To{f(x.a...), f(x.b...), f(x.c...), f(x.d...)};
 }
 
 inline U32x16 LoadWords(const std::byte* from) {
@@ -54,19 +55,24 @@ inline U32x16 LoadWords(const std::byte* from) {
 inline I32x16 SplatInt(int32_t value) {
   return MakeAs<I32x16>([&](int) { return value - NativeI32{}; });
 }
-inline U32x16 operator|(const U32x16& x, const U32x16& y) {
-  return MapAs<U32x16>([](NativeU32 a, NativeU32 b) { return a | b; }, x, y);
+template <int kCount>
+using WordRegisters = IntRegisters<NativeU32, kCount>;
+template <int kCount>
+inline WordRegisters<kCount> operator|(const WordRegisters<kCount>& x,
+                                       const WordRegisters<kCount>& y) {
+  return MapAs<WordRegisters<kCount>>([](NativeU32 a, NativeU32 b) { return a | b; }, x, y);
 }
-inline U32x16 operator&(const U32x16& x, uint32_t mask) {
-  return MapAs<U32x16>([=](NativeU32 a) { return a & mask; }, x);
+template <int kCount>
+inline WordRegisters<kCount> operator&(const WordRegisters<kCount>& x, uint32_t mask) {
+  return MapAs<WordRegisters<kCount>>([=](NativeU32 a) { return a & mask; }, x);
 }
 // Left for positive distances, right for negative ones.
-template <int kDistance>
-inline U32x16 Shift(const U32x16& x) {
+template <int kDistance, int kCount>
+inline WordRegisters<kCount> Shift(const WordRegisters<kCount>& x) {
   if constexpr (kDistance >= 0) {
-    return MapAs<U32x16>([](NativeU32 a) { return a << kDistance; }, x);
+    return MapAs<WordRegisters<kCount>>([](NativeU32 a) { return a << kDistance; }, x);
   } else {
-    return MapAs<U32x16>([](NativeU32 a) { return a >> -kDistance; }, x);
+    return MapAs<WordRegisters<kCount>>([](NativeU32 a) { return a >> -kDistance; }, x);
   }
 }
 inline F32x16 ToFloat(const I32x16& x) {
@@ -255,8 +261,9 @@ inline NativeU32 LookupNative(NativeU32 bytes, const int8_t* table) {
 #endif
 }
 
-inline U32x16 Lookup(const U32x16& bytes, const int8_t* table) {
-  return MapAs<U32x16>([=](NativeU32 a) { return LookupNative(a, table); }, bytes);
+template <int kCount>
+inline WordRegisters<kCount> Lookup(const WordRegisters<kCount>& bytes, const int8_t* table) {
+  return MapAs<WordRegisters<kCount>>([=](NativeU32 a) { return LookupNative(a, table); }, bytes);
 }
 
 }  // namespace
