@@ -40,6 +40,10 @@ void DieWithParent();
 // Hints that [offset, offset + bytes) of an open file will be read at exactly these places (no
 // read-ahead).
 void AdviseExactReads(int fd);
+// What this processor has beyond 64-bit ARM's first version: dot products of bytes (FEAT_DotProd)
+// and products of matrices of bytes (FEAT_I8MM). false on other architectures.
+bool HasArmDotProducts();
+bool HasArmMatrixProducts();
 // Anonymous zeroed memory, on huge pages where the system has them; nullptr if there is none.
 void* AllocatePages(size_t bytes);
 // Also ends a MapSharedMemory.

@@ -71,6 +71,10 @@ uint64_t PeakResidentBytes() {
 
 void DieWithParent() {}  // the control channel notices a parent that is gone
 
+// Every Mac with an ARM processor; FEAT_DotProd has no name before macOS 12.
+bool HasArmDotProducts() { return SysctlNumber("hw.optional.arm64") != 0; }
+bool HasArmMatrixProducts() { return SysctlNumber("hw.optional.arm.FEAT_I8MM") != 0; }
+
 void AdviseExactReads(int fd) { (void)fcntl(fd, F_RDAHEAD, 0); }
 
 void* AllocatePages(size_t bytes) {

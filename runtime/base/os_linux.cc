@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -138,6 +139,14 @@ uint64_t ResidentBytes() { return ProcNumber("/proc/self/status", "VmRSS:") * 10
 uint64_t PeakResidentBytes() { return ProcNumber("/proc/self/status", "VmHWM:") * 1024; }
 
 void DieWithParent() { prctl(PR_SET_PDEATHSIG, SIGKILL); }
+
+#if defined(__aarch64__)
+bool HasArmDotProducts() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+bool HasArmMatrixProducts() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+#else
+bool HasArmDotProducts() { return false; }
+bool HasArmMatrixProducts() { return false; }
+#endif
 
 void AdviseExactReads(int fd) { (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); }
 

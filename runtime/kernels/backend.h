@@ -16,6 +16,7 @@
 #include "runtime/base/status.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/attention.h"
+#include "runtime/kernels/product_loop.h"
 #include "runtime/tensor/matrix.h"
 
 namespace lockstep::kernels {
@@ -91,6 +92,8 @@ class Backend {
   // "ref", "cpu/avx512" or, in Precision::kFast, "cpu/avx512+q8": part of the handshake, since
   // other instruction sets and precisions may give other bits.
   virtual std::string name() const = 0;
+  // The instruction that most products with several rows are made of, for MeasurePeak (roofline.h).
+  virtual ProductLoop product_loop() const = 0;
 
   // Takes the matrix over in the layout that MatMul wants, in its own memory (a copy of at most
   // sixteen rows is made on the way). Not while an op runs.

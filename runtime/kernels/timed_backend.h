@@ -33,6 +33,7 @@ class TimedBackend final : public Backend {
   void Reset() { count_ = 0; }
 
   std::string name() const override { return inner_->name(); }
+  ProductLoop product_loop() const override { return inner_->product_loop(); }
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return inner_->Pack(std::move(matrix));
   }

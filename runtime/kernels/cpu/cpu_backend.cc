@@ -28,6 +28,11 @@ class CpuBackend final : public Backend {
     return std::string("cpu/") + table_->name + (precision_ == Precision::kFast ? "+q8" : "");
   }
 
+  ProductLoop product_loop() const override {
+    return precision_ == Precision::kFast ? quantized_.kernels().product_loop
+                                          : table_->product_loop;
+  }
+
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     if (!BecomesPanels(matrix)) return CpuMatrix::Portable(std::move(matrix));
     LOCKSTEP_RETURN_IF_ERROR(quantized_.Reserve(matrix.inputs));
@@ -220,6 +225,7 @@ std::vector<InstructionSet> InstructionSets() {
   add(Avx512Kernels(), Avx512Attention, Avx512Quantized());
   add(Avx2Kernels(), Avx2Attention, Avx2Quantized());
 #if defined(__aarch64__)
+  add(BaselineKernels(), BaselineAttention, NeonI8mmQuantized());
   add(BaselineKernels(), BaselineAttention, NeonDotQuantized());
 #endif
   add(BaselineKernels(), BaselineAttention, BaselineQuantized());
