@@ -20,7 +20,7 @@ struct GroupOptions {
   size_t slot_bytes = size_t{1} << 20;
   int64_t exchange_timeout_ms = 30'000;
   // How long a wait inside a step spins before it yields; 0 where ranks outnumber cores.
-  int64_t spin_us = 20;
+  int64_t spin_us = 100;
   // Every put and message is checked with a digest of its bytes; links only, equal on all ranks.
   bool verify_exchanges = false;
   // Differs between groups that follow each other, equal on all ranks of one.

@@ -39,7 +39,7 @@ Status CheckOptions(const BootstrapOptions& options) {
     return UsageError("there is no collective '%s': use tcp, shm or mpi", options.collective);
   }
   if (options.slot_bytes < 64 || options.slot_bytes % 64 != 0 ||
-      options.slot_bytes > (size_t{1} << 30)) {
+      options.slot_bytes > kLargestSlotBytes) {
     return UsageError("exchange slots of %d bytes: a multiple of 64 up to 1 GiB is needed",
                       options.slot_bytes);
   }

@@ -22,6 +22,8 @@ struct Setting {
   std::string remedy;  // what to do when they differ
 };
 
+inline constexpr size_t kLargestSlotBytes = size_t{1} << 30;
+
 struct BootstrapOptions {
   int rank = 0;
   int size = 1;
@@ -37,8 +39,8 @@ struct BootstrapOptions {
   int64_t start_timeout_ms = 60'000;
   int64_t exchange_timeout_ms = 30'000;
   int64_t peer_timeout_ms = 10'000;
-  bool verify_exchanges = false;  // equal on all ranks, as in GroupOptions
-  size_t slot_bytes = size_t{1} << 20;
+  bool verify_exchanges = false;        // equal on all ranks, as in GroupOptions
+  size_t slot_bytes = size_t{1} << 20;  // of a group for which nothing else is said
   // How many ranks share this machine, when the caller knows (a spawner); 0: counted by host name.
   int ranks_on_this_host = 0;
 };
@@ -67,10 +69,16 @@ class Membership {
   virtual void Abort(const Status& reason) = 0;
   // Announces an orderly end, so that peers do not take the closing connection for a death.
   virtual void Leave() = 0;
-  // Opens a data group: tcp, shm, mpi, or as the options say. Collective: all ranks call it, for
-  // the same transport. Groups may stand beside each other.
-  virtual StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective) = 0;
-  StatusOr<std::unique_ptr<Group>> OpenGroup() { return OpenGroup(""); }
+  // Opens a data group: tcp, shm, mpi, or as the options say (""), with slots of that size, a
+  // multiple of 64 bytes; 0: as in the options. Collective: all ranks call it with the same. Groups
+  // may stand beside each other.
+  virtual StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective,
+                                                     size_t slot_bytes) = 0;
+  StatusOr<std::unique_ptr<Group>> OpenGroup(size_t slot_bytes = 0) {
+    return OpenGroup("", slot_bytes);
+  }
+  // What a group as in the options takes of this rank's memory.
+  virtual uint64_t GroupBytes(size_t slot_bytes) const = 0;
   // Bare links to all other ranks, to measure what a transport gives without a group. Collective,
   // as OpenGroup, with equal windows; an error for a transport that has no links (mpi).
   virtual StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) = 0;

@@ -74,11 +74,19 @@ class LinkedMembership final : public Membership {
   }
 
   // All ranks are in this together: what stops one stops all, with its reason.
-  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective) override {
+  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective,
+                                             size_t slot_bytes) override {
     StatusOr<std::unique_ptr<Group>> group =
-        TryOpenGroup(collective.empty() ? options_.collective : collective, meshes_++);
+        TryOpenGroup(collective.empty() ? options_.collective : collective,
+                     slot_bytes == 0 ? options_.slot_bytes : slot_bytes, meshes_++);
     if (!group.ok()) lifeline_->Abort(group.status());
     return group;
+  }
+  uint64_t GroupBytes(size_t slot_bytes) const override {
+    const auto ranks = static_cast<uint64_t>(options_.size);
+    if (options_.collective == "mpi") return ranks * slot_bytes;
+    // Over shared memory a rank reads the others' windows where they are.
+    return LinkWindowBytes(slot_bytes) * (options_.collective == "shm" ? 1 : ranks);
   }
 
   StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) override {
@@ -88,11 +96,12 @@ class LinkedMembership final : public Membership {
   }
 
  private:
-  StatusOr<std::unique_ptr<Group>> TryOpenGroup(const std::string& collective, uint32_t number) {
+  StatusOr<std::unique_ptr<Group>> TryOpenGroup(const std::string& collective, size_t slot_bytes,
+                                                uint32_t number) {
     GroupOptions group;
     group.rank = options_.rank;
     group.size = options_.size;
-    group.slot_bytes = options_.slot_bytes;
+    group.slot_bytes = slot_bytes;
     group.exchange_timeout_ms = options_.exchange_timeout_ms;
     group.verify_exchanges = options_.verify_exchanges;
     // Where ranks outnumber cores, a spinning rank keeps the one it waits for from running.
@@ -108,7 +117,7 @@ class LinkedMembership final : public Membership {
       return MakeMpiGroup(std::move(group));
     }
     const char* name = collective == "shm" ? "shm" : "tcp";
-    const size_t window_bytes = LinkWindowBytes(options_.slot_bytes);
+    const size_t window_bytes = LinkWindowBytes(slot_bytes);
     LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh(collective, window_bytes, number));
     return MakeLinkGroup(std::move(group), name, std::move(mesh));
   }
@@ -209,9 +218,10 @@ class SingleMembership final : public Membership {
   Status Health() const override { return lifeline_->broken() ? lifeline_->reason() : OkStatus(); }
   void Abort(const Status& reason) override { lifeline_->Abort(reason); }
   void Leave() override {}
-  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string&) override {
+  uint64_t GroupBytes(size_t slot_bytes) const override { return slot_bytes; }
+  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string&, size_t slot_bytes) override {
     GroupOptions group;
-    group.slot_bytes = slot_bytes_;
+    group.slot_bytes = slot_bytes == 0 ? slot_bytes_ : slot_bytes;
     group.names = {ranks_[0].Name()};
     group.lifeline = lifeline_;
     return MakeSingleGroup(std::move(group));

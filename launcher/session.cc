@@ -23,6 +23,7 @@
 #include "runtime/base/log.h"
 #include "runtime/base/os.h"
 #include "runtime/base/version.h"
+#include "runtime/model/partial_sum.h"
 
 namespace lockstep {
 namespace {
@@ -116,6 +117,10 @@ class OpenedSession final : public Session {
   Status CheckModel(OpenedModel* opened);
   StatusOr<ModelLimits> DecideLimits(const SessionNeeds& needs, const ModelConfig& config,
                                      const SlicePlan& slice);
+  // Slots for the sums of a step, at least those of the group that is there.
+  size_t StepSlotBytes(const ModelConfig& config, const ModelLimits& limits) const;
+  // Another group, if the first one's slots are smaller.
+  Status OpenStepGroup(const SessionNeeds& needs, size_t slot_bytes);
   Status LoadWeights(const OpenedModel& opened, const ModelLimits& limits);
   Status CheckFiles(const SessionNeeds& needs, const Checkpoint& checkpoint);
   // Files of ranks: their probe prompt, if one is recorded.
@@ -242,6 +247,14 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
       "start all ranks for the same command with the same --max-model-len, --max-num-seqs and "
       "--prefill-chunk"};
   LOCKSTEP_RETURN_IF_ERROR(AgreeOnValue(*group_, *membership_, sizes));
+  const size_t slot_bytes = StepSlotBytes(config, *limits);
+  if (slot_bytes > kLargestSlotBytes) {
+    return UsageError(
+        "a step of %d rows exchanges %s at once, and %s is the most; lower "
+        "--prefill-chunk",
+        limits->max_rows, FormatBytes(slot_bytes), FormatBytes(kLargestSlotBytes));
+  }
+  limits->exchange_bytes = membership_->GroupBytes(slot_bytes);
   MemoryQuestion question;
   question.config = config;
   question.limits = *limits;
@@ -255,6 +268,18 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
   const MemoryPlan plan = PlanMemory(config, slice, *limits, rank(), question.threads);
   Report("memory: " + DescribePlan(plan, *limits) + " of " + FormatBytes(question.available_bytes));
   return limits;
+}
+
+size_t OpenedSession::StepSlotBytes(const ModelConfig& config, const ModelLimits& limits) const {
+  return std::max(group_->traits().slot_bytes,
+                  PartialSum::SlotBytes(limits.max_rows * config.hidden_size));
+}
+
+Status OpenedSession::OpenStepGroup(const SessionNeeds& needs, size_t slot_bytes) {
+  if (size() == 1 || slot_bytes <= group_->traits().slot_bytes) return OkStatus();
+  LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership_->OpenGroup(slot_bytes));
+  group_ = needs.wrap_group ? needs.wrap_group(std::move(group)) : std::move(group);
+  return OkStatus();
 }
 
 Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& limits) {
@@ -291,6 +316,7 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
     return TellAll(files);
   const StatusOr<ModelLimits> limits = DecideLimits(needs, opened.config, opened.slice);
   if (!limits.ok()) return TellAll(limits.status());
+  LOCKSTEP_RETURN_IF_ERROR(OpenStepGroup(needs, StepSlotBytes(opened.config, *limits)));
   // A fault here strikes one rank alone, while the others wait for its part.
   const Status loaded = LoadWeights(opened, *limits);
   return loaded.ok() ? CheckText(needs, *opened.checkpoint) : TellAll(loaded);

@@ -24,7 +24,7 @@ namespace {
 
 constexpr int kBacklog = 128;
 // What is under way to one peer stays in the processor's cache; what arrives is never refused.
-constexpr int kDataSendBytes = 512 << 10;
+constexpr int kDataSendBytes = 1 << 20;
 constexpr int kDataReceiveBytes = 4 << 20;
 
 void MakeNonBlocking(int fd) {

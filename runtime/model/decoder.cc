@@ -26,6 +26,11 @@ Decoder::Decoder(ModelConfig config, const ModelLimits& limits, const LocalShape
 
 Status Decoder::Allocate(const MemoryPlan& plan, uint64_t bytes_read) {
   LOCKSTEP_CHECK(plan.weight_bytes == weights_.bytes);
+  const size_t slot_bytes = PartialSum::SlotBytes(limits_.max_rows * config_.hidden_size);
+  if (group_.size() > 1 && group_.traits().slot_bytes < slot_bytes) {
+    return InternalError("slots of %d bytes are too small for %d rows, which need %d",
+                         group_.traits().slot_bytes, limits_.max_rows, slot_bytes);
+  }
   memory_ = plan;
   bytes_read_ = bytes_read;
   LOCKSTEP_ASSIGN_OR_RETURN(kv_, Buffer::Allocate(memory_.kv_bytes + 64, "the KV cache"));

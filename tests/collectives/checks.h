@@ -194,6 +194,26 @@ inline Status CheckUnaligned(Group& group, size_t shift, size_t bytes) {
   return OkStatus();
 }
 
+// Sums of slots in place: the same bits as of ordinary memory, at sizes around every choice of
+// choose.h, exchange after exchange.
+inline Status CheckSumSlots(Group& group, size_t count, uint32_t seed) {
+  if (group.size() == 1) return OkStatus();
+  const std::vector<float> mine = Contribution(group.rank(), count, seed);
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(count * sizeof(float)));
+  if (count > 0) std::memcpy(slot.data(), mine.data(), slot.size());
+  std::vector<float> sum(count), expected = Contribution(0, count, seed);
+  LOCKSTEP_RETURN_IF_ERROR(SumSlots(group, sum));
+  for (int rank = 1; rank < group.size(); ++rank) {
+    const std::vector<float> other = Contribution(rank, count, seed);
+    for (size_t i = 0; i < count; ++i) expected[i] = expected[i] + other[i];
+  }
+  if (count > 0 && std::memcmp(sum.data(), expected.data(), count * sizeof(float)) != 0) {
+    return InternalError("rank %d: the sum of slots of %d values (seed %d) is not the left fold",
+                         group.rank(), count, seed);
+  }
+  return OkStatus();
+}
+
 inline Status CheckEverything(Group& group) {
   const size_t slot = group.traits().slot_bytes;
   const size_t slot_floats = slot / sizeof(float);
@@ -201,6 +221,9 @@ inline Status CheckEverything(Group& group) {
   for (const size_t count : {size_t{0}, size_t{1}, size_t{7}, size_t{5120}, slot_floats - 1,
                              slot_floats, slot_floats + 1, 3 * slot_floats + 5}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(group, count, seed++));
+  }
+  for (const size_t count : {size_t{0}, size_t{3}, size_t{8191}, size_t{8193}, slot_floats}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(group, count, seed++));
   }
   for (const size_t bytes : {size_t{0}, size_t{1}, size_t{333}, slot, slot + 1, 2 * slot + 17}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckAllGather(group, bytes, seed++));

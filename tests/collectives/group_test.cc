@@ -31,6 +31,18 @@ TEST_P(EveryGroup, MovesAndAddsEverySizeRightly) {
   ExpectAllOk(RunGroups(all, CheckEverything));
 }
 
+TEST_P(EveryGroup, AddsLongSlotsInChunks) {
+  std::vector<BootstrapOptions> all = LocalRanks(GetParam().ranks, GetParam().collective);
+  for (BootstrapOptions& options : all) options.slot_bytes = size_t{3} << 20;
+  ExpectAllOk(RunGroups(all, [](Group& group) -> Status {
+    for (const size_t count : {size_t{786'432}, size_t{400'001}, size_t{100'003}}) {
+      LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(group, count, static_cast<uint32_t>(count)));
+      LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(group, count + 1, 5));
+    }
+    return OkStatus();
+  }));
+}
+
 TEST_P(EveryGroup, DoesNotDriftOverManyExchanges) {
   ExpectAllOk(RunGroups(LocalRanks(GetParam().ranks, GetParam().collective),
                         [](Group& group) { return CheckManyExchanges(group, 2000); }));
@@ -64,6 +76,25 @@ INSTANTIATE_TEST_SUITE_P(Groups, EveryGroup, ::testing::ValuesIn(AllCases()),
                          [](const auto& values) {
                            return values.param.collective + std::to_string(values.param.ranks);
                          });
+
+TEST(Membership, OpensGroupsAndLinksOfEveryTransportBesideEachOther) {
+  ExpectAllOk(RunAsThreads(LocalRanks(3, "tcp"), [](Membership& membership) -> Status {
+    LOCKSTEP_ASSIGN_OR_RETURN(const auto tcp, membership.OpenGroup(size_t{3} << 20));
+    LOCKSTEP_ASSIGN_OR_RETURN(const auto shm, membership.OpenGroup("shm", size_t{2} << 20));
+    EXPECT_STREQ(tcp->traits().name, "tcp");
+    EXPECT_EQ(tcp->traits().slot_bytes, size_t{3} << 20);
+    EXPECT_STREQ(shm->traits().name, "shm");
+    EXPECT_EQ(shm->traits().slot_bytes, size_t{2} << 20);
+    for (const char* transport : {"tcp", "shm"}) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const Mesh mesh, membership.OpenMesh(transport, 4096));
+      EXPECT_EQ(mesh.links.size(), 3u);
+      EXPECT_EQ(mesh.links[static_cast<size_t>(tcp->rank())], nullptr);
+      EXPECT_EQ(mesh.window.bytes().size(), 4096u);
+    }
+    LOCKSTEP_RETURN_IF_ERROR(CheckManyExchanges(*shm, 20));
+    return CheckManyExchanges(*tcp, 20);
+  }));
+}
 
 class LongRun : public ::testing::TestWithParam<const char*> {};
 
