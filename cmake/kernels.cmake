@@ -15,6 +15,7 @@ function(lockstep_kernel_flags)
     elseif(source MATCHES "isa_(attention_)?avx2\\.cc$" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       list(APPEND flags -mavx2 -mfma -mf16c)
     endif()
-    set_source_files_properties(${source} TARGET_DIRECTORY lockstep_kernels PROPERTIES COMPILE_OPTIONS "${flags}")
+    set_source_files_properties(${source} TARGET_DIRECTORY lockstep_kernels PROPERTIES
+      COMPILE_OPTIONS "${flags}" SKIP_PRECOMPILE_HEADERS ON)
   endforeach()
 endfunction()

@@ -27,7 +27,8 @@ inline constexpr size_t kLargestSlotBytes = size_t{1} << 30;
 struct BootstrapOptions {
   int rank = 0;
   int size = 1;
-  std::string collective = "tcp";  // tcp, shm, mpi
+  std::string collective = "tcp";  // tcp, shm, rdma, mpi
+  std::string rdma_mode = "auto";  // rc, uc, auto
   std::string rendezvous;          // host:port of rank 0; empty under mpirun (travels through PMIx)
   // Rank 0 only: a socket that already listens (ListenForRanks), instead of listening on
   // `rendezvous`, so that a spawner can choose a free port without a race. Bootstrap takes it over
@@ -69,15 +70,15 @@ class Membership {
   virtual void Abort(const Status& reason) = 0;
   // Announces an orderly end, so that peers do not take the closing connection for a death.
   virtual void Leave() = 0;
-  // Opens a data group: tcp, shm, mpi, or as the options say (""), with slots of that size, a
-  // multiple of 64 bytes; 0: as in the options. Collective: all ranks call it with the same. Groups
-  // may stand beside each other.
+  // Opens a data group over `collective` (empty: as the options say) with slots of that size, a
+  // multiple of 64 bytes (0: as in the options). Collective: all ranks call it with the same.
+  // Groups may stand beside each other.
   virtual StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective,
-                                                     size_t slot_bytes) = 0;
+                                                     size_t slot_bytes = 0) = 0;
   StatusOr<std::unique_ptr<Group>> OpenGroup(size_t slot_bytes = 0) {
     return OpenGroup("", slot_bytes);
   }
-  // What a group as in the options takes of this rank's memory.
+  // What a group as the options say takes of this rank's memory.
   virtual uint64_t GroupBytes(size_t slot_bytes) const = 0;
   // Bare links to all other ranks, to measure what a transport gives without a group. Collective,
   // as OpenGroup, with equal windows; an error for a transport that has no links (mpi).

@@ -28,7 +28,7 @@
 namespace lockstep {
 
 struct GroupTraits {
-  const char* name;  // "tcp", "shm", "mpi", "single"
+  const char* name;  // "tcp", "shm", "rdma", "mpi", "single"
   size_t
       slot_bytes;  // largest exchange; longer messages are cut into several by the functions below
   bool sums_in_rank_order;  // all backends here: yes

@@ -78,7 +78,7 @@ class LinkedMembership final : public Membership {
                                              size_t slot_bytes) override {
     StatusOr<std::unique_ptr<Group>> group =
         TryOpenGroup(collective.empty() ? options_.collective : collective,
-                     slot_bytes == 0 ? options_.slot_bytes : slot_bytes, meshes_++);
+                     slot_bytes == 0 ? options_.slot_bytes : slot_bytes);
     if (!group.ok()) lifeline_->Abort(group.status());
     return group;
   }
@@ -96,8 +96,8 @@ class LinkedMembership final : public Membership {
   }
 
  private:
-  StatusOr<std::unique_ptr<Group>> TryOpenGroup(const std::string& collective, size_t slot_bytes,
-                                                uint32_t number) {
+  StatusOr<std::unique_ptr<Group>> TryOpenGroup(const std::string& collective, size_t slot_bytes) {
+    const uint32_t number = meshes_++;
     GroupOptions group;
     group.rank = options_.rank;
     group.size = options_.size;
@@ -116,10 +116,9 @@ class LinkedMembership final : public Membership {
       LOCKSTEP_RETURN_IF_ERROR(control_->Share(number, "mpi", deadline).status());
       return MakeMpiGroup(std::move(group));
     }
-    const char* name = collective == "shm" ? "shm" : "tcp";
     const size_t window_bytes = LinkWindowBytes(slot_bytes);
     LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh(collective, window_bytes, number));
-    return MakeLinkGroup(std::move(group), name, std::move(mesh));
+    return MakeLinkGroup(std::move(group), NameOfLinks(collective), std::move(mesh));
   }
 
   StatusOr<Mesh> TryOpenMesh(const std::string& transport, size_t window_bytes, uint32_t number) {
@@ -134,6 +133,11 @@ class LinkedMembership final : public Membership {
     return connected;
   }
 
+  static const char* NameOfLinks(const std::string& collective) {
+    if (collective == "rdma") return "rdma";
+    return collective == "shm" ? "shm" : "tcp";
+  }
+
   bool SameMachine(int rank) const {
     return members_[rank].machine == members_[options_.rank].machine;
   }
@@ -143,6 +147,7 @@ class LinkedMembership final : public Membership {
     mesh.rank = options_.rank;
     mesh.size = options_.size;
     mesh.transport = transport;
+    mesh.rdma_mode = options_.rdma_mode;
     mesh.mesh = number;
     mesh.names = names_;
     mesh.sign = [key = key_](std::span<const std::byte> data) { return HmacSha256(key, data); };
@@ -179,7 +184,8 @@ class LinkedMembership final : public Membership {
     }
     bool one_machine = true;
     for (int rank = 0; rank < options_.size; ++rank) one_machine = one_machine && SameMachine(rank);
-    if (one_machine) return control_hosts_;
+    // An RDMA port hardly ever has the address by which ranks of one machine talk.
+    if (one_machine && options_.collective != "rdma") return control_hosts_;
     std::vector<std::string> hosts;
     for (const std::string& host : control_hosts_) {
       if (!IsLoopback(host)) AddOnce(&hosts, host);

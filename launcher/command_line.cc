@@ -44,7 +44,7 @@ const std::vector<GroupSpec>& Groups() {
        {"model", "kernels", "exact", "kv-cache-dtype", "threads", "chat-template"}},
       {kRanks,
        "Ranks",
-       {"ranks", "collective", "shares", "config", "rank", "interface", "rendezvous",
+       {"ranks", "collective", "rdma-mode", "shares", "config", "rank", "interface", "rendezvous",
         "start-timeout-ms", "exchange-timeout-ms", "peer-timeout-ms", "verify-exchanges"}},
       {kLimits, "Limits", {"max-model-len", "max-num-seqs", "prefill-chunk"}},
       {kSecret, "Secret", {"secret-file"}},

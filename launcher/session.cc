@@ -175,6 +175,7 @@ Status OpenedSession::JoinRanks() {
   join.rank = world_.rank;
   join.size = world_.size;
   join.collective = options_.collective;
+  join.rdma_mode = options_.rdma_mode;
   join.rendezvous = world_.rendezvous;
   join.interface = world_.interface;
   join.rendezvous_fd = listener_;

@@ -24,11 +24,13 @@ using Proof = std::array<std::byte, 32>;
 struct FabricOptions {
   int rank = 0;
   int size = 1;
-  std::string transport = "tcp";  // tcp, shm
+  std::string transport = "tcp";   // tcp, shm, rdma
+  std::string rdma_mode = "auto";  // rc, uc, auto
   // Of each rank's window; equal on all ranks. 0: no puts.
   size_t window_bytes = 0;
   // tcp: the addresses at which peers may find this rank, best first; it listens on all of them if
-  // there are several, on the one otherwise.
+  // there are several, on the one otherwise. rdma: the same, of which those count that an RDMA port
+  // has.
   std::vector<std::string> hosts;
   // Identifies the mesh among those of the same session.
   uint32_t mesh = 0;

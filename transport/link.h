@@ -1,4 +1,4 @@
-// One reliable, bidirectional channel to one peer. Backends: tcp and shm. A link belongs to one
+// One reliable, bidirectional channel to one peer. Backends: tcp, shm, rdma. A link belongs to one
 // thread at a time; none of its calls blocks.
 //
 // Two ways to move bytes, each in the order of its calls:
@@ -26,7 +26,7 @@ inline constexpr uint64_t kPutsAhead = 64;
 
 // What differs between backends, as facts.
 struct LinkTraits {
-  const char* name;         // "tcp", "shm"
+  const char* name;         // "tcp", "shm", "rdma"
   bool detects_peer_death;  // a dead peer turns Poll into an error without the control channel's
                             // help
   bool put_copies;  // the peer reads a copy: bytes of a completed put may change without its seeing

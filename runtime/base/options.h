@@ -25,6 +25,7 @@ struct Options {
   int64_t ranks = 0;  // 0: as the launcher, the YAML or a single process says
   int64_t rank = -1;
   std::string collective = "tcp";
+  std::string rdma_mode = "auto";
   std::vector<double> shares;
   int64_t threads = 0;
   std::string config;

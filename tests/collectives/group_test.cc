@@ -7,6 +7,7 @@
 
 #include "tests/collectives/checks.h"
 #include "tests/collectives/ranks.h"
+#include "tests/support/rdma.h"
 #include "tests/support/sanitized.h"
 
 namespace lockstep {
@@ -23,7 +24,13 @@ struct Case {
   int ranks;
 };
 
-class EveryGroup : public ::testing::TestWithParam<Case> {};
+class EveryGroup : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    const std::string reason = testing::WhyNot(GetParam().collective);
+    if (!reason.empty()) GTEST_SKIP() << reason;
+  }
+};
 
 TEST_P(EveryGroup, MovesAndAddsEverySizeRightly) {
   std::vector<BootstrapOptions> all = LocalRanks(GetParam().ranks, GetParam().collective);
@@ -50,7 +57,9 @@ TEST_P(EveryGroup, DoesNotDriftOverManyExchanges) {
 
 TEST_P(EveryGroup, StatesItsTraits) {
   ExpectAllOk(RunGroups(LocalRanks(GetParam().ranks, GetParam().collective), [](Group& group) {
-    EXPECT_STREQ(group.traits().name, group.size() == 1 ? "single" : GetParam().collective.c_str());
+    const std::string& collective = GetParam().collective;
+    const std::string name = collective.substr(0, collective.find('_'));
+    EXPECT_EQ(group.traits().name, group.size() == 1 ? "single" : name);
     EXPECT_TRUE(group.traits().sums_in_rank_order);
     EXPECT_EQ(group.traits().slot_bytes, size_t{1} << 20);
     return OkStatus();
@@ -71,6 +80,9 @@ std::vector<Case> AllCases() {
   }
   for (const char* collective : {"sim", "sim_in_place"}) {
     for (const int ranks : {2, 3, 4}) cases.push_back({collective, ranks});
+  }
+  for (const char* collective : {"rdma_rc", "rdma_uc"}) {
+    for (const int ranks : {2, 3}) cases.push_back({collective, ranks});
   }
   return cases;
 }
@@ -111,7 +123,13 @@ TEST_P(LongRun, KeepsStepOverHundredThousandExchanges) {
 INSTANTIATE_TEST_SUITE_P(Groups, LongRun, ::testing::Values("tcp", "shm", "sim", "sim_in_place"),
                          [](const auto& values) { return std::string(values.param); });
 
-class Links : public ::testing::TestWithParam<const char*> {};
+class Links : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    const std::string reason = testing::WhyNot(GetParam());
+    if (!reason.empty()) GTEST_SKIP() << reason;
+  }
+};
 
 TEST_P(Links, ASumOfNegativeZerosAndInfinitiesIsTheFold) {
   ExpectAllOk(RunGroups(LocalRanks(3, GetParam()), [](Group& group) -> Status {
@@ -245,7 +263,7 @@ TEST_P(Links, BuffersOfWrongSizeAreRefused) {
   }));
 }
 
-INSTANTIATE_TEST_SUITE_P(Groups, Links, ::testing::Values("tcp", "shm"),
+INSTANTIATE_TEST_SUITE_P(Groups, Links, ::testing::Values("tcp", "shm", "rdma_rc", "rdma_uc"),
                          [](const auto& values) { return std::string(values.param); });
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "tests/collectives/checks.h"
 #include "tests/collectives/processes.h"
+#include "tests/support/rdma.h"
 #include "tests/support/sanitized.h"
 
 namespace lockstep {
@@ -41,7 +42,13 @@ struct Case {
   bool idle;
 };
 
-class ADeadRank : public ::testing::TestWithParam<Case> {};
+class ADeadRank : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    const std::string reason = testing::WhyNot(GetParam().collective);
+    if (!reason.empty()) GTEST_SKIP() << reason;
+  }
+};
 
 TEST_P(ADeadRank, IsNamedByAllOthersSoon) {
   const Case& test = GetParam();
@@ -105,6 +112,9 @@ std::vector<Case> Victims() {
       }
     }
   }
+  for (const char* collective : {"rdma_rc", "rdma_uc"}) {
+    for (const bool idle : {false, true}) cases.push_back({collective, 3, 1, idle});
+  }
   return cases;
 }
 
@@ -116,7 +126,13 @@ INSTANTIATE_TEST_SUITE_P(Processes, ADeadRank, ::testing::ValuesIn(Victims()),
                                   std::to_string(test.victim);
                          });
 
-class EveryTransport : public ::testing::TestWithParam<const char*> {};
+class EveryTransport : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    const std::string reason = testing::WhyNot(GetParam());
+    if (!reason.empty()) GTEST_SKIP() << reason;
+  }
+};
 
 TEST_P(EveryTransport, AStoppedRankIsNamedAfterThePeerTimeout) {
   std::vector<BootstrapOptions> all = LocalRanks(3, GetParam());
@@ -196,7 +212,8 @@ TEST_P(EveryTransport, ARankThatLeavesEarlyIsNotTakenForACrash) {
   for (int rank = 0; rank < 2; ++rank) EXPECT_EQ(ranks.Wait(rank).code, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Processes, EveryTransport, ::testing::Values("tcp", "shm"),
+INSTANTIATE_TEST_SUITE_P(Processes, EveryTransport,
+                         ::testing::Values("tcp", "shm", "rdma_rc", "rdma_uc"),
                          [](const auto& values) { return std::string(values.param); });
 
 }  // namespace

@@ -10,9 +10,12 @@
 #include <vector>
 
 #include "runtime/base/clock.h"
+#include "tests/support/rdma.h"
 #include "tests/support/seed.h"
+#include "tests/transport/fake_queue_pair.h"
 #include "transport/backends.h"
 #include "transport/fault.h"
+#include "transport/rdma/rdma_link.h"
 #include "transport/sim.h"
 
 namespace lockstep {
@@ -38,7 +41,26 @@ Pair MakeSimPair(bool in_place) {
 
 bool Has(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
-// tcp, shm, sim, sim_in_place; late_...: the same through a link that is late and out of turn.
+// Two ends of a connection; for rdma between addresses of the RDMA network.
+std::array<UniqueFd, 2> Connect(const std::string& transport) {
+  if (transport.rfind("rdma", 0) == 0) {
+    const std::string host = *testing::RdmaAddress();
+    const StatusOr<UniqueFd> listener = ListenTcp({host, 0});
+    EXPECT_TRUE(listener.ok()) << listener.status();
+    StatusOr<UniqueFd> connected =
+        ConnectTcp({host, LocalEndpoint(listener->get()).port}, Deadline::After(5000));
+    EXPECT_TRUE(connected.ok()) << connected.status();
+    EXPECT_TRUE(WaitForSocket(listener->get(), true, false, 5'000'000));
+    return {std::move(*connected), AcceptPending(listener->get())};
+  }
+  int ends[2];
+  EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends), 0);
+  return {UniqueFd(ends[0]), UniqueFd(ends[1])};
+}
+
+// "tcp", "shm", "sim", "sim_in_place", "rdma_rc" and "rdma_uc" (over a device), "fake_rc" and
+// "fake_uc" (the same link over queues in memory); "late_...": the same through a link that is late
+// and out of turn.
 Pair MakePair(const std::string& transport) {
   if (transport.rfind("late_", 0) == 0) {
     Pair pair = MakePair(transport.substr(5));
@@ -53,21 +75,32 @@ Pair MakePair(const std::string& transport) {
     return pair;
   }
   if (transport.rfind("sim", 0) == 0) return MakeSimPair(transport == "sim_in_place");
-  int ends[2];
-  EXPECT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends), 0);
+  std::array<UniqueFd, 2> ends = Connect(transport);
   Pair pair;
-  const auto make = [&](int end, bool first) -> StatusOr<std::unique_ptr<Link>> {
-    Window& window = first ? pair.window_a : pair.window_b;
-    if (transport == "tcp") {
-      LOCKSTEP_ASSIGN_OR_RETURN(window, Window::Allocate(kWindowBytes));
-      return MakeTcpLink(UniqueFd(end), window.bytes());
-    }
-    LOCKSTEP_ASSIGN_OR_RETURN(window, Window::Share(kWindowBytes));
-    return MakeShmLink(UniqueFd(end), window, first, Deadline::After(5000));
+  const bool shared = transport == "shm";
+  for (Window* window : {&pair.window_a, &pair.window_b}) {
+    *window = *(shared ? Window::Share(kWindowBytes) : Window::Allocate(kWindowBytes));
+  }
+  const std::string mode = transport.substr(transport.find('_') + 1);
+  if (transport.rfind("fake", 0) == 0) {
+    rdma::FakeOptions options;
+    options.mode = mode == "rc" ? rdma::Mode::kReliable : rdma::Mode::kUnreliable;
+    auto queues = rdma::FakePair::Make(options, {pair.window_a.bytes(), pair.window_b.bytes()});
+    pair.a = rdma::MakeLinkOver(std::move(queues[0]), std::move(ends[0]), pair.window_a.bytes());
+    pair.b = rdma::MakeLinkOver(std::move(queues[1]), std::move(ends[1]), pair.window_b.bytes());
+    return pair;
+  }
+  const auto make = [&](UniqueFd end, bool first) -> StatusOr<std::unique_ptr<Link>> {
+    const Window& window = first ? pair.window_a : pair.window_b;
+    if (transport == "tcp") return MakeTcpLink(std::move(end), window.bytes());
+    const Deadline deadline = Deadline::After(10'000);
+    if (shared) return MakeShmLink(std::move(end), window, first, deadline);
+    LOCKSTEP_ASSIGN_OR_RETURN(const auto devices, OpenRdmaDevices(mode));
+    return devices->MakeLink(std::move(end), window.bytes(), deadline);
   };
   StatusOr<std::unique_ptr<Link>> other;
-  std::thread peer([&] { other = make(ends[1], false); });
-  StatusOr<std::unique_ptr<Link>> own = make(ends[0], true);
+  std::thread peer([&] { other = make(std::move(ends[1]), false); });
+  StatusOr<std::unique_ptr<Link>> own = make(std::move(ends[0]), true);
   peer.join();
   EXPECT_TRUE(own.ok() && other.ok()) << own.status() << other.status();
   pair.a = std::move(*own);
@@ -97,7 +130,12 @@ std::vector<std::byte> Noise(size_t bytes, uint32_t seed) {
 
 class EveryLink : public ::testing::TestWithParam<const char*> {
  protected:
-  Pair pair_ = MakePair(GetParam());
+  void SetUp() override {
+    const std::string reason = testing::WhyNot(GetParam());
+    if (!reason.empty()) GTEST_SKIP() << reason;
+    pair_ = MakePair(GetParam());
+  }
+  Pair pair_;
 };
 
 TEST_P(EveryLink, CarriesMessagesOfEverySizeInOrderBothWays) {
@@ -319,14 +357,16 @@ TEST_P(EveryLink, AnEndWakesASleepingReader) {
 
 TEST_P(EveryLink, StatesItsTraits) {
   const std::string kind = GetParam();
-  EXPECT_TRUE(Has(kind, pair_.a->traits().name)) << pair_.a->traits().name;
+  const bool rdma = Has(kind, "_rc") || Has(kind, "_uc");
+  EXPECT_TRUE(Has(rdma ? "rdma" : kind, pair_.a->traits().name)) << pair_.a->traits().name;
   EXPECT_TRUE(pair_.a->traits().detects_peer_death);
   EXPECT_EQ(pair_.a->traits().put_copies, !Has(kind, "shm") && !Has(kind, "in_place"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Links, EveryLink,
                          ::testing::Values("tcp", "shm", "sim", "sim_in_place", "late_tcp",
-                                           "late_shm", "late_sim"),
+                                           "late_shm", "late_sim", "fake_rc", "fake_uc", "rdma_rc",
+                                           "rdma_uc"),
                          [](const auto& values) { return std::string(values.param); });
 
 TEST(ShmLink, LeavesNothingInTheFileSystem) {

@@ -76,10 +76,17 @@ class RandomRows {
     if (type == DType::kF32) std::memcpy(to, &value, 4);
     if (type == DType::kBF16) std::memcpy(to, &bits, 2);
   }
+  // Scales that multiply and, negative, scales that divide, in one matrix.
+  void PutNvfp4(std::byte* to) {
+    const float value = std::uniform_real_distribution<float>(0.01f, 0.1f)(random_);
+    const float scale = random_() % 2 == 0 ? value : -1 / value;
+    std::memcpy(to, &scale, sizeof scale);
+  }
   void Outer(const WeightFormat& format, std::byte* to, uint64_t bytes) {
     const bool mlx = format.encoding == Encoding::kMlx;
     const bool nvfp4 = format.encoding == Encoding::kNvfp4;
-    const DType type = mlx ? format.scale_type : nvfp4 ? DType::kF32 : DType::kF16;
+    const DType type = mlx ? format.scale_type : DType::kF16;
+    if (nvfp4) return PutNvfp4(to);
     for (uint64_t at = 0; at < bytes; at += SizeOf(type)) PutNumber(type, to + at);
   }
   void Inner(const WeightFormat& format, std::byte* to, uint64_t bytes) {
