@@ -51,8 +51,9 @@ TEST_P(EveryGroup, AddsLongSlotsInChunks) {
 }
 
 TEST_P(EveryGroup, DoesNotDriftOverManyExchanges) {
+  const int count = IsSimulated(GetParam().collective) ? 200 : 2000;
   ExpectAllOk(RunGroups(LocalRanks(GetParam().ranks, GetParam().collective),
-                        [](Group& group) { return CheckManyExchanges(group, 2000); }));
+                        [count](Group& group) { return CheckManyExchanges(group, count); }));
 }
 
 TEST_P(EveryGroup, StatesItsTraits) {
@@ -114,8 +115,8 @@ TEST(Membership, OpensGroupsAndLinksOfEveryTransportBesideEachOther) {
 class LongRun : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(LongRun, KeepsStepOverHundredThousandExchanges) {
-  // A simulated exchange takes a tenth of a millisecond.
-  const int count = 100'000 / (kSanitized ? 10 : 1) / (IsSimulated(GetParam()) ? 10 : 1);
+  // A simulated exchange takes a tenth of a millisecond, and more on a busy machine.
+  const int count = 100'000 / (kSanitized ? 10 : 1) / (IsSimulated(GetParam()) ? 50 : 1);
   ExpectAllOk(RunGroups(LocalRanks(2, GetParam()),
                         [count](Group& group) { return CheckManyExchanges(group, count); }));
 }
