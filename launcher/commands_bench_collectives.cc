@@ -79,7 +79,6 @@ struct Contestant {
   std::function<std::string(size_t bytes)> algorithm;
   // One checked repetition over values of a size; returns its nanoseconds on this rank.
   std::function<StatusOr<int64_t>(size_t repetition, const Values&, std::span<float>)> run;
-  size_t most_bytes = SIZE_MAX;                     // larger sizes are left out
   std::vector<std::vector<float>> samples_us = {};  // per size, of all rounds
 };
 
@@ -124,7 +123,7 @@ Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& tr
     LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0));
     return took_ns;
   };
-  return {transport, algorithm, run, group->traits().slot_bytes};
+  return {transport, algorithm, run};
 }
 
 Contestant OpenMpi() {
@@ -214,8 +213,11 @@ StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport
                     }};
 }
 
+// Slots are as long as the longest message, as those of a step are.
 StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
-                                                  const std::vector<std::string>& transports) {
+                                                  const std::vector<std::string>& transports,
+                                                  size_t longest_bytes) {
+  const size_t slot_bytes = (std::max(longest_bytes, size_t{1} << 20) + 63) / 64 * 64;
   std::vector<Contestant> all;
   for (const std::string& transport : transports) {
     if (transport != "mpi") {
@@ -223,7 +225,7 @@ StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
       all.push_back(std::move(bare));
     }
     LOCKSTEP_ASSIGN_OR_RETURN(const std::shared_ptr<Group> group,
-                              session.membership().OpenGroup(transport));
+                              session.membership().OpenGroup(transport, slot_bytes));
     all.push_back(AllReduceOf(group, transport));
     all.push_back(SumOfSlots(group, transport));
     if (transport == "mpi") all.push_back(OpenMpi());
@@ -267,7 +269,6 @@ Status RunRounds(Session& session, const std::vector<int64_t>& sizes,
     for (int64_t round = 0; round < session.options().repeat; ++round) {
       for (Contestant& contestant : *contestants) {
         if (Interrupted()) return InterruptedError();
-        if (data.size() * sizeof(float) > contestant.most_bytes) continue;
         const Status done = RunRound(session, values, data, &contestant, &contestant.samples_us[s]);
         if (!done.ok()) return Annotate(done, "over " + contestant.transport);
       }
@@ -291,7 +292,6 @@ Json RowsOf(const Session& session, const std::vector<int64_t>& sizes,
   for (size_t s = 0; s < sizes.size(); ++s) {
     for (const Contestant& contestant : contestants) {
       const std::vector<float>& samples_us = contestant.samples_us[s];
-      if (samples_us.empty()) continue;
       const double p50_us = PercentileUs(samples_us, 50);
       rows.push_back({{"transport", contestant.transport},
                       {"algorithm", contestant.algorithm(static_cast<size_t>(sizes[s]))},
@@ -375,7 +375,9 @@ Status Measure(Session& session, const std::vector<int64_t>& sizes,
     if (session.membership().local_size() == session.size()) transports.push_back("shm");
     transports.push_back("tcp");
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(auto contestants, MakeContestants(session, transports));
+  const int64_t longest_bytes = *std::max_element(sizes.begin(), sizes.end());
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      auto contestants, MakeContestants(session, transports, static_cast<size_t>(longest_bytes)));
   LOCKSTEP_RETURN_IF_ERROR(RunRounds(session, sizes, &contestants));
   if (session.rank() != 0) return OkStatus();
   const Json rows = RowsOf(session, sizes, contestants);

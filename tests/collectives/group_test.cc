@@ -39,21 +39,21 @@ TEST_P(EveryGroup, MovesAndAddsEverySizeRightly) {
 }
 
 TEST_P(EveryGroup, AddsLongSlotsInChunks) {
-  ExpectAllOk(RunAsThreads(
-      LocalRanks(GetParam().ranks, GetParam().collective), [](Membership& membership) -> Status {
-        LOCKSTEP_ASSIGN_OR_RETURN(const auto group, membership.OpenGroup(size_t{3} << 20));
-        EXPECT_EQ(group->traits().slot_bytes, size_t{3} << 20);
-        for (const size_t count : {size_t{786'432}, size_t{400'001}, size_t{100'003}}) {
-          LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(*group, count, static_cast<uint32_t>(count)));
-          LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(*group, count + 1, 5));
-        }
-        return OkStatus();
-      }));
+  std::vector<BootstrapOptions> all = LocalRanks(GetParam().ranks, GetParam().collective);
+  for (BootstrapOptions& options : all) options.slot_bytes = size_t{3} << 20;
+  ExpectAllOk(RunGroups(all, [](Group& group) -> Status {
+    for (const size_t count : {size_t{786'432}, size_t{400'001}, size_t{100'003}}) {
+      LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(group, count, static_cast<uint32_t>(count)));
+      LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(group, count + 1, 5));
+    }
+    return OkStatus();
+  }));
 }
 
 TEST_P(EveryGroup, DoesNotDriftOverManyExchanges) {
+  const int count = IsSimulated(GetParam().collective) ? 200 : 2000;
   ExpectAllOk(RunGroups(LocalRanks(GetParam().ranks, GetParam().collective),
-                        [](Group& group) { return CheckManyExchanges(group, 2000); }));
+                        [count](Group& group) { return CheckManyExchanges(group, count); }));
 }
 
 TEST_P(EveryGroup, StatesItsTraits) {
@@ -75,9 +75,12 @@ TEST_P(EveryGroup, StandsBesideOthersOfTheSameRanks) {
 
 std::vector<Case> AllCases() {
   std::vector<Case> cases;
-  for (const char* collective : {"tcp", "shm", "sim", "sim_in_place"}) {
-    for (int ranks = IsSimulated(collective) ? 2 : 1; ranks <= (kSanitized ? 4 : 8); ++ranks)
+  for (const char* collective : {"tcp", "shm"}) {
+    for (int ranks = 1; ranks <= (kSanitized ? 4 : 8); ++ranks)
       cases.push_back({collective, ranks});
+  }
+  for (const char* collective : {"sim", "sim_in_place"}) {
+    for (const int ranks : {2, 3, 4}) cases.push_back({collective, ranks});
   }
   for (const char* collective : {"rdma_rc", "rdma_uc"}) {
     for (const int ranks : {2, 3}) cases.push_back({collective, ranks});
@@ -90,11 +93,30 @@ INSTANTIATE_TEST_SUITE_P(Groups, EveryGroup, ::testing::ValuesIn(AllCases()),
                            return values.param.collective + std::to_string(values.param.ranks);
                          });
 
+TEST(Membership, OpensGroupsAndLinksOfEveryTransportBesideEachOther) {
+  ExpectAllOk(RunAsThreads(LocalRanks(3, "tcp"), [](Membership& membership) -> Status {
+    LOCKSTEP_ASSIGN_OR_RETURN(const auto tcp, membership.OpenGroup(size_t{3} << 20));
+    LOCKSTEP_ASSIGN_OR_RETURN(const auto shm, membership.OpenGroup("shm", size_t{2} << 20));
+    EXPECT_STREQ(tcp->traits().name, "tcp");
+    EXPECT_EQ(tcp->traits().slot_bytes, size_t{3} << 20);
+    EXPECT_STREQ(shm->traits().name, "shm");
+    EXPECT_EQ(shm->traits().slot_bytes, size_t{2} << 20);
+    for (const char* transport : {"tcp", "shm"}) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const Mesh mesh, membership.OpenMesh(transport, 4096));
+      EXPECT_EQ(mesh.links.size(), 3u);
+      EXPECT_EQ(mesh.links[static_cast<size_t>(tcp->rank())], nullptr);
+      EXPECT_EQ(mesh.window.bytes().size(), 4096u);
+    }
+    LOCKSTEP_RETURN_IF_ERROR(CheckManyExchanges(*shm, 20));
+    return CheckManyExchanges(*tcp, 20);
+  }));
+}
+
 class LongRun : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(LongRun, KeepsStepOverHundredThousandExchanges) {
-  // A simulated exchange takes a tenth of a millisecond.
-  const int count = 100'000 / (kSanitized ? 10 : 1) / (IsSimulated(GetParam()) ? 10 : 1);
+  // A simulated exchange takes a tenth of a millisecond, and more on a busy machine.
+  const int count = 100'000 / (kSanitized ? 10 : 1) / (IsSimulated(GetParam()) ? 50 : 1);
   ExpectAllOk(RunGroups(LocalRanks(2, GetParam()),
                         [count](Group& group) { return CheckManyExchanges(group, count); }));
 }

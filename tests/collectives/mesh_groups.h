@@ -29,8 +29,9 @@ inline std::vector<Status> RunMeshGroups(MeshesOptions mesh, const GroupOptions&
       for (int other = 0; other < mesh.ranks; ++other)
         options.names.push_back(RankInfo{other, 4700 + other, "test", ""}.Name());
       options.lifeline = std::make_shared<Lifeline>();
+      const char* name = meshes[rank].links[rank == 0 ? 1 : 0]->traits().name;
       StatusOr<std::unique_ptr<Group>> group =
-          MakeLinkGroup(std::move(options), mesh.transport.c_str(), std::move(meshes[rank]));
+          MakeLinkGroup(std::move(options), name, std::move(meshes[rank]));
       results[rank] = group.ok() ? body(**group) : group.status();
     });
   }

@@ -23,7 +23,7 @@ inline BootstrapOptions LocalOptions(int rank, int size, const std::string& coll
   BootstrapOptions options;
   options.rank = rank;
   options.size = size;
-  // "rdma_uc" is collective rdma in mode uc.
+  // "rdma_uc" is collective rdma in mode uc, "sim_in_place" the simulated network in that mode.
   const size_t end = std::min(collective.find('_'), collective.size());
   options.collective = collective.substr(0, end);
   if (end < collective.size()) options.rdma_mode = collective.substr(end + 1);
@@ -75,7 +75,7 @@ inline std::vector<Status> RunAsThreads(const std::vector<BootstrapOptions>& all
 inline std::vector<Status> RunSimulated(const BootstrapOptions& all,
                                         const std::function<Status(Group&)>& body) {
   MeshesOptions mesh;
-  mesh.transport = all.collective;
+  mesh.transport = all.rdma_mode == "in_place" ? "sim_in_place" : all.collective;
   mesh.ranks = all.size;
   mesh.seed = testing::TestSeed();
   GroupOptions group;

@@ -22,7 +22,7 @@ namespace lockstep {
 namespace {
 
 // A rank that polled so often in a row without news and without a call waits for something.
-constexpr uint32_t kIdlePolls = 256;
+constexpr uint32_t kIdlePolls = 64;
 // Up to here a message leaves before the peer expects it, as out of a socket's buffer.
 constexpr size_t kBufferedBytes = size_t{256} << 10;
 
