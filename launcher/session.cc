@@ -116,7 +116,7 @@ class OpenedSession final : public Session {
   StatusOr<ModelLimits> DecideLimits(const SessionNeeds& needs, const ModelConfig& config,
                                      const SlicePlan& slice);
   Status LoadWeights(const OpenedModel& opened, const ModelLimits& limits);
-  Status CheckFiles(const SessionNeeds& needs, const Checkpoint& checkpoint);
+  Status CheckFiles(const SessionNeeds& needs, const OpenedModel& opened);
   // Files of ranks: their probe prompt, if one is recorded.
   Status CheckText(const SessionNeeds& needs, const Checkpoint& checkpoint);
   // A line about this rank: where the user looks at its own output, for the curious elsewhere.
@@ -277,7 +277,9 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
   LOCKSTEP_RETURN_IF_ERROR(model.status());
   model_ = std::move(model).value();
   const double seconds = static_cast<double>(NowNs() - start_ns) * 1e-9;
-  Report(absl::StrFormat("loaded %s in %.1f s", FormatBytes(model_->bytes_read()), seconds));
+  const auto bytes = static_cast<double>(model_->bytes_read());
+  Report(absl::StrFormat("loaded %s in %.2f s (%.2f GB/s)", FormatBytes(model_->bytes_read()),
+                         seconds, bytes / std::max(seconds, 1e-9) * 1e-9));
   return WaitForSlowDisks(*group_);
 }
 
@@ -285,8 +287,7 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
   OpenedModel opened;
   if (const Status checked = CheckModel(&opened); !checked.ok()) return TellAll(checked);
-  if (const Status files = CheckFiles(needs, *opened.checkpoint); !files.ok())
-    return TellAll(files);
+  if (const Status files = CheckFiles(needs, opened); !files.ok()) return TellAll(files);
   const StatusOr<ModelLimits> limits = DecideLimits(needs, opened.config, opened.slice);
   if (!limits.ok()) return TellAll(limits.status());
   // A fault here strikes one rank alone, while the others wait for its part.
@@ -294,9 +295,9 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   return loaded.ok() ? CheckText(needs, *opened.checkpoint) : TellAll(loaded);
 }
 
-Status OpenedSession::CheckFiles(const SessionNeeds& needs, const Checkpoint& checkpoint) {
+Status OpenedSession::CheckFiles(const SessionNeeds& needs, const OpenedModel& opened) {
   if (!needs.check_files) return OkStatus();
-  const Status mine = needs.check_files(checkpoint);
+  const Status mine = needs.check_files(opened);
   LOCKSTEP_RETURN_IF_ERROR(WaitForSlowDisks(*group_));
   return AgreeThatOk(*group_, *membership_, mine);
 }

@@ -40,6 +40,9 @@ void DieWithParent();
 // Hints that [offset, offset + bytes) of an open file will be read at exactly these places (no
 // read-ahead).
 void AdviseExactReads(int fd);
+// Opens a file for reads that pass by the page cache; their places, sizes and memory are multiples
+// of kDirectBytes (base/file.h). -1, with errno, where the file system has none.
+int OpenDirect(const char* path);
 // Anonymous zeroed memory, on huge pages where the system has them; nullptr if there is none.
 void* AllocatePages(size_t bytes);
 void FreePages(void* memory, size_t bytes);
