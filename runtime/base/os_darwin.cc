@@ -77,6 +77,12 @@ bool HasArmMatrixProducts() { return SysctlNumber("hw.optional.arm.FEAT_I8MM") !
 
 void AdviseExactReads(int fd) { (void)fcntl(fd, F_RDAHEAD, 0); }
 
+int OpenDirect(const char* path) {
+  const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd >= 0) (void)fcntl(fd, F_NOCACHE, 1);
+  return fd;
+}
+
 void* AllocatePages(size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
   return memory == MAP_FAILED ? nullptr : memory;

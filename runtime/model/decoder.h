@@ -112,7 +112,8 @@ StatusOr<std::unique_ptr<Model>> LoadDecoder(ModelConfig config, const Checkpoin
       std::make_unique<SliceLoader>(checkpoint, place.group, options.shares, [&](uint64_t bytes) {
         if (options.progress) options.progress(LoadProgress{bytes, plan.weight_bytes});
       });
-  WeightReader reader(*loader, place.backend, os::MemoryNodes() > 1 ? &place.pool : nullptr);
+  LOCKSTEP_RETURN_IF_ERROR(loader->ReadAheadFor(slice.requests));
+  WeightReader reader(*loader, place.backend, place.pool);
   LOCKSTEP_ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, slice.cuts, reader));
   LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, reader.Unused()));
   const uint64_t bytes_read = loader->bytes_read();

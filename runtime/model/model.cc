@@ -50,11 +50,13 @@ StatusOr<SlicePlan> PlanSlice(const ModelConfig& config, const Checkpoint& check
   slice.cuts = CutModel(config, shares, CutUnitsOf(checkpoint));
   if (draft_layer) slice.cuts.draft_rows = CutByShares(config.hidden_size, shares);
   WeightReader counter(checkpoint, rank, backend);
+  counter.RecordTo(&slice.requests);
   LOCKSTEP_ASSIGN_OR_RETURN(const Weights counted, LoadWeights(config, slice.cuts, counter));
   slice.weight_bytes = counted.bytes;
   slice.weight_bytes_per_token = counted.bytes_per_token;
   slice.work_bytes = counter.work_bytes();
-  slice.staging_bytes = counter.staging_bytes();
+  slice.staging_bytes = counter.staging_bytes() +
+                        ReadAhead::BytesFor(PlanReads(checkpoint, shares, rank, slice.requests));
   return slice;
 }
 

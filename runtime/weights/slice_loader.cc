@@ -63,6 +63,21 @@ bool CutsFit(const WeightFormat& format, int64_t width, const std::vector<Range>
   });
 }
 
+std::vector<PlannedRead> PlanReads(const Checkpoint& checkpoint, const std::vector<double>& shares,
+                                   int rank, const std::vector<SliceRequest>& requests) {
+  std::vector<PlannedRead> reads;
+  for (const SliceRequest& request : requests) {
+    const TensorInfo* info = checkpoint.Find(request.name);
+    if (info == nullptr || info->shape.empty()) continue;
+    Range rows = request.slice.range;
+    // As ReadColumns divides them.
+    if (request.slice.kind == SliceKind::kColumns && !info->slice.has_value())
+      rows = CutByShares(info->shape[0], shares)[static_cast<size_t>(rank)];
+    if (!rows.empty()) PlanReads(*info, rows, &reads);
+  }
+  return reads;
+}
+
 SliceLoader::SliceLoader(const Checkpoint& checkpoint, Group& group, std::vector<double> shares,
                          std::function<void(uint64_t)> progress)
     : checkpoint_(checkpoint),
@@ -70,6 +85,13 @@ SliceLoader::SliceLoader(const Checkpoint& checkpoint, Group& group, std::vector
       shares_(std::move(shares)),
       reader_(std::move(progress)) {
   sends_.resize(static_cast<size_t>(group.size()));
+}
+
+Status SliceLoader::ReadAheadFor(const std::vector<SliceRequest>& requests) {
+  LOCKSTEP_ASSIGN_OR_RETURN(ahead_,
+                            ReadAhead::Start(PlanReads(checkpoint_, shares_, rank(), requests)));
+  reader_.ReadThrough(ahead_.get());
+  return OkStatus();
 }
 
 Status SliceLoader::ReadAs(const WeightFormat& format, const TensorInfo& info,

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -37,12 +38,19 @@ StatusOr<WeightFormat> CommonFormat(const Checkpoint& checkpoint,
 // Whether rows of `width` weights can be cut to these columns without taking blocks apart.
 bool CutsFit(const WeightFormat& format, int64_t width, const std::vector<Range>& columns);
 
+// The reads of `rank` that these requests will take, in about their order.
+std::vector<PlannedRead> PlanReads(const Checkpoint& checkpoint, const std::vector<double>& shares,
+                                   int rank, const std::vector<SliceRequest>& requests);
+
 class SliceLoader {
  public:
   // `progress` is called with the bytes read so far. All references must outlive the loader.
   SliceLoader(const Checkpoint& checkpoint, Group& group, std::vector<double> shares,
               std::function<void(uint64_t)> progress);
 
+  // Begins to read what these requests will take, in their order, before they are made, in
+  // ReadAhead::BytesFor(PlanReads(...)) of memory until the loader ends.
+  Status ReadAheadFor(const std::vector<SliceRequest>& requests);
   const Checkpoint& checkpoint() const { return checkpoint_; }
   // As the files store them, scales included.
   uint64_t bytes_read() const { return reader_.bytes_read(); }
@@ -71,6 +79,7 @@ class SliceLoader {
   const Checkpoint& checkpoint_;
   Group& group_;
   std::vector<double> shares_;
+  std::unique_ptr<ReadAhead> ahead_;
   StoredRowReader reader_;
   std::vector<std::byte> own_format_;          // rows whose format changes
   std::vector<std::byte> rows_;                // whole rows of a column-sliced tensor

@@ -241,7 +241,10 @@ TEST_P(Quantized8, GroupedProductsAgreeWithPlainLoops) {
   const int64_t rows = 29, experts = 5, top_k = 2, inputs = 96;
   for (const WeightFormat& format : FastFormats()) {
     const HostMatrix source = random_.Make(format, experts, 35, inputs, 0);
-    const auto stack = backend_->Pack(Copy(source)).value();
+    HostMatrix copy = Copy(source);  // packed as while loading: some matrices before the others
+    backend_->PackNext(&copy, three_);
+    backend_->PackNext(&copy, one_);
+    const auto stack = backend_->Pack(std::move(copy)).value();
     std::vector<int32_t> chosen;
     for (int32_t row = 0; row < rows; ++row) {
       chosen.push_back(row % 3);  // expert 3 gets a few rows, expert 4 none
