@@ -95,6 +95,9 @@ class Backend {
   // Takes the matrix over in the layout that MatMul wants, in its own memory (a copy of at most
   // sixteen rows is made on the way). Not while an op runs.
   virtual StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const = 0;
+  // The same of a matrix that a backend of the same instruction set packed in kExact, in its place.
+  virtual StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const = 0;
   // For the plan of memory, before there is any: PackedMatrix::bytes of what Pack would make of a
   // matrix of this shape (which has no data); and bytes of the memory that products with it need
   // besides. All matrices share that: the largest value counts.

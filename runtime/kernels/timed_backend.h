@@ -36,6 +36,10 @@ class TimedBackend final : public Backend {
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return inner_->Pack(std::move(matrix));
   }
+  StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const override {
+    return inner_->Repack(std::move(packed));
+  }
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     return inner_->PackedBytes(shape);
   }

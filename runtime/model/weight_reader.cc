@@ -122,7 +122,7 @@ StatusOr<PackedPtr> WeightReader::Columns(const ColumnPart& part, const char* wh
   LOCKSTEP_RETURN_IF_ERROR(Count(shape, what, read_per_token));
   // One tensor's rows of this rank, as read and as cut for all ranks (SliceLoader::ReadColumns).
   const uint64_t each = 2 * static_cast<uint64_t>(shape.outputs) * shape.row_bytes();
-  staging_bytes_ = std::max(staging_bytes_, kChunkBytes + each);
+  if (part.columns.size() > 1) staging_bytes_ = std::max(staging_bytes_, kChunkBytes + each);
   if (counting()) return PackedPtr();
   LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix, AllocateLike(shape, what));
   for (int64_t index = 0; index < shape.count; ++index) {
