@@ -40,6 +40,10 @@ class TimedBackend final : public Backend {
   void PackNext(HostMatrix* matrix, ThreadPool& pool) const override {
     inner_->PackNext(matrix, pool);
   }
+  StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const override {
+    return inner_->Repack(std::move(packed));
+  }
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     return inner_->PackedBytes(shape);
   }

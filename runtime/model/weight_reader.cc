@@ -133,7 +133,9 @@ StatusOr<PackedPtr> WeightReader::Columns(const ColumnPart& part, const char* wh
   LOCKSTEP_RETURN_IF_ERROR(Count(shape, what, read_per_token));
   // One tensor's rows of this rank, as read and as cut for all ranks (SliceLoader::ReadColumns).
   const uint64_t each = 2 * static_cast<uint64_t>(shape.outputs) * shape.row_bytes();
-  for (const std::string& name : part.names) CountStaging(name, format, each);
+  // Alone, a rank reads whole rows to their place.
+  const uint64_t staged = part.columns.size() > 1 ? each : 0;
+  for (const std::string& name : part.names) CountStaging(name, format, staged);
   if (counting()) return PackedPtr();
   LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix, AllocateLike(shape, what));
   for (int64_t index = 0; index < shape.count; ++index) {

@@ -95,7 +95,7 @@ class WeightReader {
 
  private:
   // What rows pass through while they are read, whatever their number.
-  static constexpr uint64_t kChunkBytes = uint64_t{8} << 20;
+  static constexpr uint64_t kChunkBytes = SliceLoader::kThreadBytes;
 
   void Record(const std::string& name, SliceKind kind, Range range) {
     used_.insert(name);

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <vector>
 
+#include "runtime/base/check.h"
+
 namespace lockstep::kernels {
 
 CpuMatrix::CpuMatrix(HostMatrix matrix, Buffer last_panels, bool in_panels)
@@ -15,6 +17,11 @@ CpuMatrix::CpuMatrix(HostMatrix matrix, Buffer last_panels, bool in_panels)
 
 std::unique_ptr<CpuMatrix> CpuMatrix::Portable(HostMatrix matrix) {
   return std::unique_ptr<CpuMatrix>(new CpuMatrix(std::move(matrix), Buffer(), false));
+}
+
+HostMatrix CpuMatrix::TakePortable() {
+  LOCKSTEP_CHECK(!in_panels_);
+  return std::move(matrix_);
 }
 
 uint64_t CpuMatrix::LastPanelBytes(const HostMatrix& shape) {

@@ -24,6 +24,9 @@ class CpuMatrix final : public PackedMatrix {
   // What Panels takes for the panels of those outputs.
   static uint64_t LastPanelBytes(const HostMatrix& shape);
 
+  // The matrix of Portable, back; nothing else may be asked of this one then.
+  HostMatrix TakePortable();
+
   bool in_panels() const { return in_panels_; }
   const WeightFormat& format() const { return matrix_.format; }
   int64_t phase() const { return matrix_.phase; }

@@ -387,6 +387,21 @@ TEST_P(Quantized8, ExactPrecisionHasTheBitsOfItsDefinition) {
   }
 }
 
+TEST_P(Quantized8, WhatWasPackedForFullPrecisionIsPackedAgainToTheSameBits) {
+  const auto exact = MakeBackend(GetParam(), Precision::kExact).value();
+  for (const WeightFormat& format : FastFormats()) {
+    const HostMatrix source = random_.Make(format, 2, 35, 3 * kBlockWeights, 0);
+    const auto x = random_.Floats(5 * source.inputs);
+    const auto at_once = backend_->Pack(Copy(source)).value();
+    const auto again = backend_->Repack(exact->Pack(Copy(source)).value()).value();
+    EXPECT_EQ(again->bytes(), at_once->bytes());
+    const auto want = MatMul(queue_, *at_once, nullptr, x.data(), 5);
+    const auto got = MatMul(queue_, *again, nullptr, x.data(), 5);
+    EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0)
+        << format.Name();
+  }
+}
+
 TEST_P(Quantized8, MoreRowsThanFitAtOnceGiveTheSameBits) {
   const int64_t rows = 360'000, inputs = 32, period = 7;
   const HostMatrix source = random_.Make(WeightFormat::Of(Encoding::kQ4_0), 2, 1, inputs, 0);
