@@ -40,7 +40,7 @@ write_latency() {
 }
 
 tokens() {
-  "$build/lockstep" run --model models/tiny --ranks 2 --collective "$1" "${@:2}" --max-tokens 12 \
+  "$build/lockstep" run --model models/tiny --ranks 2 --collective "$1" "${@:2}" --max-tokens 12 --thinking off \
     --temperature 0 --log-level warning "What is the capital of France?"
 }
 same_tokens() {
