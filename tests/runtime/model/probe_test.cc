@@ -36,7 +36,8 @@ std::string ModelPath(const std::string& name) {
 }
 
 ProbeDigest Probe(const std::string& model, const std::vector<double>& shares,
-                  const ModelLimits& limits = ProbeLimits(), const char* kernels = "cpu") {
+                  const ModelLimits& limits = ProbeLimits(), const char* kernels = "cpu",
+                  Precision precision = Precision::kExact) {
   std::vector<ProbeDigest> digests(shares.size());
   RunRanks(static_cast<int>(shares.size()), "tcp", [&](Membership&, Group& group) {
     testing::TestModelOptions options;
@@ -44,6 +45,7 @@ ProbeDigest Probe(const std::string& model, const std::vector<double>& shares,
     options.shares = shares;
     options.limits = limits;
     options.kernels = kernels;
+    options.precision = precision;
     testing::TestModel opened = OpenModel(options, group);
     ASSERT_NE(opened.model, nullptr);
     const auto digest = ComputeProbe(*opened.model, group);
@@ -63,6 +65,11 @@ ProbeRecord RecordOf(const std::string& model) {
   record.rows = Probe(model, {1});
   record.fast_distance = 0.03;
   return record;
+}
+
+// With 8-bit activations.
+ProbeDigest FastProbe(const std::string& model, const std::vector<double>& shares) {
+  return Probe(model, shares, ProbeLimits(), "cpu", Precision::kFast);
 }
 
 double Largest(const std::vector<double>& distances) {
@@ -140,46 +147,60 @@ TEST(Probe, TheProjectionsEstimateTheDistanceOfAllLogits) {
 }
 
 // Faults that keep every checksum right: what a wrong `lockstep shard` or a wrong copy would do.
-class PlantedFault : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const std::string model = ModelPath("tiny-a-Q8_0.gguf");
-    record_ = RecordOf(model);
-    ASSERT_TRUE(ShardModel(model, directory_.path(), {1, 1}).ok());
-    EXPECT_TRUE(Compare(Precision::kExact).ok());
+// The record is that of `lockstep shard`: full precision, and how far 8-bit activations are from
+// it.
+class FilesOfTwoRanks {
+ public:
+  explicit FilesOfTwoRanks(const std::string& model, const std::string& quantize = "") {
+    TemporaryDirectory whole;
+    EXPECT_TRUE(ShardModel(ModelPath(model), whole.path(), {1}, quantize).ok());
+    record_.rows = Probe(whole.path(), {1});
+    record_.fast_distance = Largest(ProbeDistances(record_.rows, FastProbe(whole.path(), {1})));
+    EXPECT_TRUE(ShardModel(ModelPath(model), directory_.path(), {1, 1}, quantize).ok());
+    for (const Precision precision : {Precision::kExact, Precision::kFast})
+      EXPECT_TRUE(Compare(precision).ok()) << Compare(precision);
   }
-  Status Compare(Precision precision) {
-    const ProbeDigest digest = Probe(directory_.path(), {1, 1});
-    distance_ = Largest(ProbeDistances(record_.rows, digest));
+  Status Compare(Precision precision) const {
+    const ProbeDigest digest = Probe(directory(), {1, 1}, ProbeLimits(), "cpu", precision);
     return CompareProbe(record_, digest, {precision}, "probe.json");
   }
-  void ExpectRefused(Precision precision) {
+  void ExpectRefused(Precision precision) const {
     const Status status = Compare(precision);
-    ASSERT_FALSE(status.ok()) << "distance " << distance_;
+    ASSERT_FALSE(status.ok());
     EXPECT_EQ(ExitCode(status), 3);
     EXPECT_THAT(MessageOf(status), HasSubstr("probe prompt differ from those in probe.json"));
   }
+  // The bytes of two tensors change places, in the files of both ranks.
+  void Swap(const std::string& first, const std::string& second) const {
+    for (int rank = 0; rank < 2; ++rank) {
+      ShardEditor file(directory(), rank, 2);
+      const std::string bytes = file.Bytes(first);
+      file.Put(first, file.Bytes(second));
+      file.Put(second, bytes);
+      file.Write();
+    }
+  }
+  const std::string& directory() const { return directory_.path(); }
 
+ private:
   TemporaryDirectory directory_;
   ProbeRecord record_;
-  double distance_ = 0;
 };
 
-TEST_F(PlantedFault, SwappedExpertsAreRefused) {
-  for (int rank = 0; rank < 2; ++rank) {
-    ShardEditor file(directory_.path(), rank, 2);
-    const std::string first = "model.layers.2.mlp.experts.0.down_proj.weight";
-    const std::string second = "model.layers.2.mlp.experts.1.down_proj.weight";
-    const std::string bytes = file.Bytes(first);
-    file.Put(first, file.Bytes(second));
-    file.Put(second, bytes);
-    file.Write();
-  }
-  ExpectRefused(Precision::kExact);
+std::string ExpertName(int layer, int expert, const char* matrix) {
+  return absl::StrFormat("model.layers.%d.mlp.experts.%d.%s_proj.weight", layer, expert, matrix);
 }
 
-TEST_F(PlantedFault, AnExponentOfOneScaleIsRefused) {
-  ShardEditor file(directory_.path(), 1, 2);
+TEST(PlantedFault, SwappedExpertsAreRefusedInEitherPrecision) {
+  const FilesOfTwoRanks files("tiny-a-Q8_0.gguf");
+  files.Swap(ExpertName(2, 0, "down"), ExpertName(2, 1, "down"));
+  files.ExpectRefused(Precision::kExact);
+  files.ExpectRefused(Precision::kFast);
+}
+
+TEST(PlantedFault, AnExponentOfOneScaleIsRefusedInFullPrecision) {
+  const FilesOfTwoRanks files("tiny-a-Q8_0.gguf");
+  ShardEditor file(files.directory(), 1, 2);
   const std::string name = "model.layers.1.self_attn.o_proj.weight";
   const ShardTensor& tensor = file.Tensor(name);
   ASSERT_EQ(tensor.format, WeightFormat::Of(Encoding::kQ8_0));
@@ -189,21 +210,54 @@ TEST_F(PlantedFault, AnExponentOfOneScaleIsRefused) {
   bytes[layout.row_bytes * 3 + layout.inner_at + 1] ^= 4;
   file.Put(name, bytes);
   file.Write();
-  ExpectRefused(Precision::kExact);
+  files.ExpectRefused(Precision::kExact);
+  // 8-bit activations move the logits more than that: docs/numerics.md says so.
+  EXPECT_TRUE(files.Compare(Precision::kFast).ok());
 }
 
-TEST_F(PlantedFault, AnotherRanksSliceIsRefusedInEitherPrecision) {
+TEST(PlantedFault, AnotherRanksSliceIsRefusedInEitherPrecision) {
+  const FilesOfTwoRanks files("tiny-a-Q8_0.gguf");
+  const std::string path = files.directory() + "/" + ShardName(1, 2);
+  const std::string before = ReadTextFile(path).value();
   for (const char* name : {"model.layers.1.self_attn.o_proj.weight",
                            "model.layers.0.self_attn.q_proj.weight", "lm_head.weight"}) {
-    const std::string path = directory_.File(ShardName(1, 2));
-    const std::string before = ReadTextFile(path).value();
-    ShardEditor file(directory_.path(), 1, 2);
-    file.Put(name, ShardEditor(directory_.path(), 0, 2).Bytes(name));
+    ShardEditor file(files.directory(), 1, 2);
+    file.Put(name, ShardEditor(files.directory(), 0, 2).Bytes(name));
     file.Write();
-    ExpectRefused(Precision::kExact);
-    ExpectRefused(Precision::kFast);
-    directory_.Write(ShardName(1, 2), before);
+    files.ExpectRefused(Precision::kExact);
+    files.ExpectRefused(Precision::kFast);
+    ASSERT_TRUE(WriteFileAtomically(path, std::as_bytes(std::span(before))).ok());
   }
+}
+
+// The least that 8-bit activations do not hide in any of the tests' models: the experts of one
+// layer, each with its gate and its up projection the wrong way around. tiny-b has six layers and
+// twelve experts, and what was measured leaves a fifth of room there.
+TEST(PlantedFault, WrongExpertsInOneLayerAreRefusedInEitherPrecision) {
+  struct Case {
+    const char* model;
+    const char* quantize;
+    int layer, experts;
+  };
+  for (const Case& c : {Case{"tiny-a-Q8_0.gguf", "", 2, 8}, Case{"tiny-a-Q4_0.gguf", "", 2, 8},
+                        Case{"tiny-b-Q8_0.gguf", "", 4, 12}, Case{"tiny-k-Q4_K_M.gguf", "", 1, 3},
+                        Case{"tiny-flash", "q4_k", 2, 8}}) {
+    SCOPED_TRACE(c.model);
+    const FilesOfTwoRanks files(c.model, c.quantize);
+    for (int expert = 0; expert < c.experts; ++expert)
+      files.Swap(ExpertName(c.layer, expert, "gate"), ExpertName(c.layer, expert, "up"));
+    files.ExpectRefused(Precision::kExact);
+    files.ExpectRefused(Precision::kFast);
+  }
+}
+
+// In one expert alone the same fault is refused in full precision, and with 8-bit activations only
+// if the prompts lean on it: here they do not.
+TEST(PlantedFault, OneWrongExpertIsRefusedInFullPrecision) {
+  const FilesOfTwoRanks files("tiny-a-Q8_0.gguf");
+  files.Swap(ExpertName(2, 0, "gate"), ExpertName(2, 0, "up"));
+  files.ExpectRefused(Precision::kExact);
+  EXPECT_TRUE(files.Compare(Precision::kFast).ok());
 }
 
 // Whether rows [0, count) may be moved by `distance`.
@@ -229,7 +283,7 @@ TEST(ProbeComparison, TwoRowsOfFourMayBeFarAndNoneMayBeVeryFar) {
 TEST(ProbeComparison, WithEightBitsFollowsWhatWasMeasured) {
   ProbeRecord record;
   record.fast_distance = 0.05;
-  EXPECT_DOUBLE_EQ(ToleranceOf(record, {Precision::kFast}).near, 0.15);
+  EXPECT_DOUBLE_EQ(ToleranceOf(record, {Precision::kFast}).near, 0.1);
   record.fast_distance = 0;
   EXPECT_GT(ToleranceOf(record, {Precision::kFast}).near, 0.01);
   record.fast_distance = 1e9;
