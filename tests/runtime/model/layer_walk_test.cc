@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -104,6 +105,11 @@ struct Case {
   const char* kernels = "cpu";
   int threads = 2;
 };
+
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << c.model << " '" << c.quantize << "' " << c.kernels << ", " << c.threads
+             << " threads";
+}
 
 class LayerWalkOf : public ::testing::TestWithParam<Case> {};
 
