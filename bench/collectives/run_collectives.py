@@ -155,6 +155,9 @@ def main():
 
     comparison = Comparison(arguments)
     where = machine()
+    if where["load_before"] > 0.5:
+        print(f"the machine is busy (load {where['load_before']:.1f}): expect whole time slices in the figures",
+              file=sys.stderr)
     with Place(1) as one, Place(2) as two:
         for ranks in map(int, arguments.ranks.split(",")):
             for number in range(arguments.rounds):
