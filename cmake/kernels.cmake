@@ -12,8 +12,18 @@ function(lockstep_kernel_flags)
       list(APPEND flags -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512)
     elseif(source MATCHES "isa_neon_dotprod\\.cc$" AND CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
       list(APPEND flags -march=armv8.2-a+dotprod)
+    elseif(source MATCHES "isa_neon_i8mm\\.cc$" AND CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+      list(APPEND flags -march=armv8.2-a+dotprod+i8mm)
     elseif(source MATCHES "isa_(attention_)?avx2\\.cc$" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
       list(APPEND flags -mavx2 -mfma -mf16c)
+    endif()
+    # Every x86 processor of the last decade has AVX2: what the others run need not cost four minutes of -O3.
+    if(source MATCHES "isa_(attention_)?baseline\\.cc$" AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+      list(APPEND flags -O1)
+    endif()
+    # Scheduling before registers are given out makes gcc keep more values than there are registers.
+    if(source MATCHES "isa_neon_" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      list(APPEND flags -fno-schedule-insns)
     endif()
     set_source_files_properties(${source} TARGET_DIRECTORY lockstep_kernels PROPERTIES
       COMPILE_OPTIONS "${flags}" SKIP_PRECOMPILE_HEADERS ON)

@@ -73,7 +73,8 @@ StatusOr<double> MeasureRead(Session& session) {
 
 StatusOr<kernels::PeakArithmetic> MeasurePeak(Session& session) {
   LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
-  kernels::PeakArithmetic peak = kernels::MeasurePeak(session.backend().name(), session.pool());
+  kernels::PeakArithmetic peak =
+      kernels::MeasurePeak(session.backend().product_loop(), session.pool());
   std::vector<double> all(static_cast<size_t>(session.size()));
   LOCKSTEP_RETURN_IF_ERROR(AllGather(session.group(),
                                      std::as_bytes(std::span<const double>(&peak.gop_per_s, 1)),

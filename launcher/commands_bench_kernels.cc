@@ -196,7 +196,7 @@ Status BenchKernels(const Options& options) {
       options.threads > 0 ? static_cast<int>(options.threads) : static_cast<int>(cpus.size());
   ThreadPool pool(threads, cpus);
   const InterruptScope interrupts;
-  Bench bench{options, *backend, pool, kernels::MeasurePeak(backend->name(), pool)};
+  Bench bench{options, *backend, pool, kernels::MeasurePeak(backend->product_loop(), pool)};
   const double barrier_ns = kernels::MeasureBarrierNs(pool);
   if (!options.json) {
     std::printf(

@@ -122,7 +122,7 @@ class OpenedSession final : public Session {
   // Another group, if the first one's slots are smaller.
   Status OpenStepGroup(const SessionNeeds& needs, size_t slot_bytes);
   Status LoadWeights(const OpenedModel& opened, const ModelLimits& limits);
-  Status CheckFiles(const SessionNeeds& needs, const Checkpoint& checkpoint);
+  Status CheckFiles(const SessionNeeds& needs, const OpenedModel& opened);
   // Files of ranks: their probe prompt, if one is recorded.
   Status CheckText(const SessionNeeds& needs, const Checkpoint& checkpoint);
   // A line about this rank: where the user looks at its own output, for the curious elsewhere.
@@ -305,7 +305,9 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
   LOCKSTEP_RETURN_IF_ERROR(model.status());
   model_ = std::move(model).value();
   const double seconds = static_cast<double>(NowNs() - start_ns) * 1e-9;
-  Report(absl::StrFormat("loaded %s in %.1f s", FormatBytes(model_->bytes_read()), seconds));
+  const auto bytes = static_cast<double>(model_->bytes_read());
+  Report(absl::StrFormat("loaded %s in %.2f s (%.2f GB/s)", FormatBytes(model_->bytes_read()),
+                         seconds, bytes / std::max(seconds, 1e-9) * 1e-9));
   return WaitForSlowDisks(*group_);
 }
 
@@ -313,8 +315,7 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
   OpenedModel opened;
   if (const Status checked = CheckModel(&opened); !checked.ok()) return TellAll(checked);
-  if (const Status files = CheckFiles(needs, *opened.checkpoint); !files.ok())
-    return TellAll(files);
+  if (const Status files = CheckFiles(needs, opened); !files.ok()) return TellAll(files);
   const StatusOr<ModelLimits> limits = DecideLimits(needs, opened.config, opened.slice);
   if (!limits.ok()) return TellAll(limits.status());
   LOCKSTEP_RETURN_IF_ERROR(OpenStepGroup(needs, StepSlotBytes(opened.config, *limits)));
@@ -323,9 +324,9 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   return loaded.ok() ? CheckText(needs, *opened.checkpoint) : TellAll(loaded);
 }
 
-Status OpenedSession::CheckFiles(const SessionNeeds& needs, const Checkpoint& checkpoint) {
+Status OpenedSession::CheckFiles(const SessionNeeds& needs, const OpenedModel& opened) {
   if (!needs.check_files) return OkStatus();
-  const Status mine = needs.check_files(checkpoint);
+  const Status mine = needs.check_files(opened);
   LOCKSTEP_RETURN_IF_ERROR(WaitForSlowDisks(*group_));
   return AgreeThatOk(*group_, *membership_, mine);
 }

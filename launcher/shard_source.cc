@@ -311,6 +311,9 @@ Status CopyShards(const Options& options, const std::string& from, int threads) 
     return UsageError("--quantize: %s holds files of ranks, which are copied as they are", from);
   if (!options.shares.empty())
     return UsageError("--shares: %s holds files of ranks, which have theirs", from);
+  if (options.record)
+    return UsageError("--record: %s holds files of ranks, which bring their probe prompt along",
+                      from);
   std::vector<int> chosen;
   int ranks = 0;
   LOCKSTEP_RETURN_IF_ERROR(ChooseRanks(options, from, &chosen, &ranks));

@@ -172,7 +172,7 @@ std::vector<OptionSpec> OutputOptions() {
           {"quantize", &O::quantize,
            "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0, fp8, or by group, experts=q4_k,head=q6_k"},
           {"record", &O::record,
-           "record the probe prompt's logits in place of comparing them; needs --exact"},
+           "record the probe prompt's logits; verify: with --exact; shard: reads all weights"},
           {"from", &O::from,
            "URL in place of --model: a directory (lockstep files, Hugging Face) or a .gguf file"},
           {"step",

@@ -73,7 +73,7 @@ struct Options {
   // `shard`.
   std::string quantize;
   std::string from;
-  // `verify`.
+  // `verify`, `shard`.
   bool record = false;
   // `bench`.
   std::string benchmark;

@@ -40,6 +40,13 @@ void DieWithParent();
 // Hints that [offset, offset + bytes) of an open file will be read at exactly these places (no
 // read-ahead).
 void AdviseExactReads(int fd);
+// What this processor has beyond 64-bit ARM's first version: dot products of bytes (FEAT_DotProd)
+// and products of matrices of bytes (FEAT_I8MM). false on other architectures.
+bool HasArmDotProducts();
+bool HasArmMatrixProducts();
+// Opens a file for reads that pass by the page cache; their places, sizes and memory are multiples
+// of kDirectBytes (base/file.h). -1, with errno, where the file system has none.
+int OpenDirect(const char* path);
 // Anonymous zeroed memory, on huge pages where the system has them; nullptr if there is none.
 void* AllocatePages(size_t bytes);
 // Also ends a MapSharedMemory.

@@ -71,7 +71,17 @@ uint64_t PeakResidentBytes() {
 
 void DieWithParent() {}  // the control channel notices a parent that is gone
 
+// Every Mac with an ARM processor; FEAT_DotProd has no name before macOS 12.
+bool HasArmDotProducts() { return SysctlNumber("hw.optional.arm64") != 0; }
+bool HasArmMatrixProducts() { return SysctlNumber("hw.optional.arm.FEAT_I8MM") != 0; }
+
 void AdviseExactReads(int fd) { (void)fcntl(fd, F_RDAHEAD, 0); }
+
+int OpenDirect(const char* path) {
+  const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd >= 0) (void)fcntl(fd, F_NOCACHE, 1);
+  return fd;
+}
 
 void* AllocatePages(size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);

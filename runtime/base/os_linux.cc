@@ -1,6 +1,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/auxv.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -139,7 +140,19 @@ uint64_t PeakResidentBytes() { return ProcNumber("/proc/self/status", "VmHWM:") 
 
 void DieWithParent() { prctl(PR_SET_PDEATHSIG, SIGKILL); }
 
+#if defined(__aarch64__)
+bool HasArmDotProducts() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
+bool HasArmMatrixProducts() { return (getauxval(AT_HWCAP2) & HWCAP2_I8MM) != 0; }
+#else
+bool HasArmDotProducts() { return false; }
+bool HasArmMatrixProducts() { return false; }
+#endif
+
 void AdviseExactReads(int fd) { (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); }
+
+int OpenDirect(const char* path) {
+  return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
+}
 
 void* AllocatePages(size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

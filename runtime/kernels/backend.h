@@ -16,6 +16,7 @@
 #include "runtime/base/status.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/attention.h"
+#include "runtime/kernels/product_loop.h"
 #include "runtime/tensor/matrix.h"
 
 namespace lockstep::kernels {
@@ -91,10 +92,19 @@ class Backend {
   // "ref", "cpu/avx512" or, in Precision::kFast, "cpu/avx512+q8": part of the handshake, since
   // other instruction sets and precisions may give other bits.
   virtual std::string name() const = 0;
+  // The instruction that most products with several rows are made of, for MeasurePeak (roofline.h).
+  virtual ProductLoop product_loop() const = 0;
 
   // Takes the matrix over in the layout that MatMul wants, in its own memory (a copy of at most
   // sixteen rows is made on the way). Not while an op runs.
   virtual StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const = 0;
+  // What Pack would do to the next matrix of a stack (HostMatrix::packed), now that its rows are
+  // complete and not written to again: so that a disk need not wait for Pack at the end. May leave
+  // all to Pack. Not while an op runs.
+  virtual void PackNext(HostMatrix* matrix, ThreadPool& pool) const = 0;
+  // The same of a matrix that a backend of the same instruction set packed in kExact, in its place.
+  virtual StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const = 0;
   // For the plan of memory, before there is any: PackedMatrix::bytes of what Pack would make of a
   // matrix of this shape (which has no data); and bytes of the memory that products with it need
   // besides. All matrices share that: the largest value counts.

@@ -59,6 +59,21 @@ double ReadTest::Pass(ThreadPool& pool) {
   return Seconds(start_ns);
 }
 
+PeakArithmetic MeasurePeak(const ProductLoop& loop, ThreadPool& pool) {
+  constexpr int kPasses = 5;
+  constexpr int64_t kRounds = 1'000'000;  // some milliseconds
+  PeakArithmetic peak{loop.instruction, 0};
+  const auto operations = static_cast<double>(kRounds * loop.operations_a_round * pool.count());
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const int64_t start_ns = NowNs();
+    pool.ParallelFor(pool.count(), 1, [&](int64_t begin, int64_t end, int) {
+      for (int64_t i = begin; i < end; ++i) loop.run(kRounds);
+    });
+    peak.gop_per_s = std::max(peak.gop_per_s, operations / static_cast<double>(NowNs() - start_ns));
+  }
+  return peak;
+}
+
 double MeasureBarrierNs(ThreadPool& pool) {
   constexpr int kPasses = 9;
   constexpr int kLoops = 2'000;

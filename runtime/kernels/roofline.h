@@ -5,10 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <string_view>
 
 #include "runtime/base/status.h"
 #include "runtime/base/thread_pool.h"
+#include "runtime/kernels/product_loop.h"
 #include "runtime/tensor/buffer.h"
 
 namespace lockstep::kernels {
@@ -36,9 +36,8 @@ struct PeakArithmetic {
   double gop_per_s = 0;     // of all threads of the pool; a multiplication and an addition are two
 };
 
-// The best of some passes over registers alone, with the instruction of most products of the
-// backend of this name (Backend::name), which must run here.
-PeakArithmetic MeasurePeak(std::string_view backend, ThreadPool& pool);
+// The best of some passes over registers alone, with the instruction of most products.
+PeakArithmetic MeasurePeak(const ProductLoop& loop, ThreadPool& pool);
 
 // Nanoseconds of a parallel loop that does nothing: what the threads need to find each other.
 double MeasureBarrierNs(ThreadPool& pool);

@@ -33,8 +33,16 @@ class TimedBackend final : public Backend {
   void Reset() { count_ = 0; }
 
   std::string name() const override { return inner_->name(); }
+  ProductLoop product_loop() const override { return inner_->product_loop(); }
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return inner_->Pack(std::move(matrix));
+  }
+  void PackNext(HostMatrix* matrix, ThreadPool& pool) const override {
+    inner_->PackNext(matrix, pool);
+  }
+  StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const override {
+    return inner_->Repack(std::move(packed));
   }
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     return inner_->PackedBytes(shape);

@@ -82,6 +82,7 @@ struct SlicePlan {
   uint64_t weight_bytes_per_token = 0;  // of those, what one token reads
   uint64_t work_bytes = 0;              // what the backend needs for products with them
   uint64_t staging_bytes = 0;           // the most memory that tensors pass through while loading
+  std::vector<SliceRequest> requests;   // what will be read, in order
 };
 
 // Bytes that a rank will need, known before anything is read.

@@ -18,6 +18,7 @@ namespace lockstep {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::TemporaryDirectory;
@@ -76,6 +77,10 @@ TEST_P(ShardFrom, MakesTheFilesThatTheLocalCheckpointMakes) {
   for (const char* rank : {"2", "0", "1"})
     RunShard(Cut({"--from", url, "--out", out.File("ranks"), "--rank", rank}));
   ExpectSameFiles(out.File("local"), out.File("ranks"));
+  // The probe prompt is recorded over the network for those who ask, by any rank.
+  EXPECT_THAT(Names(out.File("ranks")), ::testing::Not(Contains("probe.json")));
+  RunShard(Cut({"--from", url, "--out", out.File("ranks"), "--rank", "1", "--record"}));
+  EXPECT_EQ(ReadAll(out.File("ranks") + "/probe.json"), ReadAll(out.File("local") + "/probe.json"));
   // And a set of such files, copied.
   const Serving set(out.File("local"));
   RunShard({"--from", set.url(), "--out", out.File("copy"), "--rank", "1"});

@@ -17,6 +17,8 @@ inline F32x16 LoadCachedHalf(const std::byte* from) {
     return (NativeF32)_mm512_cvtph_ps((__m256i)native);
 #elif defined(__F16C__)
     return (NativeF32)_mm256_cvtph_ps((__m128i)native);
+#elif defined(__aarch64__)
+    return (NativeF32)vcvt_f32_f16((float16x4_t)native);
 #else
     const NativeU32 bits = __builtin_convertvector(native, NativeU32);
     const NativeF32 magnitude = (NativeF32)((bits & 0x7fffu) << 13) * 0x1p112f;
@@ -29,13 +31,14 @@ inline F32x16 LoadCachedHalf(const std::byte* from) {
 // By intrinsics: gcc 12 takes conversions from short integers apart.
 inline F32x16 LoadCachedBf16(const std::byte* from) {
   return Make([&](int lane) {
-    const auto native = LoadNative<NativeU16>(from + 2 * lane);
 #if defined(__AVX512F__)
+    const auto native = LoadNative<NativeU16>(from + 2 * lane);
     const auto wide = (NativeU32)_mm512_cvtepu16_epi32((__m256i)native);
 #elif defined(__AVX2__)
+    const auto native = LoadNative<NativeU16>(from + 2 * lane);
     const auto wide = (NativeU32)_mm256_cvtepu16_epi32((__m128i)native);
 #else
-    const NativeU32 wide = __builtin_convertvector(native, NativeU32);
+    const NativeU32 wide = Widen(from + 2 * lane);
 #endif
     return (NativeF32)(wide << 16);
   });

@@ -28,10 +28,22 @@ class CpuBackend final : public Backend {
     return std::string("cpu/") + table_->name + (precision_ == Precision::kFast ? "+q8" : "");
   }
 
+  ProductLoop product_loop() const override {
+    return precision_ == Precision::kFast ? quantized_.kernels().product_loop
+                                          : table_->product_loop;
+  }
+
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     if (!BecomesPanels(matrix)) return CpuMatrix::Portable(std::move(matrix));
     LOCKSTEP_RETURN_IF_ERROR(quantized_.Reserve(matrix.inputs));
     return CpuMatrix::Panels(std::move(matrix));
+  }
+  void PackNext(HostMatrix* matrix, ThreadPool& pool) const override {
+    if (BecomesPanels(*matrix)) CpuMatrix::TurnNext(matrix, &pool);
+  }
+  StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const override {
+    return Pack(static_cast<CpuMatrix&>(*packed).TakePortable());
   }
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     const uint64_t bytes = HostMatrix::BytesOf(shape, "weights").value_or(0);
@@ -220,6 +232,7 @@ std::vector<InstructionSet> InstructionSets() {
   add(Avx512Kernels(), Avx512Attention, Avx512Quantized());
   add(Avx2Kernels(), Avx2Attention, Avx2Quantized());
 #if defined(__aarch64__)
+  add(BaselineKernels(), BaselineAttention, NeonI8mmQuantized());
   add(BaselineKernels(), BaselineAttention, NeonDotQuantized());
 #endif
   add(BaselineKernels(), BaselineAttention, BaselineQuantized());

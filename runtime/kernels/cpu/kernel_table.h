@@ -37,6 +37,7 @@ struct KernelTable {
   // y = sum over top_k slots of weights[s] * (expert_out + slot_of[s] * dim), + shared.
   void (*combine_row)(const float* expert_out, const int32_t* slot_of, const float* weights,
                       const float* shared, int64_t top_k, int64_t dim, float* y);
+  ProductLoop product_loop;
 };
 
 // nullptr where this build or this processor does not have the set.

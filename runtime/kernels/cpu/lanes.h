@@ -86,6 +86,17 @@ inline F32x16 operator*(const F32x16& x, const F32x16& y) {
 inline F32x16 operator*(const F32x16& x, float factor) {
   return Map([=](NativeF32 a) { return a * factor; }, x);
 }
+#if defined(__AVX512F__)
+constexpr const char* kFusedInstruction = "vfmadd zmm, float32";
+#elif defined(__FMA__)
+constexpr const char* kFusedInstruction = "vfmadd ymm, float32";
+#elif defined(__aarch64__)
+constexpr const char* kFusedInstruction = "fmla 128 bits, float32";
+#elif defined(__SSE2__)
+constexpr const char* kFusedInstruction = "mulps and addps xmm, float32";
+#else
+constexpr const char* kFusedInstruction = "mul and add, float32";
+#endif
 // x * y + z rounded once, wherever the instruction set can: said with an intrinsic, since of two
 // products and a sum compilers fuse whichever they like.
 inline NativeF32 FusedNative(NativeF32 x, NativeF32 y, NativeF32 z) {
@@ -149,8 +160,13 @@ inline const std::byte* BytesAt(const T* from, int lane) {
   return reinterpret_cast<const std::byte*>(from) + static_cast<size_t>(lane) * sizeof(T);
 }
 
+// By intrinsics on ARM, here and below: gcc 12 takes conversions of narrow vectors apart.
 inline NativeU32 Widen(const std::byte* from) {
+#if defined(__aarch64__)
+  return (NativeU32)vmovl_u16((uint16x4_t)LoadNative<NativeU16>(from));
+#else
   return __builtin_convertvector(LoadNative<NativeU16>(from), NativeU32);
+#endif
 }
 
 inline F32x16 LoadWide(const float* from) { return Load(from); }
@@ -164,10 +180,13 @@ inline F32x16 LoadWide(const Half* from) {
     return (NativeF32)_mm512_cvtph_ps((__m256i)LoadNative<NativeU16>(BytesAt(from, lane)));
 #elif defined(__F16C__)
     return (NativeF32)_mm256_cvtph_ps((__m128i)LoadNative<NativeU16>(BytesAt(from, lane)));
-#endif
+#elif defined(__aarch64__)
+    return (NativeF32)vcvt_f32_f16((float16x4_t)LoadNative<NativeU16>(BytesAt(from, lane)));
+#else
     const NativeU32 bits = Widen(BytesAt(from, lane));
     const NativeF32 magnitude = (NativeF32)((bits & 0x7fffu) << 13) * 0x1p112f;
     return (NativeF32)((NativeU32)magnitude | ((bits & 0x8000u) << 16));
+#endif
   });
 }
 
@@ -185,6 +204,10 @@ inline F32x16 LoadWide(const Fp8* from) {
     const __m128i wide = _mm_cvtepi8_epi16(_mm_loadl_epi64((const __m128i*)(from + lane)));
     const __m128i half = _mm_and_si128(_mm_slli_epi16(wide, 7), _mm_set1_epi16(-0x4080));
     return (NativeF32)_mm256_cvtph_ps(half);
+#elif defined(__aarch64__)
+    const int8x8_t four = vcreate_s8(LoadNative<uint32_t>(from + lane));
+    const int16x4_t half = vand_s16(vget_low_s16(vshll_n_s8(four, 7)), vdup_n_s16(-0x4080));
+    return (NativeF32)vcvt_f32_f16((float16x4_t)half);
 #else
     typedef uint8_t Bytes __attribute__((vector_size(kWidth)));
     const NativeU32 bits = __builtin_convertvector(LoadNative<Bytes>(from + lane), NativeU32);

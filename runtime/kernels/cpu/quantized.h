@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "runtime/kernels/product_loop.h"
 #include "runtime/tensor/weight_format.h"
 
 namespace lockstep::kernels {
@@ -53,12 +54,14 @@ struct QuantizedKernels {
   const char* name;  // "avx512vnni"
   void (*quantize)(const WeightFormat& format, const float* x, int64_t blocks, ActivationBlock* to);
   void (*matmul)(const QuantizedPart& part);
+  ProductLoop product_loop;
 };
 
 // nullptr where this build or this processor does not have the set.
 const QuantizedKernels* Avx512VnniQuantized();
 const QuantizedKernels* Avx512Quantized();
 const QuantizedKernels* Avx2Quantized();
+const QuantizedKernels* NeonI8mmQuantized();
 const QuantizedKernels* NeonDotQuantized();
 const QuantizedKernels* BaselineQuantized();
 

@@ -11,72 +11,79 @@ namespace {
 
 inline constexpr uint64_t kLaneCount = 16;
 
-// Word j of a block holds the weights 4 j .. 4 j + 3 of every lane, j = 0..7, from words of
-// `kBits` bits per weight.
+// How stored words are loaded: here one of every lane.
+struct EveryLane {
+  static U32x16 Load(const std::byte* words) { return LoadWords(words); }
+  static U32x16 LoadPlane(const std::byte* plane) { return LoadWords(plane); }
+};
+
+// Word j of a block holds the weights 4 j .. 4 j + 3 of every lane, j = 0..7, from stored words of
+// `kBits` bits per weight. Where j is even, word j + 1 takes the same steps from the next stored
+// word, or from the same plane of single bits, one bit on.
 template <int kBits>
 struct Codes;
 
 // The single bits of word j, moved to bit kPlace.
-template <int j, int kPlace>
-inline U32x16 SingleBits(const std::byte* plane) {
-  return Shift<kPlace - j>(LoadWords(plane)) & (0x01010101u << kPlace);
+template <int j, int kPlace, typename Loader>
+inline auto SingleBits(const std::byte* plane) {
+  return Shift<kPlace - j>(Loader::LoadPlane(plane)) & (0x01010101u << kPlace);
 }
 
 template <>
 struct Codes<2> {
   static constexpr bool kSigned = false;
-  template <int j>
-  static U32x16 Word(const std::byte* codes) {
-    return Shift<-2 * (j / 2)>(LoadWords(codes + j % 2 * 64)) & 0x03030303u;
+  template <int j, typename Loader>
+  static auto Word(const std::byte* codes) {
+    return Shift<-2 * (j / 2)>(Loader::Load(codes + j % 2 * 64)) & 0x03030303u;
   }
 };
 template <>
 struct Codes<3> {
   static constexpr bool kSigned = false;
-  template <int j>
-  static U32x16 Word(const std::byte* codes) {
-    return Codes<2>::Word<j>(codes) | SingleBits<j, 2>(codes + 2 * 64);
+  template <int j, typename Loader>
+  static auto Word(const std::byte* codes) {
+    return Codes<2>::Word<j, Loader>(codes) | SingleBits<j, 2, Loader>(codes + 2 * 64);
   }
 };
 template <>
 struct Codes<4> {
   static constexpr bool kSigned = false;
-  template <int j>
-  static U32x16 Word(const std::byte* codes) {
-    return Shift<j / 4 * -4>(LoadWords(codes + j % 4 * 64)) & 0x0f0f0f0fu;
+  template <int j, typename Loader>
+  static auto Word(const std::byte* codes) {
+    return Shift<j / 4 * -4>(Loader::Load(codes + j % 4 * 64)) & 0x0f0f0f0fu;
   }
 };
 template <>
 struct Codes<5> {
   static constexpr bool kSigned = false;
-  template <int j>
-  static U32x16 Word(const std::byte* codes) {
-    return Codes<4>::Word<j>(codes + 64) | SingleBits<j, 4>(codes);
+  template <int j, typename Loader>
+  static auto Word(const std::byte* codes) {
+    return Codes<4>::Word<j, Loader>(codes + 64) | SingleBits<j, 4, Loader>(codes);
   }
 };
 template <>
 struct Codes<6> {
   static constexpr bool kSigned = false;
-  template <int j>
-  static U32x16 Word(const std::byte* codes) {
-    const U32x16 upper = Shift<4 - 2 * (j / 2)>(LoadWords(codes + (4 + j % 2) * 64));
-    return Codes<4>::Word<j>(codes) | (upper & 0x30303030u);
+  template <int j, typename Loader>
+  static auto Word(const std::byte* codes) {
+    const auto upper = Shift<4 - 2 * (j / 2)>(Loader::Load(codes + (4 + j % 2) * 64));
+    return Codes<4>::Word<j, Loader>(codes) | (upper & 0x30303030u);
   }
 };
 template <>
 struct Codes<8> {
   static constexpr bool kSigned = true;
-  template <int j>
-  static U32x16 Word(const std::byte* codes) {
-    return LoadWords(codes + j * 64);
+  template <int j, typename Loader>
+  static auto Word(const std::byte* codes) {
+    return Loader::Load(codes + j * 64);
   }
 };
 
 struct Iq4Codes {
   static constexpr bool kSigned = true;
-  template <int j>
-  static U32x16 Word(const std::byte* codes) {
-    return Lookup(Codes<4>::Word<j>(codes), kIq4Values);
+  template <int j, typename Loader>
+  static auto Word(const std::byte* codes) {
+    return Lookup(Codes<4>::Word<j, Loader>(codes), kIq4Values);
   }
 };
 // Moved up by the largest magnitude, so that no code is negative.
@@ -93,9 +100,9 @@ inline constexpr MovedE2m1 kMovedE2m1 = MoveE2m1();
 
 struct E2m1Codes {
   static constexpr bool kSigned = false;
-  template <int j>
-  static U32x16 Word(const std::byte* codes) {
-    return Lookup(Codes<4>::Word<j>(codes), kMovedE2m1.values);
+  template <int j, typename Loader>
+  static auto Word(const std::byte* codes) {
+    return Lookup(Codes<4>::Word<j, Loader>(codes), kMovedE2m1.values);
   }
 };
 

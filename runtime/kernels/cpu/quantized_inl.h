@@ -3,6 +3,7 @@
 // activations are spread over the lanes once for all of its panels.
 #pragma once
 
+#include "runtime/kernels/cpu/pair_tile_inl.h"
 #include "runtime/kernels/cpu/quantized_formats_inl.h"
 
 namespace lockstep::kernels {
@@ -60,7 +61,7 @@ inline __attribute__((always_inline)) void DotWords(const std::byte* const (&cod
   if constexpr (kBegin < kEnd) {
     U32x16 w[kPanels];
 #pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) w[p] = F::Words::template Word<kBegin>(codes[p]);
+    for (int p = 0; p < kPanels; ++p) w[p] = F::Words::template Word<kBegin, EveryLane>(codes[p]);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const int32_t word = XWord(*x[r], kBegin);
@@ -123,16 +124,15 @@ inline const ActivationBlock* RowAt(const QuantizedPart& part, int64_t assignmen
 }
 
 inline void StoreOutputs(const QuantizedPart& part, int64_t assignment, int64_t panel,
-                         const F32x16& sums) {
+                         F32x16 sums) {
   const int64_t output = panel * static_cast<int64_t>(kLaneCount);
   const int64_t width = part.outputs - output < kLanes ? part.outputs - output : kLanes;
   float* y = part.y + assignment * part.y_stride + output;
-  F32x16 out = sums;
-  if (part.bias != nullptr) out = out + LoadPart(part.bias + output, width);
+  if (part.bias != nullptr) sums = sums + LoadPart(part.bias + output, width);
   if (width == kLanes) {
-    Store(out, y);
+    Store(sums, y);
   } else {
-    StorePart(out, y, width);
+    StorePart(sums, y, width);
   }
 }
 
@@ -160,12 +160,17 @@ void PanelTile(const QuantizedPart& part, const PanelShape& shape, int64_t row, 
         __builtin_prefetch(inner[p] + kPrefetchBytes / kPanels + line);
       outer[p] = start[p] + entry;
     }
-    AddBlock<F, kRows, kPanels>(shape.scale_type, outer, inner, x, y);
+    if constexpr (kByPairs<kRows>) {
+      PairTile<F, kRows>::AddBlock(shape.scale_type, outer[0], inner[0], x, y);
+    } else {
+      AddBlock<F, kRows, kPanels>(shape.scale_type, outer, inner, x, y);
+    }
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) inner[p] += kBlockBytes;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) ++x[r];
   }
+  if constexpr (kByPairs<kRows>) PairTile<F, kRows>::Untangle(y);
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -187,11 +192,12 @@ constexpr int TilePanels(int rows) {
 
 // kRows rows of kStreams panels.
 template <typename F, int kRows>
-void StreamTile(const QuantizedPart& part, const PanelShape& shape, int64_t row, int64_t rows,
-                int64_t panel, int64_t apart) {
+void StreamTile(const QuantizedPart& part, const PanelShape& shape, int64_t row, int64_t panel,
+                int64_t apart) {
   constexpr int kPanels = TilePanels<F>(kRows);
+  constexpr int kTileOf = kByPairs<kRows> ? kRows + kRows % 2 : kRows;
   for (int p = 0; p < kStreams; p += kPanels)
-    PanelTile<F, kRows, kPanels>(part, shape, row, rows, panel + p * apart, apart);
+    PanelTile<F, kTileOf, kPanels>(part, shape, row, kRows, panel + p * apart, apart);
 }
 
 // All rows of kStreams panels.
@@ -199,17 +205,17 @@ template <typename F>
 void RowsOfPanels(const QuantizedPart& part, const PanelShape& shape, int64_t row, int64_t end,
                   int64_t panel, int64_t apart) {
   for (; row + kQuantizedTileRows <= end; row += kQuantizedTileRows)
-    StreamTile<F, kQuantizedTileRows>(part, shape, row, kQuantizedTileRows, panel, apart);
+    StreamTile<F, kQuantizedTileRows>(part, shape, row, panel, apart);
   const int64_t rest = end - row;
   if constexpr (kQuantizedTileRows > 4) {
-    if (rest == 7) return StreamTile<F, 7>(part, shape, row, rest, panel, apart);
-    if (rest == 6) return StreamTile<F, 6>(part, shape, row, rest, panel, apart);
-    if (rest == 5) return StreamTile<F, 5>(part, shape, row, rest, panel, apart);
-    if (rest == 4) return StreamTile<F, 4>(part, shape, row, rest, panel, apart);
+    if (rest == 7) return StreamTile<F, 7>(part, shape, row, panel, apart);
+    if (rest == 6) return StreamTile<F, 6>(part, shape, row, panel, apart);
+    if (rest == 5) return StreamTile<F, 5>(part, shape, row, panel, apart);
+    if (rest == 4) return StreamTile<F, 4>(part, shape, row, panel, apart);
   }
-  if (rest == 3) return StreamTile<F, 3>(part, shape, row, rest, panel, apart);
-  if (rest == 2) return StreamTile<F, 2>(part, shape, row, rest, panel, apart);
-  if (rest == 1) return StreamTile<F, 1>(part, shape, row, rest, panel, apart);
+  if (rest == 3) return StreamTile<F, 3>(part, shape, row, panel, apart);
+  if (rest == 2) return StreamTile<F, 2>(part, shape, row, panel, apart);
+  if (rest == 1) return StreamTile<F, 1>(part, shape, row, panel, apart);
 }
 
 // All rows of one panel: of those that are left over, few of many.
@@ -291,8 +297,14 @@ void QuantizeImpl(const WeightFormat& format, const float* x, int64_t blocks, Ac
   });
 }
 
+void RepeatBytes(int64_t rounds) {
+  RepeatProduct<NativeI32, NativeU32, NativeI32>(rounds, BytesProduct);
+}
+
 constexpr QuantizedKernels MakeQuantized(const char* name) {
-  return QuantizedKernels{name, QuantizeImpl, MatMulQuantizedImpl};
+  constexpr int64_t kOperations = kLoopSums * kWidth * 4 * 2 * (kRowPairs ? 2 : 1);
+  return QuantizedKernels{
+      name, QuantizeImpl, MatMulQuantizedImpl, {kBytesInstruction, RepeatBytes, kOperations}};
 }
 
 }  // namespace

@@ -16,6 +16,8 @@ class QuantizedProduct {
  public:
   explicit QuantizedProduct(const QuantizedKernels* kernels) : kernels_(kernels) {}
 
+  const QuantizedKernels& kernels() const { return *kernels_; }
+
   // What Reserve takes, the most of all calls.
   static uint64_t BytesFor(int64_t inputs);
   // Makes room for rows of `inputs` values. Before the products that need it.

@@ -42,9 +42,10 @@ inline __attribute__((always_inline)) To MakeAs(const F& f) {
 
 template <typename To, typename F, typename... Args>
 inline __attribute__((always_inline)) To MapAs(const F& f, const Args&... x) {
-  if constexpr (kParts == 1) return To{f(x.a...)};
-  if constexpr (kParts == 2) return To{f(x.a...), f(x.b...)};
-  if constexpr (kParts == 4) return To{f(x.a...), f(x.b...), f(x.c...), f(x.d...)};
+  constexpr size_t kCount = sizeof(To) / sizeof(NativeI32);
+  if constexpr (kCount == 1) return To{f(x.a...)};
+  if constexpr (kCount == 2) return To{f(x.a...), f(x.b...)};
+  if constexpr (kCount == 4) return To{f(x.a...), f(x.b...), f(x.c...), f(x.d...)};
 }
 
 inline U32x16 LoadWords(const std::byte* from) {
@@ -53,19 +54,24 @@ inline U32x16 LoadWords(const std::byte* from) {
 inline I32x16 SplatInt(int32_t value) {
   return MakeAs<I32x16>([&](int) { return value - NativeI32{}; });
 }
-inline U32x16 operator|(const U32x16& x, const U32x16& y) {
-  return MapAs<U32x16>([](NativeU32 a, NativeU32 b) { return a | b; }, x, y);
+template <int kCount>
+using WordRegisters = IntRegisters<NativeU32, kCount>;
+template <int kCount>
+inline WordRegisters<kCount> operator|(const WordRegisters<kCount>& x,
+                                       const WordRegisters<kCount>& y) {
+  return MapAs<WordRegisters<kCount>>([](NativeU32 a, NativeU32 b) { return a | b; }, x, y);
 }
-inline U32x16 operator&(const U32x16& x, uint32_t mask) {
-  return MapAs<U32x16>([=](NativeU32 a) { return a & mask; }, x);
+template <int kCount>
+inline WordRegisters<kCount> operator&(const WordRegisters<kCount>& x, uint32_t mask) {
+  return MapAs<WordRegisters<kCount>>([=](NativeU32 a) { return a & mask; }, x);
 }
 // Left for positive distances, right for negative ones.
-template <int kDistance>
-inline U32x16 Shift(const U32x16& x) {
+template <int kDistance, int kCount>
+inline WordRegisters<kCount> Shift(const WordRegisters<kCount>& x) {
   if constexpr (kDistance >= 0) {
-    return MapAs<U32x16>([](NativeU32 a) { return a << kDistance; }, x);
+    return MapAs<WordRegisters<kCount>>([](NativeU32 a) { return a << kDistance; }, x);
   } else {
-    return MapAs<U32x16>([](NativeU32 a) { return a >> -kDistance; }, x);
+    return MapAs<WordRegisters<kCount>>([](NativeU32 a) { return a >> -kDistance; }, x);
   }
 }
 inline F32x16 ToFloat(const I32x16& x) {
@@ -77,6 +83,9 @@ inline NativeI32 WidenNative(const uint8_t* from) {
   return (NativeI32)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
 #elif defined(__AVX2__)
   return (NativeI32)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#elif defined(__aarch64__)
+  const uint8x8_t four = vcreate_u8(LoadNative<uint32_t>(from));
+  return (NativeI32)vmovl_u16(vget_low_u16(vmovl_u8(four)));
 #else
   return __builtin_convertvector(LoadNative<QuarterU8>(from), NativeI32);
 #endif
@@ -86,6 +95,9 @@ inline NativeI32 WidenNative(const int8_t* from) {
   return (NativeI32)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)from));
 #elif defined(__AVX2__)
   return (NativeI32)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#elif defined(__aarch64__)
+  const int8x8_t four = vcreate_s8(LoadNative<uint32_t>(from));
+  return (NativeI32)vmovl_s16(vget_low_s16(vmovl_s8(four)));
 #else
   return __builtin_convertvector(LoadNative<QuarterI8>(from), NativeI32);
 #endif
@@ -150,16 +162,15 @@ constexpr int32_t kSignedBytesOffset = 128;
 constexpr int32_t kSignedBytesOffset = 0;
 #endif
 
-// sum[lane] += the four bytes of w[lane] times the four bytes of x. Bytes of w are signed if
+// sum[lane] += the four bytes of w[lane] times the four bytes of x[lane]. Bytes of w are signed if
 // kSigned, else 0..63.
 template <bool kSigned>
-inline NativeI32 DotNative(NativeI32 sum, NativeU32 w, int32_t x) {
-  const NativeI32 all = x - NativeI32{};
+inline NativeI32 DotNative(NativeI32 sum, NativeU32 w, NativeI32 x) {
 #if defined(__AVX512VNNI__)
   if constexpr (kSigned) w ^= 0x80808080u;
-  return (NativeI32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)all);
+  return (NativeI32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
 #elif defined(__AVX512BW__)
-  __m512i a = (__m512i)w, b = (__m512i)all;
+  __m512i a = (__m512i)w, b = (__m512i)x;
   if constexpr (kSigned) {
     b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b);
     a = _mm512_abs_epi8(a);
@@ -167,7 +178,7 @@ inline NativeI32 DotNative(NativeI32 sum, NativeU32 w, int32_t x) {
   const __m512i pairs = _mm512_maddubs_epi16(a, b);
   return sum + (NativeI32)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #elif defined(__AVX2__)
-  __m256i a = (__m256i)w, b = (__m256i)all;
+  __m256i a = (__m256i)w, b = (__m256i)x;
   if constexpr (kSigned) {
     b = _mm256_sign_epi8(b, a);
     a = _mm256_abs_epi8(a);
@@ -175,26 +186,62 @@ inline NativeI32 DotNative(NativeI32 sum, NativeU32 w, int32_t x) {
   const __m256i pairs = _mm256_maddubs_epi16(a, b);
   return sum + (NativeI32)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #elif defined(__ARM_FEATURE_DOTPROD)
-  return (NativeI32)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)all);
+  return (NativeI32)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
 #elif defined(__SSE2__)
-  const __m128i a = (__m128i)w, b = (__m128i)all;
+  const __m128i a = (__m128i)w, b = (__m128i)x;
   const __m128i a_even = _mm_srai_epi16(_mm_slli_epi16(a, 8), 8), a_odd = _mm_srai_epi16(a, 8);
   const __m128i b_even = _mm_srai_epi16(_mm_slli_epi16(b, 8), 8), b_odd = _mm_srai_epi16(b, 8);
   return sum + (NativeI32)_mm_madd_epi16(a_even, b_even) + (NativeI32)_mm_madd_epi16(a_odd, b_odd);
 #else
   const NativeI32 a = (NativeI32)w;
-  sum += ((a << 24) >> 24) * ((all << 24) >> 24);
-  sum += ((a << 16) >> 24) * ((all << 16) >> 24);
-  sum += ((a << 8) >> 24) * ((all << 8) >> 24);
-  return sum + (a >> 24) * (all >> 24);
+  sum += ((a << 24) >> 24) * ((x << 24) >> 24);
+  sum += ((a << 16) >> 24) * ((x << 16) >> 24);
+  sum += ((a << 8) >> 24) * ((x << 8) >> 24);
+  return sum + (a >> 24) * (x >> 24);
 #endif
 }
 
 template <bool kSigned>
 inline __attribute__((always_inline)) I32x16 Dot(const I32x16& sum, const U32x16& w, int32_t x) {
-  return MapAs<I32x16>([=](NativeI32 a, NativeU32 b) { return DotNative<kSigned>(a, b, x); }, sum,
+  const NativeI32 all = x - NativeI32{};
+  return MapAs<I32x16>([=](NativeI32 a, NativeU32 b) { return DotNative<kSigned>(a, b, all); }, sum,
                        w);
 }
+
+// Whether several rows are multiplied by twos (pair_tile_inl.h).
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr bool kRowPairs = true;
+// sum[2 r + o] += the eight bytes of row r times the eight of output o.
+inline NativeI32 MatrixNative(NativeI32 sum, NativeU32 outputs, NativeI32 rows) {
+  return (NativeI32)vmmlaq_s32((int32x4_t)sum, (int8x16_t)rows, (int8x16_t)outputs);
+}
+#else
+constexpr bool kRowPairs = false;
+#endif
+
+// What products with several rows repeat, and its instructions.
+inline NativeI32 BytesProduct(NativeI32 sum, NativeU32 w, NativeI32 x) {
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  return MatrixNative(sum, w, x);
+#else
+  return DotNative<false>(sum, w, x);
+#endif
+}
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr const char* kBytesInstruction = "smmla 128 bits";
+#elif defined(__AVX512VNNI__)
+constexpr const char* kBytesInstruction = "vpdpbusd zmm";
+#elif defined(__AVX512BW__)
+constexpr const char* kBytesInstruction = "vpmaddubsw, vpmaddwd and vpaddd zmm";
+#elif defined(__AVX2__)
+constexpr const char* kBytesInstruction = "vpmaddubsw, vpmaddwd and vpaddd ymm";
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr const char* kBytesInstruction = "sdot 128 bits";
+#elif defined(__SSE2__)
+constexpr const char* kBytesInstruction = "pmaddwd and paddd xmm";
+#else
+constexpr const char* kBytesInstruction = "mla 128 bits";
+#endif
 
 // table[byte] for every byte, each 0..15.
 inline NativeU32 LookupNative(NativeU32 bytes, const int8_t* table) {
@@ -217,8 +264,9 @@ inline NativeU32 LookupNative(NativeU32 bytes, const int8_t* table) {
 #endif
 }
 
-inline U32x16 Lookup(const U32x16& bytes, const int8_t* table) {
-  return MapAs<U32x16>([=](NativeU32 a) { return LookupNative(a, table); }, bytes);
+template <int kCount>
+inline WordRegisters<kCount> Lookup(const WordRegisters<kCount>& bytes, const int8_t* table) {
+  return MapAs<WordRegisters<kCount>>([=](NativeU32 a) { return LookupNative(a, table); }, bytes);
 }
 
 }  // namespace

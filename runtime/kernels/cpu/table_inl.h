@@ -9,9 +9,16 @@
 namespace lockstep::kernels {
 namespace {
 
+void RepeatFused(int64_t rounds) {
+  RepeatProduct<NativeF32, NativeF32, NativeF32>(
+      rounds, [](NativeF32 sum, NativeF32 w, NativeF32 x) { return FusedNative(w, x, sum); });
+}
+
 constexpr KernelTable MakeTable(const char* name) {
-  return KernelTable{name,        MatMulImpl,   RmsNormImpl,   AddImpl,
-                     SiluMulImpl, RouteRowImpl, CombineRowImpl};
+  return KernelTable{name,           MatMulImpl,
+                     RmsNormImpl,    AddImpl,
+                     SiluMulImpl,    RouteRowImpl,
+                     CombineRowImpl, {kFusedInstruction, RepeatFused, kLoopSums * kWidth * 2}};
 }
 
 }  // namespace

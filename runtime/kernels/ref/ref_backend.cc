@@ -29,14 +29,27 @@ class RefMatrix final : public PackedMatrix {
 
 const RefMatrix& Ref(const PackedMatrix& matrix) { return static_cast<const RefMatrix&>(matrix); }
 
+void RepeatDoubles(int64_t rounds) {
+  RepeatProduct<double, double, double>(rounds,
+                                        [](double sum, double w, double x) { return sum + w * x; });
+}
+
 double Sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 class RefBackend final : public Backend {
  public:
   std::string name() const override { return "ref"; }
+  ProductLoop product_loop() const override {
+    return {"mul and add, float64", RepeatDoubles, kLoopSums * 2};
+  }
 
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return std::make_unique<RefMatrix>(std::move(matrix));
+  }
+  void PackNext(HostMatrix*, ThreadPool&) const override {}
+  StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const override {
+    return packed;
   }
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     return HostMatrix::BytesOf(shape, "weights").value_or(0);

@@ -241,7 +241,10 @@ TEST_P(Quantized8, GroupedProductsAgreeWithPlainLoops) {
   const int64_t rows = 29, experts = 5, top_k = 2, inputs = 96;
   for (const WeightFormat& format : FastFormats()) {
     const HostMatrix source = random_.Make(format, experts, 35, inputs, 0);
-    const auto stack = backend_->Pack(Copy(source)).value();
+    HostMatrix copy = Copy(source);  // packed as while loading: some matrices before the others
+    backend_->PackNext(&copy, three_);
+    backend_->PackNext(&copy, one_);
+    const auto stack = backend_->Pack(std::move(copy)).value();
     std::vector<int32_t> chosen;
     for (int32_t row = 0; row < rows; ++row) {
       chosen.push_back(row % 3);  // expert 3 gets a few rows, expert 4 none
@@ -381,6 +384,21 @@ TEST_P(Quantized8, ExactPrecisionHasTheBitsOfItsDefinition) {
         }
       }
     }
+  }
+}
+
+TEST_P(Quantized8, WhatWasPackedForFullPrecisionIsPackedAgainToTheSameBits) {
+  const auto exact = MakeBackend(GetParam(), Precision::kExact).value();
+  for (const WeightFormat& format : FastFormats()) {
+    const HostMatrix source = random_.Make(format, 2, 35, 3 * kBlockWeights, 0);
+    const auto x = random_.Floats(5 * source.inputs);
+    const auto at_once = backend_->Pack(Copy(source)).value();
+    const auto again = backend_->Repack(exact->Pack(Copy(source)).value()).value();
+    EXPECT_EQ(again->bytes(), at_once->bytes());
+    const auto want = MatMul(queue_, *at_once, nullptr, x.data(), 5);
+    const auto got = MatMul(queue_, *again, nullptr, x.data(), 5);
+    EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0)
+        << format.Name();
   }
 }
 

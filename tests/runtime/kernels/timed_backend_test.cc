@@ -86,18 +86,28 @@ TEST(TimedBackend, MoreSizesThanItHasRoomForShareOneEntry) {
 
 TEST(Roofline, ThePeakIsThatOfTheBackendsProducts) {
   ThreadPool pool(1);
-  const PeakArithmetic exact = MeasurePeak("cpu/avx2", pool);
-  const PeakArithmetic bytes = MeasurePeak("cpu/avx2+q8", pool);
-#if defined(__x86_64__)
-  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "no AVX2 here";
-  EXPECT_THAT(exact.instruction, AllOf(HasSubstr("vfmadd"), HasSubstr("ymm")));
-  EXPECT_THAT(bytes.instruction, HasSubstr("vpmaddubsw"));
-#endif
-  // From the slowest emulation to more than any core has: a loop that the compiler took away would
-  // be beyond.
-  for (const PeakArithmetic& peak : {exact, bytes}) {
-    EXPECT_GT(peak.gop_per_s, 0.001) << peak.instruction;
-    EXPECT_LT(peak.gop_per_s, 2000) << peak.instruction;
+  const struct {
+    const char* set;
+    const char *exact, *fast;  // parts of the instructions' names
+  } cases[] = {{"ref", "float64", "float64"},
+               {"cpu/avx512vnni", "vfmadd zmm", "vpdpbusd zmm"},
+               {"cpu/avx512", "vfmadd zmm", "vpmaddubsw"},
+               {"cpu/avx2", "vfmadd ymm", "vpmaddubsw"},
+               {"cpu/baseline", "mulps", "pmaddwd"},
+               {"cpu/i8mm", "fmla", "smmla"},
+               {"cpu/dotprod", "fmla", "sdot"},
+               {"cpu/neon", "fmla", "mla 128 bits"}};
+  for (const auto& [set, exact, fast] : cases) {
+    for (const Precision precision : {Precision::kExact, Precision::kFast}) {
+      const auto backend = MakeBackend(set, precision);
+      if (!backend.ok()) continue;  // not here
+      const PeakArithmetic peak = MeasurePeak((*backend)->product_loop(), pool);
+      EXPECT_THAT(peak.instruction, HasSubstr(precision == Precision::kExact ? exact : fast));
+      // From the slowest emulation to more than any core has: a loop that the compiler took away
+      // would be beyond.
+      EXPECT_GT(peak.gop_per_s, 0.001) << peak.instruction;
+      EXPECT_LT(peak.gop_per_s, 2000) << peak.instruction;
+    }
   }
 }
 
