@@ -92,11 +92,11 @@ class Comparison:
 
     def mpi(self, place, ranks, where, name, flags):
         sizes = ",".join(map(str, self.sizes))
-        commands = where.mpi(self.arguments.baseline, ranks, flags, ["allreduce", sizes, "1000"])
+        commands = where.mpi(self.arguments.baseline, ranks, flags, ["allreduce", sizes])
         self.lines(place, ranks, f"Open MPI {name}", commands)
 
     def round(self, ranks, one, two):
-        plan = [",".join(map(str, self.sizes)), "1000"]
+        plan = [",".join(map(str, self.sizes))]
         tcp = ["--mca", "pml", "ob1", "--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include"]
         self.lockstep("memory", ranks, one, "shm")
         self.mpi("memory", ranks, one, "vader", ["--mca", "pml", "ob1", "--mca", "btl", "self,vader"])
