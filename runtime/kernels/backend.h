@@ -98,7 +98,7 @@ class Backend {
   // What Pack would do to the next matrix of a stack (HostMatrix::packed), now that its rows are
   // complete and not written to again: so that a disk need not wait for Pack at the end. May leave
   // all to Pack. Not while an op runs.
-  virtual void PackNext(HostMatrix* matrix, ThreadPool& pool) const = 0;
+  virtual void PackNext(HostMatrix* matrix) const = 0;
   // For the plan of memory, before there is any: PackedMatrix::bytes of what Pack would make of a
   // matrix of this shape (which has no data); and bytes of the memory that products with it need
   // besides. All matrices share that: the largest value counts.

@@ -33,8 +33,8 @@ class CpuBackend final : public Backend {
     LOCKSTEP_RETURN_IF_ERROR(quantized_.Reserve(matrix.inputs));
     return CpuMatrix::Panels(std::move(matrix));
   }
-  void PackNext(HostMatrix* matrix, ThreadPool& pool) const override {
-    if (BecomesPanels(*matrix)) CpuMatrix::TurnNext(matrix, &pool);
+  void PackNext(HostMatrix* matrix) const override {
+    if (BecomesPanels(*matrix)) CpuMatrix::TurnNext(matrix);
   }
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     const uint64_t bytes = HostMatrix::BytesOf(shape, "weights").value_or(0);

@@ -38,7 +38,7 @@ class RefBackend final : public Backend {
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return std::make_unique<RefMatrix>(std::move(matrix));
   }
-  void PackNext(HostMatrix*, ThreadPool&) const override {}
+  void PackNext(HostMatrix*) const override {}
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     return HostMatrix::BytesOf(shape, "weights").value_or(0);
   }
