@@ -280,7 +280,7 @@ TEST(Bootstrap, WrongOptionsAreRefused) {
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "65535");
   options.rendezvous = "127.0.0.1:0";
   options.collective = "carrier pigeon";
-  EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "tcp, shm or mpi");
+  EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "tcp, shm, rdma or mpi");
   options.collective = "mpi";
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "mpirun -n 2");
   options.collective = "tcp";

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <ostream>
 #include <string>
 
 #include "tests/collectives/checks.h"
@@ -21,6 +22,7 @@ struct Case {
   std::string transport;
   int ranks;
 };
+void PrintTo(const Case& test, std::ostream* out) { *out << test.transport << test.ranks; }
 
 GroupOptions SmallSlots(int64_t exchange_timeout_ms) {
   GroupOptions options;

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <ostream>
 
 #include "tests/collectives/checks.h"
 #include "tests/collectives/ranks.h"
@@ -23,6 +24,7 @@ struct Case {
   std::string collective;
   int ranks;
 };
+void PrintTo(const Case& test, std::ostream* out) { *out << test.collective << test.ranks; }
 
 class EveryGroup : public ::testing::TestWithParam<Case> {
  protected:

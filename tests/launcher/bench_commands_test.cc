@@ -105,7 +105,7 @@ TEST(BenchKernels, MeasuresTheChosenFormatsAndRows) {
 
 TEST(Bench, WrongQuestionsAreRefusedWithAnAnswer) {
   EXPECT_NE(ErrorOf({}).find("bench decode --model"), std::string::npos);
-  EXPECT_NE(ErrorOf({"speed"}).find("kernels, decode, prefill"), std::string::npos);
+  EXPECT_NE(ErrorOf({"speed"}).find("kernels, collectives, decode, prefill"), std::string::npos);
   EXPECT_NE(ErrorOf({"kernels", "--formats", "q4"}).find("'q4' is not one of f32"),
             std::string::npos);
   EXPECT_NE(ErrorOf({"kernels", "--rows", "8,0"}).find("--rows: '0'"), std::string::npos);
