@@ -23,11 +23,11 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kLargestBytes = int64_t{256} << 20;
-// A round repeats small messages so often, large ones until so many bytes have passed.
+// A round of one contestant lasts about as long, but has at least and at most so many repetitions.
+constexpr int64_t kRoundNs = 250'000'000;
 constexpr int64_t kMostRepetitions = 1000;
 constexpr int64_t kFewestRepetitions = 30;
-constexpr int64_t kBytesPerRound = int64_t{128} << 20;
-constexpr int64_t kWarmUp = 20;
+constexpr int64_t kWarmUp = 10;
 constexpr uint32_t kPollsPerLook = 4096;
 
 // What all ranks contribute to a sum: values of very different sizes, so that another order of
@@ -235,20 +235,26 @@ StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
 
 // --- the rounds ---
 
-int64_t RepetitionsOf(int64_t bytes) {
-  return std::clamp(kBytesPerRound / bytes, kFewestRepetitions, kMostRepetitions);
-}
-
 // Appends the time of every repetition of one round: the slowest rank's.
 Status RunRound(Session& session, const Values& values, std::span<float> data,
-                Contestant* contestant, std::vector<float>* samples_us) {
-  const int64_t repetitions = RepetitionsOf(static_cast<int64_t>(data.size_bytes()));
+                const Contestant& contestant, std::vector<float>* samples_us) {
   std::vector<float> mine_us;
-  for (int64_t i = -std::min(kWarmUp, repetitions / 4); i < repetitions; ++i) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const int64_t took_ns,
-                              contestant->run(static_cast<size_t>(i + kWarmUp), values, data));
-    if (i >= 0) mine_us.push_back(static_cast<float>(took_ns) * 1e-3f);
-  }
+  const auto repeat = [&](int64_t from, int64_t to) -> Status {
+    for (int64_t i = from; i < to; ++i) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const int64_t took_ns,
+                                contestant.run(static_cast<size_t>(i), values, data));
+      mine_us.push_back(static_cast<float>(took_ns) * 1e-3f);
+    }
+    return OkStatus();
+  };
+  const int64_t start_ns = NowNs();
+  LOCKSTEP_RETURN_IF_ERROR(repeat(0, kWarmUp));
+  const int64_t fitting = kRoundNs * kWarmUp / (NowNs() - start_ns + 1);
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const int64_t repetitions,
+      AgreeOnSmallest(session.group(), std::clamp(fitting, kFewestRepetitions, kMostRepetitions)));
+  mine_us.clear();
+  LOCKSTEP_RETURN_IF_ERROR(repeat(kWarmUp, kWarmUp + repetitions));
   std::vector<float> all_us(mine_us.size() * static_cast<size_t>(session.size()));
   LOCKSTEP_RETURN_IF_ERROR(AllGather(session.group(), std::as_bytes(std::span(mine_us)),
                                      std::as_writable_bytes(std::span(all_us))));
@@ -269,7 +275,7 @@ Status RunRounds(Session& session, const std::vector<int64_t>& sizes,
     for (int64_t round = 0; round < session.options().repeat; ++round) {
       for (Contestant& contestant : *contestants) {
         if (Interrupted()) return InterruptedError();
-        const Status done = RunRound(session, values, data, &contestant, &contestant.samples_us[s]);
+        const Status done = RunRound(session, values, data, contestant, &contestant.samples_us[s]);
         if (!done.ok()) return Annotate(done, "over " + contestant.transport);
       }
     }

@@ -1,13 +1,14 @@
 // What lockstep's exchange is compared with, without any of lockstep's code:
 //
-//   mpirun -n N baseline_bench allreduce SIZES REPETITIONS    Open MPI's MPI_Allreduce, in place
-//   baseline_bench memory SIZES REPETITIONS                   a ping-pong through shared memory
-//   baseline_bench listen ADDRESS PORT SIZES REPETITIONS      a ping-pong over TCP: one side
-//   baseline_bench connect ADDRESS PORT SIZES REPETITIONS     ... and the other
+//   mpirun -n N baseline_bench allreduce SIZES     Open MPI's MPI_Allreduce, in place
+//   baseline_bench memory SIZES                    a ping-pong through shared memory
+//   baseline_bench listen ADDRESS PORT SIZES       a ping-pong over TCP: one side
+//   baseline_bench connect ADDRESS PORT SIZES      ... and the other
 //
-// SIZES are bytes, parted by commas; large ones are repeated less often. Everything spins. With as
-// many cores as ranks, each rank keeps to one core. Prints one JSON line per size; a ping-pong's
-// time is half a round trip, that of an all-reduce is the slowest rank's. Results are checked.
+// SIZES are bytes, parted by commas; each is repeated for a quarter of a second, 30 to 1000 times,
+// as `lockstep bench collectives` does. Everything spins. With as many cores as ranks, each rank
+// keeps to one core. Prints one JSON line per size; a ping-pong's time is half a round trip, that
+// of an all-reduce is the slowest rank's. Results are checked.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -36,9 +37,10 @@
 
 namespace {
 
-constexpr int kWarmUp = 20;
-constexpr size_t kBytesPerRound = size_t{128} << 20;
-constexpr size_t kFewestRepetitions = 30;
+constexpr size_t kWarmUp = 10;
+constexpr double kRoundUs = 250e3;
+constexpr double kFewestRepetitions = 30;
+constexpr double kMostRepetitions = 1000;
 // A side that waits longer than this gives up.
 constexpr double kPatienceUs = 30e6;
 
@@ -52,23 +54,20 @@ double NowUs() {
   std::exit(1);
 }
 
-struct Plan {
+std::vector<size_t> ParseSizes(const std::string& text) {
   std::vector<size_t> sizes;
-  size_t repetitions = 0;
-  size_t Of(size_t bytes) const {
-    return std::clamp(kBytesPerRound / bytes, kFewestRepetitions, repetitions);
+  std::stringstream stream(text);
+  for (std::string size; std::getline(stream, size, ',');) {
+    sizes.push_back(std::strtoull(size.c_str(), nullptr, 10));
+    if (sizes.back() == 0 || sizes.back() % 4 != 0) Fail("a wrong size");
   }
-};
+  return sizes;
+}
 
-Plan ParsePlan(const char* sizes, const char* repetitions) {
-  Plan plan;
-  std::stringstream text(sizes);
-  for (std::string size; std::getline(text, size, ',');) {
-    plan.sizes.push_back(std::strtoull(size.c_str(), nullptr, 10));
-    if (plan.sizes.back() < 4 || plan.sizes.back() % 4 != 0) Fail("a wrong size");
-  }
-  plan.repetitions = std::max(std::strtoull(repetitions, nullptr, 10), 30ULL);
-  return plan;
+// By how long the warm-up took.
+uint64_t Repetitions(double warm_up_us) {
+  return static_cast<uint64_t>(
+      std::clamp(kRoundUs * kWarmUp / warm_up_us, kFewestRepetitions, kMostRepetitions));
 }
 
 void KeepToCore(int rank, int ranks) {
@@ -94,13 +93,13 @@ void Report(const char* transport, const char* algorithm, int ranks, size_t byte
 
 // --- MPI_Allreduce ---
 
-void AllReduce(const Plan& plan) {
+void AllReduce(const std::vector<size_t>& sizes) {
   if (MPI_Init(nullptr, nullptr) != MPI_SUCCESS) Fail("MPI_Init");
   int rank = 0, ranks = 0;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
   KeepToCore(rank, ranks);
-  for (const size_t bytes : plan.sizes) {
+  for (const size_t bytes : sizes) {
     const size_t count = bytes / sizeof(float);
     std::vector<float> mine(count), sum(count), data(count);
     for (size_t i = 0; i < count; ++i) {
@@ -109,16 +108,23 @@ void AllReduce(const Plan& plan) {
       mine[i] = value(rank);
       for (int other = 0; other < ranks; ++other) sum[i] += value(other);
     }
-    const size_t repetitions = plan.Of(bytes);
     std::vector<double> us;
-    for (size_t i = 0; i < repetitions + kWarmUp; ++i) {
-      data = mine;
-      const double start = NowUs();
-      MPI_Allreduce(MPI_IN_PLACE, data.data(), static_cast<int>(count), MPI_FLOAT, MPI_SUM,
-                    MPI_COMM_WORLD);
-      if (i >= kWarmUp) us.push_back(NowUs() - start);
-      if (data != sum) Fail("a wrong sum");
-    }
+    const auto repeat = [&](uint64_t times) {
+      us.clear();
+      for (uint64_t i = 0; i < times; ++i) {
+        data = mine;
+        const double start = NowUs();
+        MPI_Allreduce(MPI_IN_PLACE, data.data(), static_cast<int>(count), MPI_FLOAT, MPI_SUM,
+                      MPI_COMM_WORLD);
+        us.push_back(NowUs() - start);
+        if (data != sum) Fail("a wrong sum");
+      }
+    };
+    const double start = NowUs();
+    repeat(kWarmUp);
+    uint64_t repetitions = Repetitions(NowUs() - start);
+    MPI_Allreduce(MPI_IN_PLACE, &repetitions, 1, MPI_UINT64_T, MPI_MIN, MPI_COMM_WORLD);
+    repeat(repetitions);
     std::vector<double> slowest(us.size());
     MPI_Reduce(us.data(), slowest.data(), static_cast<int>(us.size()), MPI_DOUBLE, MPI_MAX, 0,
                MPI_COMM_WORLD);
@@ -131,24 +137,40 @@ void AllReduce(const Plan& plan) {
 
 // `send` and `receive` move a whole buffer, spinning. Side 0 measures and checks the echo.
 template <typename Send, typename Receive>
-void Bounce(const Plan& plan, int side, const char* transport, Send send, Receive receive) {
-  for (const size_t bytes : plan.sizes) {
-    std::vector<char> out(bytes), in(bytes);
-    const size_t repetitions = plan.Of(bytes) + kWarmUp;
+void Bounce(const std::vector<size_t>& sizes, int side, const char* transport, Send send,
+            Receive receive) {
+  for (const size_t bytes : sizes) {
+    std::vector<char> out(bytes), in(bytes), count(sizeof(uint64_t));
     std::vector<double> us;
-    for (size_t i = 0; i < repetitions; ++i) {
-      if (side == 1) {
+    const auto repeat = [&](uint64_t times) {
+      us.clear();
+      for (uint64_t i = 0; i < times; ++i) {
+        if (side == 1) {
+          receive(in);
+          send(in);
+          continue;
+        }
+        std::memset(out.data(), static_cast<int>(i), bytes);
+        const double start = NowUs();
+        send(out);
         receive(in);
-        send(in);
-        continue;
+        us.push_back((NowUs() - start) / 2);
+        if (in != out) Fail("a wrong echo");
       }
-      std::memset(out.data(), static_cast<int>(i), bytes);
-      const double start = NowUs();
-      send(out);
-      receive(in);
-      if (i >= kWarmUp) us.push_back((NowUs() - start) / 2);
-      if (in != out) Fail("a wrong echo");
+    };
+    const double start = NowUs();
+    repeat(kWarmUp);
+    uint64_t repetitions = Repetitions(NowUs() - start);
+    if (side == 0) {
+      std::memcpy(count.data(), &repetitions, sizeof(repetitions));
+      send(count);
+      receive(count);
+    } else {
+      receive(count);
+      send(count);
+      std::memcpy(&repetitions, count.data(), sizeof(repetitions));
     }
+    repeat(repetitions);
     if (side == 0) Report(transport, "ping-pong", 2, bytes, us);
   }
 }
@@ -173,8 +195,8 @@ struct Box {
 };
 
 // One copy into shared memory, one flag, one copy out.
-void Memory(const Plan& plan) {
-  const size_t largest = *std::max_element(plan.sizes.begin(), plan.sizes.end());
+void Memory(const std::vector<size_t>& sizes) {
+  const size_t largest = std::max(sizeof(uint64_t), *std::max_element(sizes.begin(), sizes.end()));
   const size_t stride = (sizeof(Box) + largest + 4095) / 4096 * 4096;
   void* shared =
       mmap(nullptr, 2 * stride, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -191,7 +213,7 @@ void Memory(const Plan& plan) {
   Box* other = box(1 - side);
   uint64_t sent = 0, received = 0;
   Bounce(
-      plan, side, "shm",
+      sizes, side, "shm",
       [&](const std::vector<char>& data) {
         std::memcpy(own->data, data.data(), data.size());
         own->full.store(++sent, std::memory_order_release);
@@ -233,7 +255,7 @@ int Connected(bool listens, const char* address, int port) {
 }
 
 // One non-blocking call per message where the kernel takes it whole.
-void Tcp(const Plan& plan, bool listens, const char* address, int port) {
+void Tcp(const std::vector<size_t>& sizes, bool listens, const char* address, int port) {
   const int side = listens ? 1 : 0;
   KeepToCore(side, 2);
   const int fd = Connected(listens, address, port);
@@ -253,7 +275,7 @@ void Tcp(const Plan& plan, bool listens, const char* address, int port) {
     }
   };
   Bounce(
-      plan, side, "tcp",
+      sizes, side, "tcp",
       [&](const std::vector<char>& data) { move(&send, data.data(), data.size()); },
       [&](std::vector<char>& data) { move(&recv, data.data(), data.size()); });
   (void)close(fd);
@@ -263,13 +285,12 @@ int Main(const std::vector<std::string>& words) {
   const auto is = [&](const char* mode, size_t count) {
     return words.size() == count && words[1] == mode;
   };
-  if (is("allreduce", 4)) {
-    AllReduce(ParsePlan(words[2].c_str(), words[3].c_str()));
-  } else if (is("memory", 4)) {
-    Memory(ParsePlan(words[2].c_str(), words[3].c_str()));
-  } else if (is("listen", 6) || is("connect", 6)) {
-    Tcp(ParsePlan(words[4].c_str(), words[5].c_str()), words[1] == "listen", words[2].c_str(),
-        std::atoi(words[3].c_str()));
+  if (is("allreduce", 3)) {
+    AllReduce(ParseSizes(words[2]));
+  } else if (is("memory", 3)) {
+    Memory(ParseSizes(words[2]));
+  } else if (is("listen", 5) || is("connect", 5)) {
+    Tcp(ParseSizes(words[4]), words[1] == "listen", words[2].c_str(), std::atoi(words[3].c_str()));
   } else {
     std::fprintf(stderr, "usage: see the first lines of baseline_bench.cc\n");
     return 2;

@@ -92,11 +92,11 @@ class Comparison:
 
     def mpi(self, place, ranks, where, name, flags):
         sizes = ",".join(map(str, self.sizes))
-        commands = where.mpi(self.arguments.baseline, ranks, flags, ["allreduce", sizes, "1000"])
+        commands = where.mpi(self.arguments.baseline, ranks, flags, ["allreduce", sizes])
         self.lines(place, ranks, f"Open MPI {name}", commands)
 
     def round(self, ranks, one, two):
-        plan = [",".join(map(str, self.sizes)), "1000"]
+        plan = [",".join(map(str, self.sizes))]
         tcp = ["--mca", "pml", "ob1", "--mca", "btl", "self,tcp", "--mca", "btl_tcp_if_include"]
         self.lockstep("memory", ranks, one, "shm")
         self.mpi("memory", ranks, one, "vader", ["--mca", "pml", "ob1", "--mca", "btl", "self,vader"])
@@ -155,6 +155,9 @@ def main():
 
     comparison = Comparison(arguments)
     where = machine()
+    if where["load_before"] > 0.5:
+        print(f"the machine is busy (load {where['load_before']:.1f}): expect whole time slices in the figures",
+              file=sys.stderr)
     with Place(1) as one, Place(2) as two:
         for ranks in map(int, arguments.ranks.split(",")):
             for number in range(arguments.rounds):

@@ -101,8 +101,8 @@ class Backend {
   // What Pack would do to the next matrix of a stack (HostMatrix::packed), now that its rows are
   // complete and not written to again: so that a disk need not wait for Pack at the end. May leave
   // all to Pack. Not while an op runs.
-  virtual void PackNext(HostMatrix* matrix, ThreadPool& pool) const = 0;
-  // The same of a matrix that a backend of the same instruction set packed in kExact, in its place.
+  virtual void PackNext(HostMatrix* matrix) const = 0;
+  // Pack, of a matrix that a backend of the same instruction set packed in kExact, in its place.
   virtual StatusOr<std::unique_ptr<PackedMatrix>> Repack(
       std::unique_ptr<PackedMatrix> packed) const = 0;
   // For the plan of memory, before there is any: PackedMatrix::bytes of what Pack would make of a

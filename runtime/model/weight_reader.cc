@@ -76,7 +76,7 @@ StatusOr<PackedPtr> WeightReader::RowMatrix(const std::vector<const RowPart*>& p
                                                  part->height, part->rows, &matrix, index, at));
       at += part->rows.size();
     }
-    backend_->PackNext(&matrix, *pool_);
+    backend_->PackNext(&matrix);
   }
   return PackAsPlanned(std::move(matrix));
 }
@@ -141,7 +141,7 @@ StatusOr<PackedPtr> WeightReader::Columns(const ColumnPart& part, const char* wh
   for (int64_t index = 0; index < shape.count; ++index) {
     LOCKSTEP_RETURN_IF_ERROR(loader_->ReadColumns(part.names[static_cast<size_t>(index)],
                                                   part.width, part.columns, &matrix, index));
-    backend_->PackNext(&matrix, *pool_);
+    backend_->PackNext(&matrix);
   }
   return PackAsPlanned(std::move(matrix));
 }

@@ -143,7 +143,7 @@ TEST_P(FaultyLinks, ThatChangeBitsAreNamedWhenExchangesAreVerified) {
         if (rank == victim) faults.corrupt_at = verified ? static_cast<int64_t>(seed % 29) : 0;
         return faults;
       };
-      GroupOptions options = SmallSlots(kExchangeTimeoutMs);
+      GroupOptions options = SmallSlots(60'000);
       options.verify_exchanges = verified;
       const auto results = RunMeshGroups(meshes, options, [](Group& group) -> Status {
         for (uint32_t i = 0; i < 20; ++i) LOCKSTEP_RETURN_IF_ERROR(ExchangeABit(group, i));

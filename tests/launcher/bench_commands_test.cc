@@ -118,11 +118,11 @@ TEST(Bench, WrongQuestionsAreRefusedWithAnAnswer) {
 }
 
 TEST(BenchCollectives, MeasuresEverySizeOverEveryTransportBesideItsPingPong) {
-  const Json rows = BenchJson(
-      {"collectives", "--ranks", "3", "--transports", "shm,tcp", "--sizes", "4,20480,1500000"});
-  ASSERT_EQ(rows.size(), 18u);
+  const Json rows =
+      BenchJson({"collectives", "--ranks", "3", "--transports", "shm,tcp", "--sizes", "4,1500000"});
+  ASSERT_EQ(rows.size(), 12u);
   size_t at = 0;
-  for (const int64_t bytes : {4, 20'480, 1'500'000}) {
+  for (const int64_t bytes : {4, 1'500'000}) {
     for (const char* transport : {"shm", "tcp"}) {
       for (const char* algorithm : {"ping-pong", "", "in slot"}) {
         const Json& row = rows[at++];

@@ -38,8 +38,8 @@ class CpuBackend final : public Backend {
     LOCKSTEP_RETURN_IF_ERROR(quantized_.Reserve(matrix.inputs));
     return CpuMatrix::Panels(std::move(matrix));
   }
-  void PackNext(HostMatrix* matrix, ThreadPool& pool) const override {
-    if (BecomesPanels(*matrix)) CpuMatrix::TurnNext(matrix, &pool);
+  void PackNext(HostMatrix* matrix) const override {
+    if (BecomesPanels(*matrix)) CpuMatrix::TurnNext(matrix);
   }
   StatusOr<std::unique_ptr<PackedMatrix>> Repack(
       std::unique_ptr<PackedMatrix> packed) const override {

@@ -29,20 +29,15 @@ uint64_t CpuMatrix::LastPanelBytes(const HostMatrix& shape) {
   return static_cast<uint64_t>(shape.count) * shape.row_bytes() * kPanelOutputs + 64;
 }
 
-void CpuMatrix::TurnNext(HostMatrix* matrix, ThreadPool* pool) {
+void CpuMatrix::TurnNext(HostMatrix* matrix) {
   const uint64_t panel_bytes = matrix->row_bytes() * kPanelOutputs;
-  std::byte* const first = matrix->row(matrix->packed++, 0);
-  const auto turn = [&](int64_t begin, int64_t end, int) {
-    std::vector<std::byte> rows(panel_bytes);
-    for (int64_t index = begin; index < end && panel_bytes > 0; ++index) {
-      std::byte* const panel = first + static_cast<uint64_t>(index) * panel_bytes;
-      std::memcpy(rows.data(), panel, panel_bytes);
-      Interleave(matrix->format, matrix->inputs, matrix->phase, rows.data(), panel);
-    }
-  };
-  const int64_t panels = matrix->outputs / kPanelOutputs;
-  if (pool == nullptr) return turn(0, panels, 0);
-  pool->ParallelFor(panels, 1, turn);
+  std::vector<std::byte> rows(panel_bytes);
+  std::byte* panel = matrix->row(matrix->packed++, 0);
+  for (int64_t i = 0; i < matrix->outputs / kPanelOutputs && panel_bytes > 0; ++i) {
+    std::memcpy(rows.data(), panel, panel_bytes);
+    Interleave(matrix->format, matrix->inputs, matrix->phase, rows.data(), panel);
+    panel += panel_bytes;
+  }
 }
 
 StatusOr<std::unique_ptr<CpuMatrix>> CpuMatrix::Panels(HostMatrix matrix) {
@@ -54,7 +49,7 @@ StatusOr<std::unique_ptr<CpuMatrix>> CpuMatrix::Panels(HostMatrix matrix) {
     LOCKSTEP_ASSIGN_OR_RETURN(last_panels,
                               Buffer::Allocate(bytes, "the last rows of packed weights"));
   }
-  while (matrix.packed < matrix.count) TurnNext(&matrix, nullptr);
+  while (matrix.packed < matrix.count) TurnNext(&matrix);
   std::vector<std::byte> rows(panel_bytes);
   for (int64_t index = 0; index < matrix.count && rest > 0 && panel_bytes > 0; ++index) {
     // Those of nothing stay zero.

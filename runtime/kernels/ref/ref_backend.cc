@@ -46,7 +46,7 @@ class RefBackend final : public Backend {
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return std::make_unique<RefMatrix>(std::move(matrix));
   }
-  void PackNext(HostMatrix*, ThreadPool&) const override {}
+  void PackNext(HostMatrix*) const override {}
   StatusOr<std::unique_ptr<PackedMatrix>> Repack(
       std::unique_ptr<PackedMatrix> packed) const override {
     return packed;

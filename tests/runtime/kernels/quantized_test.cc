@@ -242,8 +242,8 @@ TEST_P(Quantized8, GroupedProductsAgreeWithPlainLoops) {
   for (const WeightFormat& format : FastFormats()) {
     const HostMatrix source = random_.Make(format, experts, 35, inputs, 0);
     HostMatrix copy = Copy(source);  // packed as while loading: some matrices before the others
-    backend_->PackNext(&copy, three_);
-    backend_->PackNext(&copy, one_);
+    backend_->PackNext(&copy);
+    backend_->PackNext(&copy);
     const auto stack = backend_->Pack(std::move(copy)).value();
     std::vector<int32_t> chosen;
     for (int32_t row = 0; row < rows; ++row) {
