@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures decode and prefill of a synthetic checkpoint at 1 and 2 ranks, beside what the memory and the exchange give.
 
-    cmake --preset release -DLOCKSTEP_BENCH=ON && cmake --build --preset release
+    cmake --preset release && cmake --build --preset release
     bench/make_checkpoint.py /tmp/glm-2-layers
     bench/run_first_light.py --model /tmp/glm-2-layers
 
@@ -37,12 +37,10 @@ def bench(arguments, ranks, kind, more, commands):
 
 def exchanges(arguments, ranks, commands):
     """Microseconds of an exchange of one token's hidden state in float32, by transport."""
-    found = {}
-    for line in run([arguments.bench_folder / "exchange_bench", ranks, 2000], commands).splitlines():
-        entry = json.loads(line)
-        if entry["bytes"] == 20480:
-            found[entry["transport"]] = {"p50": entry["p50_us"], "p99": entry["p99_us"]}
-    return found
+    rows = json.loads(run([arguments.binary, "bench", "collectives", "--ranks", ranks, "--sizes", 20480, "--json",
+                           "--log-level", "warning"], commands))
+    return {row["transport"]: {"p50": row["p50_us"], "p99": row["p99_us"]} for row in rows
+            if row["algorithm"] != "ping-pong"}
 
 
 def measure(arguments, ranks, commands):

@@ -46,6 +46,17 @@ else()
   list(APPEND LOCKSTEP_EXCLUDED "collectives/pmix/pmix_[^/]*\\.cc")
 endif()
 
+# The library itself is loaded at run time.
+if(LOCKSTEP_RDMA)
+  find_path(LOCKSTEP_VERBS_INCLUDE infiniband/verbs.h)
+endif()
+if(LOCKSTEP_RDMA AND LOCKSTEP_VERBS_INCLUDE)
+  list(APPEND LOCKSTEP_PACKAGES_transport ${CMAKE_DL_LIBS})
+  list(APPEND LOCKSTEP_EXCLUDED "transport/rdma/absent\\.cc")
+else()
+  list(APPEND LOCKSTEP_EXCLUDED "transport/rdma/verbs_[^/]*\\.cc")
+endif()
+
 if(APPLE)
   list(APPEND LOCKSTEP_EXCLUDED "runtime/base/os_linux\\.cc")
 else()

@@ -10,7 +10,7 @@
 #include "collectives/group.h"
 #include "collectives/lifeline.h"
 #include "runtime/base/status.h"
-#include "transport/link.h"
+#include "transport/fabric.h"
 
 namespace lockstep {
 
@@ -20,16 +20,19 @@ struct GroupOptions {
   size_t slot_bytes = size_t{1} << 20;
   int64_t exchange_timeout_ms = 30'000;
   // How long a wait inside a step spins before it yields; 0 where ranks outnumber cores.
-  int64_t spin_us = 20;
+  int64_t spin_us = 100;
+  // Every put and message is checked with a digest of its bytes; links only, equal on all ranks.
+  bool verify_exchanges = false;
   // Differs between groups that follow each other, equal on all ranks of one.
   uint32_t epoch = 0;
   std::vector<std::string> names;  // "rank 1 (spark-2, pid 4711)", by rank
   std::shared_ptr<Lifeline> lifeline;
 };
 
-// Direct exchange over one link per peer ([own rank] is null). `name` is a literal: "tcp", "shm".
-StatusOr<std::unique_ptr<Group>> MakeLinkGroup(GroupOptions options, const char* name,
-                                               std::vector<std::unique_ptr<Link>> links);
+// Over one link per peer. `name` is a literal: "tcp", "shm". The mesh's window is of
+// LinkWindowBytes(slot_bytes).
+StatusOr<std::unique_ptr<Group>> MakeLinkGroup(GroupOptions options, const char* name, Mesh mesh);
+size_t LinkWindowBytes(size_t slot_bytes);
 // Open MPI point-to-point; a usage error where it is not built. MPI's ranks must be the group's.
 StatusOr<std::unique_ptr<Group>> MakeMpiGroup(GroupOptions options);
 // One rank; every wait is over at once.

@@ -35,11 +35,12 @@ Status CheckOptions(const BootstrapOptions& options) {
     return UsageError("rank %d does not exist among %d ranks: they are 0 to %d", options.rank,
                       options.size, options.size - 1);
   }
-  if (options.collective != "tcp" && options.collective != "shm" && options.collective != "mpi") {
-    return UsageError("there is no collective '%s': use tcp, shm or mpi", options.collective);
+  const std::string& collective = options.collective;
+  if (collective != "tcp" && collective != "shm" && collective != "rdma" && collective != "mpi") {
+    return UsageError("there is no collective '%s': use tcp, shm, rdma or mpi", collective);
   }
   if (options.slot_bytes < 64 || options.slot_bytes % 64 != 0 ||
-      options.slot_bytes > (size_t{1} << 30)) {
+      options.slot_bytes > kLargestSlotBytes) {
     return UsageError("exchange slots of %d bytes: a multiple of 64 up to 1 GiB is needed",
                       options.slot_bytes);
   }
@@ -66,6 +67,8 @@ RendezvousOptions MakeRendezvousOptions(const BootstrapOptions& options, std::st
   rendezvous.self.settings = options.settings;
   rendezvous.self.settings.push_back(
       {"--collective", options.collective, "start all ranks with the same --collective"});
+  rendezvous.self.settings.push_back(
+      {"--rdma-mode", options.rdma_mode, "start all ranks with the same --rdma-mode"});
   rendezvous.self.settings.push_back({"exchange slot bytes", std::to_string(options.slot_bytes),
                                       "install the same build on every node"});
   return rendezvous;

@@ -11,6 +11,7 @@
 
 #include "collectives/group.h"
 #include "runtime/base/status.h"
+#include "transport/fabric.h"
 
 namespace lockstep {
 
@@ -21,10 +22,13 @@ struct Setting {
   std::string remedy;  // what to do when they differ
 };
 
+inline constexpr size_t kLargestSlotBytes = size_t{1} << 30;
+
 struct BootstrapOptions {
   int rank = 0;
   int size = 1;
-  std::string collective = "tcp";  // tcp, shm, mpi
+  std::string collective = "tcp";  // tcp, shm, rdma, mpi
+  std::string rdma_mode = "auto";  // rc, uc, auto
   std::string rendezvous;          // host:port of rank 0; empty under mpirun (travels through PMIx)
   // Rank 0 only: a socket that already listens (ListenForRanks), instead of listening on
   // `rendezvous`, so that a spawner can choose a free port without a race. Bootstrap takes it over
@@ -36,7 +40,8 @@ struct BootstrapOptions {
   int64_t start_timeout_ms = 60'000;
   int64_t exchange_timeout_ms = 30'000;
   int64_t peer_timeout_ms = 10'000;
-  size_t slot_bytes = size_t{1} << 20;
+  bool verify_exchanges = false;        // equal on all ranks, as in GroupOptions
+  size_t slot_bytes = size_t{1} << 20;  // of a group for which nothing else is said
   // How many ranks share this machine, when the caller knows (a spawner); 0: counted by host name.
   int ranks_on_this_host = 0;
 };
@@ -65,8 +70,19 @@ class Membership {
   virtual void Abort(const Status& reason) = 0;
   // Announces an orderly end, so that peers do not take the closing connection for a death.
   virtual void Leave() = 0;
-  // Opens the data group (collective as in the options). Collective: all ranks call it.
-  virtual StatusOr<std::unique_ptr<Group>> OpenGroup() = 0;
+  // Opens a data group over `collective` (empty: as the options say) with slots of that size, a
+  // multiple of 64 bytes (0: as in the options). Collective: all ranks call it with the same.
+  // Groups may stand beside each other.
+  virtual StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective,
+                                                     size_t slot_bytes = 0) = 0;
+  StatusOr<std::unique_ptr<Group>> OpenGroup(size_t slot_bytes = 0) {
+    return OpenGroup("", slot_bytes);
+  }
+  // What a group as the options say takes of this rank's memory.
+  virtual uint64_t GroupBytes(size_t slot_bytes) const = 0;
+  // Bare links to all other ranks, to measure what a transport gives without a group. Collective,
+  // as OpenGroup, with equal windows; an error for a transport that has no links (mpi).
+  virtual StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) = 0;
 };
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);

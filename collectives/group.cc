@@ -6,16 +6,6 @@
 namespace lockstep {
 namespace {
 
-// Two fixed loops of plain additions: the compiler vectorizes them, and every element is added in
-// rank order whatever the vector width, so the bits are the same everywhere.
-void AddInto(float* __restrict sum, const float* __restrict a, const float* __restrict b,
-             size_t count) {
-  for (size_t i = 0; i < count; ++i) sum[i] = a[i] + b[i];
-}
-void AddInto(float* __restrict sum, const float* __restrict a, size_t count) {
-  for (size_t i = 0; i < count; ++i) sum[i] += a[i];
-}
-
 Status WrongSize(const char* what, size_t got, size_t expected) {
   return InternalError("%s: a buffer of %d bytes where %d are needed", what, got, expected);
 }
@@ -27,33 +17,13 @@ constexpr size_t kFirstPayloadBytes = kFirstPartBytes - sizeof(uint64_t);
 
 }  // namespace
 
-Status SumSlots(Group& group, std::span<float> sum) {
-  LOCKSTEP_RETURN_IF_ERROR(group.Publish());
-  const float* first = nullptr;
-  for (int peer = 0; peer < group.size(); ++peer) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<const std::byte> part, group.Wait(peer));
-    const float* values = reinterpret_cast<const float*>(part.data());
-    if (peer == 0) {
-      first = values;
-    } else if (peer == 1) {
-      AddInto(sum.data(), first, values, sum.size());
-    } else {
-      AddInto(sum.data(), values, sum.size());
-    }
+Status Group::Publish() {
+  const SlotPart whole{0, slot_.size()};
+  for (int peer = 0; peer < size_; ++peer) {
+    if (peer == rank_) continue;
+    LOCKSTEP_RETURN_IF_ERROR(ExpectPart(peer, whole));
+    LOCKSTEP_RETURN_IF_ERROR(PublishPart(peer, whole));
   }
-  return group.End();
-}
-
-Status AllReduceSum(Group& group, std::span<float> data) {
-  if (group.size() == 1) return OkStatus();
-  const size_t slot_floats = group.traits().slot_bytes / sizeof(float);
-  do {
-    const std::span<float> piece = data.first(std::min(data.size(), slot_floats));
-    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(piece.size_bytes()));
-    if (!piece.empty()) std::memcpy(slot.data(), piece.data(), piece.size_bytes());
-    LOCKSTEP_RETURN_IF_ERROR(SumSlots(group, piece));
-    data = data.subspan(piece.size());
-  } while (!data.empty());
   return OkStatus();
 }
 

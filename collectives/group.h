@@ -5,7 +5,10 @@
 // of all others.
 //     slot = Begin(bytes); fill slot; Publish(); for each peer: Wait(peer) -> readable bytes;
 //     End();
-// All ranks call the same exchanges in the same order with the same sizes. Everything else - sums,
+// A slot can also be published in parts, each to whom it concerns and as soon as it is filled:
+//     Begin; ExpectPart(peer, part) ...; PublishPart(peer, part) ...; Wait(peer) ...; End
+// All ranks call the same exchanges in the same order with the same sizes, and what one expects of
+// another is what that one publishes to it, in the same order. Everything else - sums,
 // gathers, barriers - is a free function over it, written once, so that every backend gives the
 // same bits: a sum is the left fold of the slots in rank order, in float32.
 //
@@ -25,11 +28,20 @@
 namespace lockstep {
 
 struct GroupTraits {
-  const char* name;  // "tcp", "shm", "mpi", "single"
+  const char* name;  // "tcp", "shm", "rdma", "mpi", "single"
   size_t
       slot_bytes;  // largest exchange; longer messages are cut into several by the functions below
   bool sums_in_rank_order;  // all backends here: yes
+  bool reads_in_place;      // Wait returns the peer's own slot (shm), not a copy
 };
+
+// Bytes [offset, offset + bytes) of a slot.
+struct SlotPart {
+  size_t offset = 0;
+  size_t bytes = 0;
+};
+// Parts that one rank publishes to another within one exchange, at most.
+inline constexpr size_t kMostParts = 32;
 
 // How long a receive may take.
 enum class Patience {
@@ -47,12 +59,22 @@ class Group {
   // This rank's slot for the next exchange, `bytes` long (at most traits().slot_bytes, equal on all
   // ranks), 64-byte aligned. Valid until End(). At most one exchange is open at a time.
   virtual StatusOr<std::span<std::byte>> Begin(size_t bytes) = 0;
-  // The slot is filled; it may travel. It must not change any more.
-  virtual Status Publish() = 0;
-  // The slot of `peer` (own rank allowed), readable until End().
+  // The next part of `peer`'s slot that this rank is going to wait for. Before it is waited for,
+  // best before this rank publishes.
+  virtual Status ExpectPart(int peer, SlotPart part) = 0;
+  // This part of the own slot is filled; `peer` may see it. It must not change any more. Every rank
+  // publishes at least one part to every other in each exchange, even if it is empty.
+  virtual Status PublishPart(int peer, SlotPart part) = 0;
+  // The next expected part of `peer`'s slot, readable until End(). The own rank's is the whole
+  // slot.
   virtual StatusOr<std::span<const std::byte>> Wait(int peer) = 0;
-  // All slots are read; they may be used again.
+  // What was expected is read; the slots may be used again.
   virtual Status End() = 0;
+
+  // This rank's slot of the open exchange.
+  std::span<std::byte> slot() const { return slot_; }
+  // The whole slot, from everyone and to everyone.
+  Status Publish();
 
   // Sends to one rank while receiving from another (either may be absent: rank -1 with an empty
   // span). Lengths agree on both sides. Safe against deadlock for any size when all ranks call it
@@ -73,6 +95,7 @@ class Group {
 
  protected:
   Group(int rank, int size) : rank_(rank), size_(size) {}
+  std::span<std::byte> slot_;  // what Begin returned
 
  private:
   int rank_;
@@ -80,8 +103,9 @@ class Group {
 };
 
 // Ends an exchange of floats that Begin opened and whose slot is filled: sum[i] = left fold over
-// ranks 0, 1, 2, ... of their slot's [i], float32. The one place where ranks' values are added, so
-// every backend and every caller gets the same bits. Needs at least two ranks.
+// ranks 0, 1, 2, ... of their slot's [i], float32. The one place where ranks' values are added
+// (sum.cc), so every backend, every algorithm (choose.h) and every caller gets the same bits. Needs
+// at least two ranks.
 Status SumSlots(Group& group, std::span<float> sum);
 // The same for values in ordinary memory and of any length: data[i] becomes the sum over ranks.
 Status AllReduceSum(Group& group, std::span<float> data);

@@ -74,51 +74,80 @@ class LinkedMembership final : public Membership {
   }
 
   // All ranks are in this together: what stops one stops all, with its reason.
-  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
-    StatusOr<std::unique_ptr<Group>> group = TryOpenGroup();
+  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective,
+                                             size_t slot_bytes) override {
+    StatusOr<std::unique_ptr<Group>> group =
+        TryOpenGroup(collective.empty() ? options_.collective : collective,
+                     slot_bytes == 0 ? options_.slot_bytes : slot_bytes);
     if (!group.ok()) lifeline_->Abort(group.status());
     return group;
   }
+  uint64_t GroupBytes(size_t slot_bytes) const override {
+    const auto ranks = static_cast<uint64_t>(options_.size);
+    if (options_.collective == "mpi") return ranks * slot_bytes;
+    // Over shared memory a rank reads the others' windows where they are.
+    return LinkWindowBytes(slot_bytes) * (options_.collective == "shm" ? 1 : ranks);
+  }
+
+  StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) override {
+    StatusOr<Mesh> mesh = TryOpenMesh(transport, window_bytes, meshes_++);
+    if (!mesh.ok()) lifeline_->Abort(mesh.status());
+    return mesh;
+  }
 
  private:
-  StatusOr<std::unique_ptr<Group>> TryOpenGroup() {
-    const uint32_t number = groups_++;
+  StatusOr<std::unique_ptr<Group>> TryOpenGroup(const std::string& collective, size_t slot_bytes) {
+    const uint32_t number = meshes_++;
     GroupOptions group;
     group.rank = options_.rank;
     group.size = options_.size;
-    group.slot_bytes = options_.slot_bytes;
+    group.slot_bytes = slot_bytes;
     group.exchange_timeout_ms = options_.exchange_timeout_ms;
+    group.verify_exchanges = options_.verify_exchanges;
     // Where ranks outnumber cores, a spinning rank keeps the one it waits for from running.
     const bool crowded = local_size() > static_cast<int>(os::OnlineCpus().size());
     if (crowded) group.spin_us = 0;
     group.epoch = first_epoch_ + number;
     group.names = names_;
     group.lifeline = lifeline_;
-    const Deadline deadline = Deadline::After(options_.start_timeout_ms);
-    if (options_.collective == "mpi") {
+    if (collective == "mpi") {
       // Also a barrier: MPI's own start waits without a deadline.
+      const Deadline deadline = Deadline::After(options_.start_timeout_ms);
       LOCKSTEP_RETURN_IF_ERROR(control_->Share(number, "mpi", deadline).status());
       return MakeMpiGroup(std::move(group));
     }
-    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(number));
+    const size_t window_bytes = LinkWindowBytes(slot_bytes);
+    LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh(collective, window_bytes, number));
+    return MakeLinkGroup(std::move(group), NameOfLinks(collective), std::move(mesh));
+  }
+
+  StatusOr<Mesh> TryOpenMesh(const std::string& transport, size_t window_bytes, uint32_t number) {
+    const Deadline deadline = Deadline::After(options_.start_timeout_ms);
+    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(transport, number));
+    mesh.window_bytes = window_bytes;
     LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Fabric> fabric, OpenFabric(std::move(mesh)));
     LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> addresses,
                               control_->Share(number, fabric->address(), deadline));
-    const char* name = options_.collective == "shm" ? "shm" : "tcp";
-    StatusOr<std::vector<std::unique_ptr<Link>>> links = fabric->Connect(addresses, deadline);
-    if (!links.ok()) return lifeline_->Overrule(links.status());
-    return MakeLinkGroup(std::move(group), name, std::move(*links));
+    StatusOr<Mesh> connected = fabric->Connect(addresses, deadline);
+    if (!connected.ok()) return lifeline_->Overrule(connected.status());
+    return connected;
+  }
+
+  static const char* NameOfLinks(const std::string& collective) {
+    if (collective == "rdma") return "rdma";
+    return collective == "shm" ? "shm" : "tcp";
   }
 
   bool SameMachine(int rank) const {
     return members_[rank].machine == members_[options_.rank].machine;
   }
 
-  StatusOr<FabricOptions> MeshOptions(uint32_t number) const {
+  StatusOr<FabricOptions> MeshOptions(const std::string& transport, uint32_t number) const {
     FabricOptions mesh;
     mesh.rank = options_.rank;
     mesh.size = options_.size;
-    mesh.transport = options_.collective;
+    mesh.transport = transport;
+    mesh.rdma_mode = options_.rdma_mode;
     mesh.mesh = number;
     mesh.names = names_;
     mesh.sign = [key = key_](std::span<const std::byte> data) { return HmacSha256(key, data); };
@@ -131,7 +160,7 @@ class LinkedMembership final : public Membership {
     mesh.interrupted = [lifeline = lifeline_] {
       return lifeline->broken() ? lifeline->reason() : OkStatus();
     };
-    if (options_.collective == "shm") {
+    if (transport == "shm") {
       for (int rank = 0; rank < options_.size; ++rank) {
         if (SameMachine(rank)) continue;
         return UsageError(
@@ -155,7 +184,8 @@ class LinkedMembership final : public Membership {
     }
     bool one_machine = true;
     for (int rank = 0; rank < options_.size; ++rank) one_machine = one_machine && SameMachine(rank);
-    if (one_machine) return control_hosts_;
+    // An RDMA port hardly ever has the address by which ranks of one machine talk.
+    if (one_machine && options_.collective != "rdma") return control_hosts_;
     std::vector<std::string> hosts;
     for (const std::string& host : control_hosts_) {
       if (!IsLoopback(host)) AddOnce(&hosts, host);
@@ -177,7 +207,7 @@ class LinkedMembership final : public Membership {
   std::unique_ptr<ProcessManager> manager_;
   std::unique_ptr<ControlChannel> control_;
   uint32_t first_epoch_ = 0;
-  uint32_t groups_ = 0;
+  uint32_t meshes_ = 0;
   bool left_ = false;
 };
 
@@ -194,12 +224,19 @@ class SingleMembership final : public Membership {
   Status Health() const override { return lifeline_->broken() ? lifeline_->reason() : OkStatus(); }
   void Abort(const Status& reason) override { lifeline_->Abort(reason); }
   void Leave() override {}
-  StatusOr<std::unique_ptr<Group>> OpenGroup() override {
+  uint64_t GroupBytes(size_t slot_bytes) const override { return slot_bytes; }
+  StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string&, size_t slot_bytes) override {
     GroupOptions group;
-    group.slot_bytes = slot_bytes_;
+    group.slot_bytes = slot_bytes == 0 ? slot_bytes_ : slot_bytes;
     group.names = {ranks_[0].Name()};
     group.lifeline = lifeline_;
     return MakeSingleGroup(std::move(group));
+  }
+  StatusOr<Mesh> OpenMesh(const std::string&, size_t window_bytes) override {
+    Mesh mesh;
+    LOCKSTEP_ASSIGN_OR_RETURN(mesh.window, Window::Allocate(window_bytes));
+    mesh.links.resize(1);
+    return mesh;
   }
 
  private:

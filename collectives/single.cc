@@ -2,7 +2,7 @@
 #include <utility>
 
 #include "collectives/backends.h"
-#include "collectives/message.h"
+#include "collectives/slots.h"
 #include "runtime/base/check.h"
 
 namespace lockstep {
@@ -13,7 +13,10 @@ class SingleGroup final : public Group {
   explicit SingleGroup(GroupOptions options)
       : Group(0, 1),
         lifeline_(std::move(options.lifeline)),
-        traits_{.name = "single", .slot_bytes = options.slot_bytes, .sums_in_rank_order = true},
+        traits_{.name = "single",
+                .slot_bytes = options.slot_bytes,
+                .sums_in_rank_order = true,
+                .reads_in_place = false},
         slots_(1, options.slot_bytes) {}
 
   bool valid() const { return slots_.valid(); }
@@ -21,13 +24,19 @@ class SingleGroup final : public Group {
   StatusOr<std::span<std::byte>> Begin(size_t bytes) override {
     LOCKSTEP_CHECK(bytes <= traits_.slot_bytes);
     if (lifeline_->broken()) return lifeline_->reason();
-    bytes_ = bytes;
-    return slots_.Of(0, bytes);
+    return slot_ = slots_.Of(0, bytes);
   }
-  Status Publish() override { return OkStatus(); }
+  Status ExpectPart(int peer, SlotPart) override {
+    LOCKSTEP_CHECK(peer < 0);  // there is no other rank
+    return OkStatus();
+  }
+  Status PublishPart(int peer, SlotPart) override {
+    LOCKSTEP_CHECK(peer < 0);
+    return OkStatus();
+  }
   StatusOr<std::span<const std::byte>> Wait(int peer) override {
     LOCKSTEP_CHECK(peer == 0);
-    return slots_.Of(0, bytes_);
+    return slot_;
   }
   Status End() override { return OkStatus(); }
   Status SendReceive(int to, std::span<const std::byte>, int from, std::span<std::byte>,
@@ -41,7 +50,6 @@ class SingleGroup final : public Group {
   std::shared_ptr<Lifeline> lifeline_;
   GroupTraits traits_;
   Slots slots_;
-  size_t bytes_ = 0;
 };
 
 }  // namespace

@@ -5,9 +5,10 @@
 // - kStep: spin for `spin_us`, then yield, after 10 ms of that sleep in the link, 1 ms at a time.
 // - kIdle: the same, but sleep after 2 ms, 20 ms at a time.
 //
-// Spinning is short because a yield costs 0.3 us when nobody else wants the core, and saves a whole
-// time slice when somebody does: with 1 ms of spinning two ranks that shared a core for a moment
-// took 2 ms an exchange.
+// Spinning lasts about as long as a chunk of a large sum takes to come, because a yield gives a
+// whole time slice to anyone who wants the core (3 ms, ten times of such a sum), and not longer,
+// because the one who wants it may be the awaited rank: with 1 ms of spinning two ranks that shared
+// a core for a moment took 2 ms an exchange.
 //
 // A link ends its sleep as soon as data arrives.
 #pragma once

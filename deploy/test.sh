@@ -14,7 +14,7 @@ jobs=${LOCKSTEP_JOBS:-$(nproc)}
 asan_tests='^(runtime_base|runtime_text|runtime_weights|runtime_model_(config|bad_checkpoints)|runtime_decode'
 asan_tests+='|runtime_tensor|runtime_kernels_(quantized|mla|attention)|runtime_engine_plan|transport|collectives'
 asan_tests+='|launcher_(cluster_yaml|command_line|file_server|memory|shard_source|token_file))_'
-tsan_tests='^(runtime_base|transport|collectives_(group|bootstrap))_'
+tsan_tests='^(runtime_base|transport|collectives_(group|bootstrap|fault))_'
 # These start the (release) program under test or count allocations: nothing to find for a sanitizer.
 not_here='(launcher_session|launcher_generation_commands|launcher_bench_commands|commands_text|allocation)_test$'
 

@@ -19,7 +19,7 @@ Status InspectCommand(const Options& options);     // what a checkpoint holds
 Status ShardCommand(const Options& options);       // a checkpoint to one file per rank
 Status FilesCommand(const Options& options);       // a directory's files by HTTP
 Status VerifyCommand(const Options& options);      // the files of ranks: whole, and right
-Status BenchCommand(const Options& options);       // kernels, decode, prefill
+Status BenchCommand(const Options& options);       // kernels, collectives, ...
 Status VersionCommand(const Options& options);
 
 }  // namespace lockstep

@@ -102,10 +102,10 @@ Status BenchCommand(const Options& options) {
   if (options.benchmark == "kernels") return BenchKernels(options);
   if (options.benchmark == "decode") return BenchDecode(options);
   if (options.benchmark == "prefill") return BenchPrefill(options);
+  if (options.benchmark == "collectives") return BenchCollectives(options);
   return UsageError(
-      "what to measure? lockstep bench kernels, lockstep bench decode --model DIR, or lockstep "
-      "bench "
-      "prefill --model DIR");
+      "what to measure? lockstep bench kernels, lockstep bench collectives --ranks 2, lockstep "
+      "bench decode --model DIR, or lockstep bench prefill --model DIR");
 }
 
 }  // namespace lockstep

@@ -16,6 +16,7 @@ namespace lockstep {
 Status BenchKernels(const Options& options);
 Status BenchDecode(const Options& options);
 Status BenchPrefill(const Options& options);
+Status BenchCollectives(const Options& options);
 
 // "128,512": whole numbers in 1 .. highest; `flag` for errors.
 StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* flag,

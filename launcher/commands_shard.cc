@@ -132,7 +132,7 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
   question.stop = Interrupted;
   ProgressReport::Style style;
   style.terminal = isatty(STDERR_FILENO) != 0;
-  ProgressReport progress("loading for the probe prompt", style,
+  ProgressReport progress("probe prompt", style,
                           [](const std::string& text) { std::fputs(text.c_str(), stderr); });
   if (options.log_level == "info" || options.log_level == "debug") {
     question.progress = [&progress](const LoadProgress& done) {
@@ -192,12 +192,12 @@ Status ShardFrom(const Options& options, const ShardSource* remote) {
   LOCKSTEP_RETURN_IF_ERROR(result.status());
   LOCKSTEP_RETURN_IF_ERROR(CopyText(options));
   Report(*result, left_out, shard);
-  if (remote == nullptr && shard.only_rank < 0)
+  // Unasked only where all of the source is near: the probe prompt reads it once more.
+  if (options.record || (remote == nullptr && shard.only_rank < 0))
     return RecordProbe(options, *source, *result, shard.threads);
-  // The probe prompt would need all weights.
   log::Info(
-      "no probe prompt recorded: record it where the files are used: lockstep verify --model %s "
-      "--exact --record",
+      "no probe prompt recorded: say --record, which reads all of the source, or record it where "
+      "the files are used: lockstep verify --model %s --exact --record",
       options.out);
   return OkStatus();
 }

@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launcher/agree.h"
@@ -25,27 +27,31 @@ struct FileCheck {
   int64_t ns = 0;
 };
 
-// Every byte of this rank's file against its checksum, in the order of the file.
-Status CheckBytes(const Options& options, const Checkpoint& checkpoint, FileCheck* check) {
+// What loading will not read (the layer for drafts) against its checksums; loading compares the
+// rest.
+Status CheckTheRest(const Options& options, const OpenedModel& opened, FileCheck* check) {
+  const Checkpoint& checkpoint = *opened.checkpoint;
   if (!checkpoint.is_of_one_rank()) {
     return UsageError(
         "--model %s: holds no files of ranks; verify checks those that lockstep shard made",
         options.model);
   }
-  std::vector<std::pair<const std::string*, const TensorInfo*>> order;
-  for (const auto& [name, info] : checkpoint.tensors()) order.emplace_back(&name, &info);
-  std::sort(order.begin(), order.end(), [](const auto& one, const auto& other) {
-    return one.second->data.offset < other.second->data.offset;
-  });
-  const int64_t start_ns = NowNs();
-  StoredRowReader reader({});
-  for (const auto& [name, info] : order) {
-    if (Interrupted()) return InterruptedError();
-    LOCKSTEP_RETURN_IF_ERROR(reader.CheckSlice(*info, *name));
-    check->bytes += info->data.bytes;
+  std::set<std::string_view> loaded;
+  for (const SliceRequest& request : opened.slice.requests) loaded.insert(request.name);
+  std::vector<PlannedRead> reads;
+  for (const auto& [name, info] : checkpoint.tensors()) {
+    ++check->tensors;
+    check->bytes += info.data.bytes;
+    if (!loaded.contains(name)) PlanReads(info, {}, &reads);
   }
-  check->tensors = order.size();
-  check->ns = NowNs() - start_ns;
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto ahead, ReadAhead::Start(reads));
+  StoredRowReader reader({});
+  reader.ReadThrough(ahead.get());
+  for (const auto& [name, info] : checkpoint.tensors()) {
+    if (loaded.contains(name)) continue;
+    if (Interrupted()) return InterruptedError();
+    LOCKSTEP_RETURN_IF_ERROR(reader.CheckSlice(info, name));
+  }
   return OkStatus();
 }
 
@@ -154,13 +160,16 @@ Status VerifyCommand(const Options& options) {
   if (options.record && options.kv_cache_dtype != "auto" && options.kv_cache_dtype != "f32")
     return UsageError("--record needs --kv-cache-dtype f32: what is recorded has full precision");
   FileCheck mine;
+  int64_t start_ns = 0;
   SessionNeeds needs;
   needs.probe = false;
-  needs.check_files = [&](const Checkpoint& checkpoint) {
-    return CheckBytes(options, checkpoint, &mine);
+  needs.check_files = [&](const OpenedModel& opened) {
+    start_ns = NowNs();
+    return CheckTheRest(options, opened, &mine);
   };
   needs.limits = [](const ModelConfig&) { return ProbeLimits(); };
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(options, needs));
+  mine.ns = NowNs() - start_ns;
   const InterruptScope scope;
   return session->Close(Verify(*session, mine));
 }

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -65,11 +66,26 @@ Status Main(const std::vector<std::string>& arguments) {
   return OkStatus();
 }
 
+// Threads start in constructors all over the program, and the standard library says by an exception
+// that the system allows no more of them.
+Status MainOrNoThread(const std::vector<std::string>& arguments) {
+  try {
+    return Main(arguments);
+  } catch (const std::system_error& error) {
+    if (error.code() != std::errc::resource_unavailable_try_again) throw;
+    return UsageError(
+        "cannot start a thread: %s; allow more processes (ulimit -u, LimitNPROC and TasksMax of "
+        "systemd, pids of a container) or ask for fewer --threads",
+        error.what());
+  }
+}
+
 }  // namespace
 }  // namespace lockstep
 
 int main(int argc, char** argv) {
-  const lockstep::Status status = lockstep::Main(std::vector<std::string>(argv, argv + argc));
+  const lockstep::Status status =
+      lockstep::MainOrNoThread(std::vector<std::string>(argv, argv + argc));
   lockstep::TellFinalError(status);
   return lockstep::ExitCode(status);
 }

@@ -14,6 +14,11 @@ constexpr uint64_t kReservedBytes = uint64_t{256} << 20;
 
 int64_t BlocksOf(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
 
+// What a step computes in and exchanges through.
+uint64_t StepBytes(const MemoryPlan& plan) {
+  return plan.scratch_bytes + plan.work_bytes + plan.exchange_bytes;
+}
+
 MemoryPlan PlanWith(const MemoryQuestion& question, int64_t kv_blocks, int64_t max_model_len) {
   ModelLimits limits = question.limits;
   limits.kv_blocks = kv_blocks;
@@ -57,7 +62,7 @@ StatusOr<int64_t> FitKvBlocks(const MemoryQuestion& question) {
       "this rank needs %s (weights %s, KV cache of one sequence of %d tokens %s, scratch %s) and "
       "may use %s",
       FormatBytes(plan.total()), FormatBytes(plan.weight_bytes), max_model_len,
-      FormatBytes(plan.kv_bytes), FormatBytes(plan.scratch_bytes + plan.work_bytes),
+      FormatBytes(plan.kv_bytes), FormatBytes(StepBytes(plan)),
       FormatBytes(question.available_bytes));
   if (length > 0) return ModelError("%s; --max-model-len %d would fit", needs, length);
   return ModelError("%s; its weights need more ranks, or a smaller share for this one in --shares",
@@ -70,8 +75,7 @@ std::string DescribePlan(const MemoryPlan& plan, const ModelLimits& limits) {
       "weights %s, KV cache %s (%d tokens, %.1f times the longest context of %d), scratch %s: %s",
       FormatBytes(plan.weight_bytes), FormatBytes(plan.kv_bytes), limits.kv_blocks * kBlockTokens,
       static_cast<double>(limits.kv_blocks) / static_cast<double>(per_sequence),
-      limits.max_model_len, FormatBytes(plan.scratch_bytes + plan.work_bytes),
-      FormatBytes(plan.total()));
+      limits.max_model_len, FormatBytes(StepBytes(plan)), FormatBytes(plan.total()));
 }
 
 uint64_t MemoryForRank(int ranks_on_this_host) {

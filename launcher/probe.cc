@@ -11,6 +11,7 @@
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 #include "runtime/base/thread_pool.h"
+#include "runtime/model/layer_walk.h"
 
 namespace lockstep {
 namespace {
@@ -37,44 +38,6 @@ bool HasQuantizedProducts(const Checkpoint& checkpoint) {
                        const WeightFormat& format = entry.second.format;
                        return !format.plain() && format.encoding != Encoding::kFp8;
                      });
-}
-
-struct Computed {
-  std::optional<ProbeDigest> digest;  // nothing: too large
-  std::string kernels;
-};
-
-StatusOr<Computed> Compute(const Checkpoint& source, const ProbeQuestion& question,
-                           kernels::Precision precision, std::string* too_large) {
-  Computed computed;
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto backend, kernels::MakeBackend(question.kernels, precision));
-  computed.kernels = backend->name();
-  OpenedModel opened;
-  opened.checkpoint = WithFormats(source, question.formats);
-  LOCKSTEP_ASSIGN_OR_RETURN(opened.config, ConfigOf(source));
-  const std::vector<double> shares = {1};
-  LOCKSTEP_ASSIGN_OR_RETURN(opened.slice, PlanSlice(opened.config, *opened.checkpoint, shares, 0,
-                                                    /*draft_layer=*/false, backend.get()));
-  const ModelLimits limits = ProbeLimits();
-  const uint64_t needed =
-      PlanMemory(opened.config, opened.slice, limits, 0, question.threads).total();
-  if (question.available_bytes > 0 && needed > question.available_bytes) {
-    *too_large = absl::StrFormat("the whole model needs %s and there are %s", FormatBytes(needed),
-                                 FormatBytes(question.available_bytes));
-    return computed;
-  }
-  LOCKSTEP_ASSIGN_OR_RETURN(const Alone alone, BeAlone());
-  ThreadPool pool(question.threads);
-  LoadOptions load;
-  load.shares = shares;
-  load.limits = limits;
-  load.progress = question.progress;
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto model,
-                            LoadModel(opened, load, *alone.group, *backend, pool));
-  if (question.stop && question.stop()) return InterruptedError();
-  LOCKSTEP_ASSIGN_OR_RETURN(computed.digest, ComputeProbe(*model, *alone.group));
-  alone.membership->Leave();
-  return computed;
 }
 
 }  // namespace
@@ -141,24 +104,41 @@ Status CheckProbeAtStart(Session& session) {
 StatusOr<std::optional<ProbeRecord>> ComputeSourceProbe(const Checkpoint& source,
                                                         const ProbeQuestion& question,
                                                         std::string* too_large) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const Computed exact,
-                            Compute(source, question, kernels::Precision::kExact, too_large));
-  if (!exact.digest.has_value()) return std::optional<ProbeRecord>();
+  using kernels::Precision;
+  const auto checkpoint = WithFormats(source, question.formats);
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto exact,
+                            kernels::MakeBackend(question.kernels, Precision::kExact));
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto fast,
+                            kernels::MakeBackend(question.kernels, Precision::kFast));
+  LayerWalkOptions options;
+  options.limits = ProbeLimits();
+  options.backends = {exact.get()};
+  if (HasQuantizedProducts(*checkpoint)) options.backends.push_back(fast.get());
+  options.threads = question.threads;
+  options.progress = question.progress;
+  options.stop = question.stop;
+  LOCKSTEP_ASSIGN_OR_RETURN(const LayerWalk walk, LayerWalk::Plan(*checkpoint, std::move(options)));
+  const LayerWalkPlan& plan = walk.plan();
+  if (question.available_bytes > 0 && plan.memory_bytes > question.available_bytes) {
+    *too_large = absl::StrFormat("it needs %s, with %s of the model in memory, and there are %s",
+                                 FormatBytes(plan.memory_bytes), plan.largest_part,
+                                 FormatBytes(question.available_bytes));
+    return std::optional<ProbeRecord>();
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const Alone alone, BeAlone());
+  ThreadPool pool(question.threads);
+  const int64_t vocab_size = walk.config().vocab_size;
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto logits,
+                            walk.Run(ProbeBatch(vocab_size), *alone.group, pool));
+  alone.membership->Leave();
   ProbeRecord record;
   record.settings = question.settings;
-  record.computed = "from the source as one rank, " + exact.kernels;
-  record.rows = *exact.digest;
-  record.fast_distance = 0;
-  if (question.stop && question.stop()) return InterruptedError();
-  if (HasQuantizedProducts(*WithFormats(source, question.formats))) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const Computed fast,
-                              Compute(source, question, kernels::Precision::kFast, too_large));
-    record.fast_distance.reset();
-    if (fast.digest.has_value()) {
-      const std::vector<double> distances = ProbeDistances(record.rows, *fast.digest);
-      record.fast_distance = *std::max_element(distances.begin(), distances.end());
-    }
-  }
+  record.computed = "from the source as one rank, " + exact->name();
+  LOCKSTEP_ASSIGN_OR_RETURN(record.rows, DigestProbe(logits.front(), vocab_size));
+  // The same if no product is quantized.
+  LOCKSTEP_ASSIGN_OR_RETURN(const ProbeDigest of_fast, DigestProbe(logits.back(), vocab_size));
+  const std::vector<double> distances = ProbeDistances(record.rows, of_fast);
+  record.fast_distance = *std::max_element(distances.begin(), distances.end());
   return std::optional<ProbeRecord>(record);
 }
 

@@ -32,16 +32,15 @@ struct ProbeQuestion {
   int threads = 1;
   uint64_t available_bytes = 0;  // 0: not known, everything fits
   uint64_t settings = 0;         // of the files that are made of it
-  // Called while the model loads, which it does once or twice; may be empty.
+  // Called now and then with bytes of the source, which is read once; may be empty.
   std::function<void(const LoadProgress&)> progress;
-  // Asked between the steps, each of which is a load at most; true ends the work with
-  // InterruptedError. May be empty.
+  // Asked between the layers; true ends the work with InterruptedError. May be empty.
   std::function<bool()> stop;
 };
 
 // Computes the probe of `source` in this process alone, as one rank, without looking at the files
-// that were made of it: in full precision, and how far 8-bit activations are from it. Nothing, and
-// why, in *too_large, if the model does not fit into the memory that there is.
+// that were made of it: in full precision, and how far 8-bit activations are from it. A layer at a
+// time is in memory; nothing, and why, in *too_large, if there is less.
 StatusOr<std::optional<ProbeRecord>> ComputeSourceProbe(const Checkpoint& source,
                                                         const ProbeQuestion& question,
                                                         std::string* too_large);

@@ -23,6 +23,7 @@
 #include "runtime/base/log.h"
 #include "runtime/base/os.h"
 #include "runtime/base/version.h"
+#include "runtime/model/partial_sum.h"
 
 namespace lockstep {
 namespace {
@@ -57,6 +58,7 @@ std::vector<Setting> SettingsOf(const Options& options, const World& world,
       {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},
       {"prefill-chunk", std::to_string(options.prefill_chunk), same + "--prefill-chunk"},
       {"draft", options.draft ? "yes" : "no", same + "--draft"},
+      {"verify-exchanges", options.verify_exchanges ? "yes" : "no", same + "--verify-exchanges"},
       {"record", options.record ? "yes" : "no", same + "--record"},
   };
 }
@@ -115,8 +117,12 @@ class OpenedSession final : public Session {
   Status CheckModel(OpenedModel* opened);
   StatusOr<ModelLimits> DecideLimits(const SessionNeeds& needs, const ModelConfig& config,
                                      const SlicePlan& slice);
+  // Slots for the sums of a step, at least those of the group that is there.
+  size_t StepSlotBytes(const ModelConfig& config, const ModelLimits& limits) const;
+  // Another group, if the first one's slots are smaller.
+  Status OpenStepGroup(const SessionNeeds& needs, size_t slot_bytes);
   Status LoadWeights(const OpenedModel& opened, const ModelLimits& limits);
-  Status CheckFiles(const SessionNeeds& needs, const Checkpoint& checkpoint);
+  Status CheckFiles(const SessionNeeds& needs, const OpenedModel& opened);
   // Files of ranks: their probe prompt, if one is recorded.
   Status CheckText(const SessionNeeds& needs, const Checkpoint& checkpoint);
   // A line about this rank: where the user looks at its own output, for the curious elsewhere.
@@ -169,6 +175,7 @@ Status OpenedSession::JoinRanks() {
   join.rank = world_.rank;
   join.size = world_.size;
   join.collective = options_.collective;
+  join.rdma_mode = options_.rdma_mode;
   join.rendezvous = world_.rendezvous;
   join.interface = world_.interface;
   join.rendezvous_fd = listener_;
@@ -179,6 +186,7 @@ Status OpenedSession::JoinRanks() {
   join.start_timeout_ms = options_.start_timeout_ms;
   join.exchange_timeout_ms = options_.exchange_timeout_ms;
   join.peer_timeout_ms = options_.peer_timeout_ms;
+  join.verify_exchanges = options_.verify_exchanges;
   join.ranks_on_this_host = world_.ranks_on_this_host;
   LOCKSTEP_ASSIGN_OR_RETURN(membership_, Bootstrap(join));
   if (spawned_ != nullptr) spawned_->Joined();
@@ -240,6 +248,14 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
       "start all ranks for the same command with the same --max-model-len, --max-num-seqs and "
       "--prefill-chunk"};
   LOCKSTEP_RETURN_IF_ERROR(AgreeOnValue(*group_, *membership_, sizes));
+  const size_t slot_bytes = StepSlotBytes(config, *limits);
+  if (slot_bytes > kLargestSlotBytes) {
+    return UsageError(
+        "a step of %d rows exchanges %s at once, and %s is the most; lower "
+        "--prefill-chunk",
+        limits->max_rows, FormatBytes(slot_bytes), FormatBytes(kLargestSlotBytes));
+  }
+  limits->exchange_bytes = membership_->GroupBytes(slot_bytes);
   MemoryQuestion question;
   question.config = config;
   question.limits = *limits;
@@ -253,6 +269,18 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
   const MemoryPlan plan = PlanMemory(config, slice, *limits, rank(), question.threads);
   Report("memory: " + DescribePlan(plan, *limits) + " of " + FormatBytes(question.available_bytes));
   return limits;
+}
+
+size_t OpenedSession::StepSlotBytes(const ModelConfig& config, const ModelLimits& limits) const {
+  return std::max(group_->traits().slot_bytes,
+                  PartialSum::SlotBytes(limits.max_rows * config.hidden_size));
+}
+
+Status OpenedSession::OpenStepGroup(const SessionNeeds& needs, size_t slot_bytes) {
+  if (size() == 1 || slot_bytes <= group_->traits().slot_bytes) return OkStatus();
+  LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership_->OpenGroup(slot_bytes));
+  group_ = needs.wrap_group ? needs.wrap_group(std::move(group)) : std::move(group);
+  return OkStatus();
 }
 
 Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& limits) {
@@ -277,7 +305,9 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
   LOCKSTEP_RETURN_IF_ERROR(model.status());
   model_ = std::move(model).value();
   const double seconds = static_cast<double>(NowNs() - start_ns) * 1e-9;
-  Report(absl::StrFormat("loaded %s in %.1f s", FormatBytes(model_->bytes_read()), seconds));
+  const auto bytes = static_cast<double>(model_->bytes_read());
+  Report(absl::StrFormat("loaded %s in %.2f s (%.2f GB/s)", FormatBytes(model_->bytes_read()),
+                         seconds, bytes / std::max(seconds, 1e-9) * 1e-9));
   return WaitForSlowDisks(*group_);
 }
 
@@ -285,18 +315,18 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
   OpenedModel opened;
   if (const Status checked = CheckModel(&opened); !checked.ok()) return TellAll(checked);
-  if (const Status files = CheckFiles(needs, *opened.checkpoint); !files.ok())
-    return TellAll(files);
+  if (const Status files = CheckFiles(needs, opened); !files.ok()) return TellAll(files);
   const StatusOr<ModelLimits> limits = DecideLimits(needs, opened.config, opened.slice);
   if (!limits.ok()) return TellAll(limits.status());
+  LOCKSTEP_RETURN_IF_ERROR(OpenStepGroup(needs, StepSlotBytes(opened.config, *limits)));
   // A fault here strikes one rank alone, while the others wait for its part.
   const Status loaded = LoadWeights(opened, *limits);
   return loaded.ok() ? CheckText(needs, *opened.checkpoint) : TellAll(loaded);
 }
 
-Status OpenedSession::CheckFiles(const SessionNeeds& needs, const Checkpoint& checkpoint) {
+Status OpenedSession::CheckFiles(const SessionNeeds& needs, const OpenedModel& opened) {
   if (!needs.check_files) return OkStatus();
-  const Status mine = needs.check_files(checkpoint);
+  const Status mine = needs.check_files(opened);
   LOCKSTEP_RETURN_IF_ERROR(WaitForSlowDisks(*group_));
   return AgreeThatOk(*group_, *membership_, mine);
 }

@@ -30,7 +30,7 @@ struct SessionNeeds {
   bool probe = true;
   // Looks at this rank's files before they are loaded, for as long as it takes; may be empty. An
   // error on one rank ends all.
-  std::function<Status(const Checkpoint& checkpoint)> check_files;
+  std::function<Status(const OpenedModel& opened)> check_files;
   // Put something around the backend and the group before anything uses them, to measure; may be
   // empty.
   std::function<std::unique_ptr<kernels::Backend>(std::unique_ptr<kernels::Backend>)> wrap_backend;

@@ -9,12 +9,14 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <mutex>
 #include <thread>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "collectives/bootstrap.h"
 #include "launcher/file_server.h"
 #include "launcher/probe.h"
@@ -253,6 +255,25 @@ Status CopyFile(ShardCopy* copy, const Options& options, int threads) {
 
 }  // namespace
 
+bool IsHuggingFace(const std::string& url) {
+  constexpr std::string_view kScheme = "https://", kHost = "huggingface.co";
+  if (!absl::StartsWithIgnoreCase(url, {kScheme.data(), kScheme.size()})) return false;
+  std::string host =
+      url.substr(kScheme.size(), url.find_first_of("/?#", kScheme.size()) - kScheme.size());
+  host = host.substr(0, host.find(':'));
+  return absl::EqualsIgnoreCase(host, {kHost.data(), kHost.size()});
+}
+
+StatusOr<std::string> HuggingFaceToken(const char* value) {
+  const std::string token = value == nullptr ? "" : value;
+  // It becomes part of a line of the request's head.
+  const bool plain =
+      std::all_of(token.begin(), token.end(), [](char c) { return c > 32 && c < 127; });
+  if (plain) return token;
+  return UsageError(
+      "HF_TOKEN holds blanks or characters that no access token has; set it to one alone");
+}
+
 StatusOr<std::unique_ptr<ShardSource>> ShardSource::Connect(const Options& options) {
   if (options.from.empty()) return nullptr;
   if (!options.model.empty())
@@ -262,6 +283,12 @@ StatusOr<std::unique_ptr<ShardSource>> ShardSource::Connect(const Options& optio
   if (!options.secret_file.empty()) {
     LOCKSTEP_ASSIGN_OR_RETURN(const std::string secret, ReadSecretFile(options.secret_file));
     http.token = FileToken(secret);
+    http.refused_remedy = "--secret-file holds another secret than the server's";
+  } else if (IsHuggingFace(options.from)) {
+    LOCKSTEP_ASSIGN_OR_RETURN(http.token, HuggingFaceToken(std::getenv("HF_TOKEN")));
+    http.refused_remedy = http.token.empty()
+                              ? "set HF_TOKEN to an access token of an account that may read it"
+                              : "HF_TOKEN is of an account that may not read it";
   }
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<HttpFiles> files,
                             HttpFiles::Connect(options.from, http));
@@ -284,6 +311,9 @@ Status CopyShards(const Options& options, const std::string& from, int threads) 
     return UsageError("--quantize: %s holds files of ranks, which are copied as they are", from);
   if (!options.shares.empty())
     return UsageError("--shares: %s holds files of ranks, which have theirs", from);
+  if (options.record)
+    return UsageError("--record: %s holds files of ranks, which bring their probe prompt along",
+                      from);
   std::vector<int> chosen;
   int ranks = 0;
   LOCKSTEP_RETURN_IF_ERROR(ChooseRanks(options, from, &chosen, &ranks));

@@ -36,6 +36,11 @@ class ShardSource {
   const MountedFiles mounted_;
 };
 
+// Whether Hugging Face is asked, by https: to it alone goes the access token of the environment.
+bool IsHuggingFace(const std::string& url);
+// The access token that HF_TOKEN holds (nullptr: ""); an error if it cannot be one.
+StatusOr<std::string> HuggingFaceToken(const char* value);
+
 // Reading over a network: threads mostly wait, each for one connection.
 inline constexpr int kRemoteThreads = kHttpConnections;
 

@@ -25,18 +25,23 @@ class TimedGroup final : public Group {
   const GroupTraits& traits() const override { return inner_->traits(); }
   StatusOr<std::span<std::byte>> Begin(size_t bytes) override {
     const int64_t start_ns = NowNs();
-    auto slot = inner_->Begin(bytes);
+    LOCKSTEP_ASSIGN_OR_RETURN(slot_, inner_->Begin(bytes));
     Add(start_ns, 0);
-    return slot;
+    filled_ns_ = 0;
+    return slot_;
   }
-  Status Publish() override {
-    published_ns_ = NowNs();
-    return inner_->Publish();
+  Status ExpectPart(int peer, SlotPart part) override {
+    if (filled_ns_ == 0) filled_ns_ = NowNs();
+    return inner_->ExpectPart(peer, part);
+  }
+  Status PublishPart(int peer, SlotPart part) override {
+    if (filled_ns_ == 0) filled_ns_ = NowNs();
+    return inner_->PublishPart(peer, part);
   }
   StatusOr<std::span<const std::byte>> Wait(int peer) override { return inner_->Wait(peer); }
   Status End() override {
     Status ended = inner_->End();
-    Add(published_ns_, 1);
+    if (filled_ns_ != 0) Add(filled_ns_, 1);
     return ended;
   }
   Status SendReceive(int to, std::span<const std::byte> data, int from, std::span<std::byte> buffer,
@@ -56,7 +61,7 @@ class TimedGroup final : public Group {
   }
 
   const std::unique_ptr<Group> inner_;
-  int64_t published_ns_ = 0;
+  int64_t filled_ns_ = 0;  // 0: nothing is expected or published yet
   int64_t calls_ = 0;
   int64_t ns_ = 0;
   bool paused_ = false;

@@ -75,6 +75,17 @@ class MeshFabric final : public Fabric {
   explicit MeshFabric(FabricOptions options)
       : options_(std::move(options)), links_(options_.size) {}
 
+  Status Open() {
+    const size_t bytes = options_.window_bytes;
+    const bool shared = options_.transport == "shm";
+    LOCKSTEP_ASSIGN_OR_RETURN(window_, shared ? Window::Share(bytes) : Window::Allocate(bytes));
+    if (options_.transport == "rdma") {
+      LOCKSTEP_ASSIGN_OR_RETURN(rdma_, OpenRdmaDevices(options_.rdma_mode));
+      LOCKSTEP_ASSIGN_OR_RETURN(options_.hosts, rdma_->Hosts(options_.hosts));
+    }
+    return Listen();
+  }
+
   Status Listen() {
     if (options_.transport == "shm") {
       LOCKSTEP_ASSIGN_OR_RETURN(listener_, ListenLocal(&address_));
@@ -99,8 +110,7 @@ class MeshFabric final : public Fabric {
 
   const std::string& address() const override { return address_; }
 
-  StatusOr<std::vector<std::unique_ptr<Link>>> Connect(const std::vector<std::string>& addresses,
-                                                       Deadline deadline) override {
+  StatusOr<Mesh> Connect(const std::vector<std::string>& addresses, Deadline deadline) override {
     if (addresses.size() != static_cast<size_t>(options_.size)) {
       return InternalError("%d addresses for %d ranks", addresses.size(), options_.size);
     }
@@ -109,7 +119,7 @@ class MeshFabric final : public Fabric {
     }
     LOCKSTEP_RETURN_IF_ERROR(AcceptAbove(deadline));
     listener_.Reset();
-    return std::move(links_);
+    return Mesh{std::move(window_), std::move(links_)};
   }
 
  private:
@@ -135,7 +145,8 @@ class MeshFabric final : public Fabric {
         }
         const Deadline attempt = Deadline::After(std::min(deadline.RemainingMs(), patience_ms));
         StatusOr<std::unique_ptr<Link>> link = TryCandidate(peer, candidate, attempt);
-        if (link.ok()) return link;
+        // What the two ends cannot agree on stays so.
+        if (link.ok() || KindOf(link.status()) == ErrorKind::kUsage) return link;
         last = link.status();
       }
       (void)poll(nullptr, 0, 20);
@@ -167,13 +178,18 @@ class MeshFabric final : public Fabric {
     if (!EqualInConstantTime(answer, options_.sign(Statement('a', claim, greeting.nonce)))) {
       return PeerLostError("the process there is not of this session");
     }
-    return MakeLink(std::move(socket), true, deadline);
+    return MakeLink(std::move(socket), true);
   }
 
-  StatusOr<std::unique_ptr<Link>> MakeLink(UniqueFd socket, bool connected, Deadline deadline) {
-    if (options_.transport == "shm") return MakeShmLink(std::move(socket), connected, deadline);
+  // Both ends are in here at the same time.
+  StatusOr<std::unique_ptr<Link>> MakeLink(UniqueFd socket, bool connected) {
+    const Deadline deadline = Deadline::After(kHandshakeMs);
+    if (options_.transport == "shm") {
+      return MakeShmLink(std::move(socket), window_, connected, deadline);
+    }
     TuneForData(socket.get());
-    return MakeTcpLink(std::move(socket));
+    if (rdma_ != nullptr) return rdma_->MakeLink(std::move(socket), window_.bytes(), deadline);
+    return MakeTcpLink(std::move(socket), window_.bytes());
   }
 
   // --- the accepting side ---
@@ -186,6 +202,7 @@ class MeshFabric final : public Fabric {
         if (links_[peer] == nullptr) missing = peer;
       }
       if (missing < 0) return OkStatus();
+      LOCKSTEP_RETURN_IF_ERROR(refusal_);
       LOCKSTEP_RETURN_IF_ERROR(Interrupted());
       if (deadline.Passed()) {
         return PeerLostError("%s did not open its data connection to %s at %s in time",
@@ -239,7 +256,8 @@ class MeshFabric final : public Fabric {
     Proof answer = options_.sign(Statement('a', claim, item->challenge));
     const Deadline deadline = Deadline::After(kHandshakeMs);
     if (!SendAll(item->socket.get(), BytesOf(&answer), deadline).ok()) return false;
-    StatusOr<std::unique_ptr<Link>> link = MakeLink(std::move(item->socket), false, deadline);
+    StatusOr<std::unique_ptr<Link>> link = MakeLink(std::move(item->socket), false);
+    if (!link.ok() && KindOf(link.status()) == ErrorKind::kUsage) refusal_ = link.status();
     // A peer that gave up on an earlier attempt comes again; its latest connection counts.
     if (link.ok()) links_[claim.from] = std::move(*link);
     return false;
@@ -248,17 +266,21 @@ class MeshFabric final : public Fabric {
   FabricOptions options_;
   UniqueFd listener_;
   std::string address_;
+  Window window_;
+  std::unique_ptr<RdmaDevices> rdma_;  // of the transport rdma
+  Status refusal_;                     // what an accepted member and this rank cannot agree on
   std::vector<std::unique_ptr<Link>> links_;
 };
 
 }  // namespace
 
 StatusOr<std::unique_ptr<Fabric>> OpenFabric(FabricOptions options) {
-  if (options.transport != "tcp" && options.transport != "shm") {
-    return InternalError("there is no transport '%s'", options.transport);
+  const std::string& transport = options.transport;
+  if (transport != "tcp" && transport != "shm" && transport != "rdma") {
+    return InternalError("there is no transport '%s'", transport);
   }
   auto fabric = std::make_unique<MeshFabric>(std::move(options));
-  LOCKSTEP_RETURN_IF_ERROR(fabric->Listen());
+  LOCKSTEP_RETURN_IF_ERROR(fabric->Open());
   return fabric;
 }
 

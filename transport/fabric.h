@@ -15,6 +15,7 @@
 #include "runtime/base/status.h"
 #include "transport/link.h"
 #include "transport/socket.h"
+#include "transport/window.h"
 
 namespace lockstep {
 
@@ -23,9 +24,13 @@ using Proof = std::array<std::byte, 32>;
 struct FabricOptions {
   int rank = 0;
   int size = 1;
-  std::string transport = "tcp";  // tcp, shm
+  std::string transport = "tcp";   // tcp, shm, rdma
+  std::string rdma_mode = "auto";  // rc, uc, auto
+  // Of each rank's window; equal on all ranks. 0: no puts.
+  size_t window_bytes = 0;
   // tcp: the addresses at which peers may find this rank, best first; it listens on all of them if
-  // there are several, on the one otherwise.
+  // there are several, on the one otherwise. rdma: the same, of which those count that an RDMA port
+  // has.
   std::vector<std::string> hosts;
   // Identifies the mesh among those of the same session.
   uint32_t mesh = 0;
@@ -39,18 +44,22 @@ struct FabricOptions {
   std::vector<std::string> names;
 };
 
+// One rank's ends of the mesh.
+struct Mesh {
+  Window window;                             // of this rank; outlives the links
+  std::vector<std::unique_ptr<Link>> links;  // to rank r at [r], null at the own rank
+};
+
 class Fabric {
  public:
   virtual ~Fabric() = default;
   // What the other ranks need to find this one; travels over the control channel.
   virtual const std::string& address() const = 0;
-  // Collective. `addresses[r]` is rank r's address(). The link to rank r stands at [r], null at the
-  // own rank.
-  virtual StatusOr<std::vector<std::unique_ptr<Link>>> Connect(
-      const std::vector<std::string>& addresses, Deadline deadline) = 0;
+  // Collective. `addresses[r]` is rank r's address().
+  virtual StatusOr<Mesh> Connect(const std::vector<std::string>& addresses, Deadline deadline) = 0;
 };
 
-// Listens. A refusal names the address.
+// Listens, and allocates the window. A refusal names the address.
 StatusOr<std::unique_ptr<Fabric>> OpenFabric(FabricOptions options);
 
 }  // namespace lockstep

@@ -1,5 +1,15 @@
-// One ordered, reliable, bidirectional channel to one peer. Backends: tcp and shm. A link
-// belongs to one thread at a time; none of its calls blocks.
+// One reliable, bidirectional channel to one peer. Backends: tcp, shm, rdma. A link belongs to one
+// thread at a time; none of its calls blocks.
+//
+// Two ways to move bytes, each in the order of its calls:
+// - Puts, for exchanges: every rank has one window (Mesh::window), and a put makes a range of it
+//   readable at the same place of the peer's view() of it. The peer says with Expect() which range
+//   comes next. Nothing is acknowledged: when a range may be written again is for the layer above.
+// - Messages, for everything else: any memory, any length; a send meets a receive.
+//
+// Both sides know what comes next: Expect and PostReceive are called here in the order in which the
+// peer calls Put and PostSend. A link ends with an error as soon as it can tell that something else
+// came, and nothing is ever written outside the expected range.
 #pragma once
 
 #include <cstddef>
@@ -10,18 +20,28 @@
 
 namespace lockstep {
 
+// How far a rank's puts may be ahead of what the peer has polled. The layer above stays within; a
+// link that finds the peer further ahead ends with an error.
+inline constexpr uint64_t kPutsAhead = 64;
+
 // What differs between backends, as facts.
 struct LinkTraits {
-  const char* name;              // "tcp", "shm"
-  bool needs_registered_memory;  // buffers given to Post* must have been registered before
+  const char* name;         // "tcp", "shm", "rdma"
   bool detects_peer_death;  // a dead peer turns Poll into an error without the control channel's
                             // help
+  bool put_copies;  // the peer reads a copy: bytes of a completed put may change without its seeing
+                    // it. False: it reads this side's window, and only the layer above knows when
+                    // it has done so
+  bool puts_need_polls;  // what could not leave within Put() leaves in Poll() only, so a rank that
+                         // turns to something else must see its puts complete first
 };
 
-// Posts completed so far, in the order in which they were posted.
+// What was completed so far, in the order in which it was asked for.
 struct LinkProgress {
-  uint64_t sends = 0;
-  uint64_t receives = 0;
+  uint64_t sends = 0;     // PostSend: `data` may change again
+  uint64_t receives = 0;  // PostReceive: `buffer` is filled
+  uint64_t puts = 0;      // Put: the link needs the bytes no more (but see put_copies)
+  uint64_t arrivals = 0;  // Expect: the range is readable in view()
 };
 
 class Link {
@@ -29,22 +49,31 @@ class Link {
   virtual ~Link() = default;  // closes
   virtual const LinkTraits& traits() const = 0;
 
-  // Makes memory known to the device; a no-op where traits().needs_registered_memory is false. The
-  // memory must outlive the link.
-  virtual Status Register(std::span<std::byte> memory) = 0;
-  // Queues `data` for sending; it must stay untouched until progress().sends counts it. Lengths of
-  // a send and of the receive that it meets must be equal (a stream backend cannot tell, the layer
-  // above guarantees it).
-  virtual Status PostSend(std::span<const std::byte> data) = 0;
-  // Queues a buffer for the next message.
+  // The peer's window as it is seen here, as long as the own one. What no completed arrival covers
+  // is undefined.
+  virtual std::span<const std::byte> view() const = 0;
+  // Bytes [offset, offset + bytes) of the own window are to appear in the peer's view. They must
+  // stay untouched until progress().puts counts it. `bytes` may be 0: a signal.
+  virtual Status Put(size_t offset, size_t bytes, uint32_t tag) = 0;
+  // The next put of the peer is of this range. It may have arrived already.
+  virtual Status Expect(size_t offset, size_t bytes) = 0;
+  // The tag of arrival number `number` (from 0), one of the last kPutsAhead.
+  virtual uint32_t put_tag(uint64_t number) const = 0;
+
+  // Queues `data` for sending; it must stay untouched until progress().sends counts it.
+  virtual Status PostSend(std::span<const std::byte> data, uint32_t tag) = 0;
+  // Queues a buffer for the next message, which must be exactly as long.
   virtual Status PostReceive(std::span<std::byte> buffer) = 0;
+  // The tag of received message number `number` (from 0), one of the last kPutsAhead.
+  virtual uint32_t message_tag(uint64_t number) const = 0;
+
   // Moves what can be moved without blocking. An error is final: the peer closed, the network
-  // failed.
+  // failed, something else came than was expected.
   virtual StatusOr<LinkProgress> Poll() = 0;
   // Sleeps until Poll could do something or `timeout_us` passed; for waits between requests, never
   // in a step.
   virtual void WaitReadable(int64_t timeout_us) = 0;
-  // Ends both directions; pending posts never complete. Idempotent.
+  // Ends both directions; what is pending never completes. Idempotent.
   virtual void Close() = 0;
 };
 

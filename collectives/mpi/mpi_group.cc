@@ -15,7 +15,8 @@
 #include <utility>
 
 #include "collectives/backends.h"
-#include "collectives/message.h"
+#include "collectives/open_mpi.h"
+#include "collectives/slots.h"
 #include "collectives/wait.h"
 #include "runtime/base/check.h"
 
@@ -24,6 +25,7 @@ namespace {
 
 // MPI promises tags up to 32767 at least. The lowest bit tells exchanges from messages.
 constexpr uint32_t kSequenceMask = 0x3fff;
+enum class MessageKind : uint8_t { kExchange = 0, kMessage = 1 };
 constexpr int64_t kNapMs = 1;
 
 // MPI starts once per process, when the first group is made, and ends when the process does, unless
@@ -73,7 +75,7 @@ Status StartMpi(int rank, int size) {
 // One message in one direction between this rank and a peer.
 struct Pending {
   MPI_Request request = MPI_REQUEST_NULL;
-  size_t bytes = 0;
+  std::span<const std::byte> buffer;
   bool active = false;
   bool receives = false;
 };
@@ -81,8 +83,9 @@ struct Pending {
 struct Peer {
   uint32_t send_sequence = 0;
   uint32_t receive_sequence = 0;
-  Pending send;
-  Pending receive;
+  std::vector<Pending> sends;     // of the open exchange, or one message
+  std::vector<Pending> receives;  // the same; parts that were waited for stay
+  size_t taken = 0;               // receives that were waited for
 };
 
 class MpiGroup final : public Group {
@@ -90,10 +93,18 @@ class MpiGroup final : public Group {
   MpiGroup(GroupOptions options, MPI_Comm communicator)
       : Group(options.rank, options.size),
         options_(std::move(options)),
-        traits_{.name = "mpi", .slot_bytes = options_.slot_bytes, .sums_in_rank_order = true},
+        traits_{.name = "mpi",
+                .slot_bytes = options_.slot_bytes,
+                .sums_in_rank_order = true,
+                .reads_in_place = false},
         communicator_(communicator),
         slots_(size(), options_.slot_bytes),
-        peers_(size()) {}
+        peers_(size()) {
+    for (Peer& peer : peers_) {
+      peer.sends.reserve(kMostParts);
+      peer.receives.reserve(kMostParts);
+    }
+  }
 
   ~MpiGroup() override {
     if (options_.lifeline->broken() || !failure_.ok()) {
@@ -110,41 +121,37 @@ class MpiGroup final : public Group {
     LOCKSTEP_RETURN_IF_ERROR(Health());
     LOCKSTEP_CHECK(!open_ && bytes <= traits_.slot_bytes);
     open_ = true;
-    published_ = false;
-    bytes_ = bytes;
-    return slots_.Of(rank(), bytes);
-  }
-
-  Status Publish() override {
-    LOCKSTEP_CHECK(open_ && !published_);
-    published_ = true;
     ++exchange_;
-    for (int peer = 0; peer < size(); ++peer) {
-      if (peer != rank())
-        LOCKSTEP_RETURN_IF_ERROR(Receive(peer, MessageKind::kExchange, slots_.Of(peer, bytes_)));
-    }
-    for (int peer = 0; peer < size(); ++peer) {
-      if (peer != rank())
-        LOCKSTEP_RETURN_IF_ERROR(Send(peer, MessageKind::kExchange, slots_.Of(rank(), bytes_)));
-    }
-    return OkStatus();
+    return slot_ = slots_.Of(rank(), bytes);
   }
 
-  StatusOr<std::span<const std::byte>> Wait(int peer) override {
-    LOCKSTEP_CHECK(open_ && published_);
-    if (peer != rank())
-      LOCKSTEP_RETURN_IF_ERROR(Await(peer, &peers_[peer].receive, Patience::kStep));
-    return slots_.Of(peer, bytes_);
+  Status ExpectPart(int peer, SlotPart part) override {
+    LOCKSTEP_CHECK(open_ && part.offset + part.bytes <= slot_.size());
+    return Receive(peer, MessageKind::kExchange, PartOf(peer, part));
   }
 
+  Status PublishPart(int peer, SlotPart part) override {
+    LOCKSTEP_CHECK(open_ && part.offset + part.bytes <= slot_.size());
+    return Send(peer, MessageKind::kExchange, PartOf(rank(), part));
+  }
+
+  StatusOr<std::span<const std::byte>> Wait(int index) override {
+    LOCKSTEP_CHECK(open_);
+    if (index == rank()) return slot_;
+    Peer& peer = peers_[index];
+    LOCKSTEP_CHECK(peer.taken < peer.receives.size());
+    Pending& next = peer.receives[peer.taken++];
+    LOCKSTEP_RETURN_IF_ERROR(Await(index, &next, Patience::kStep));
+    return next.buffer;
+  }
+
+  // MPI reads the slot until a send is complete, and moves it only when it is called.
   Status End() override {
-    LOCKSTEP_CHECK(open_ && published_);
-    open_ = false;
+    LOCKSTEP_CHECK(open_);
     for (int peer = 0; peer < size(); ++peer) {
-      if (peer == rank()) continue;
-      LOCKSTEP_RETURN_IF_ERROR(Await(peer, &peers_[peer].receive, Patience::kStep));
-      LOCKSTEP_RETURN_IF_ERROR(Await(peer, &peers_[peer].send, Patience::kStep));
+      LOCKSTEP_RETURN_IF_ERROR(AwaitAll(peer, Patience::kStep));
     }
+    open_ = false;
     return OkStatus();
   }
 
@@ -161,8 +168,8 @@ class MpiGroup final : public Group {
       if (receives)
         LOCKSTEP_RETURN_IF_ERROR(Receive(from, MessageKind::kMessage, buffer.first(in)));
       if (sends) LOCKSTEP_RETURN_IF_ERROR(Send(to, MessageKind::kMessage, data.first(out)));
-      if (sends) LOCKSTEP_RETURN_IF_ERROR(Await(to, &peers_[to].send, patience));
-      if (receives) LOCKSTEP_RETURN_IF_ERROR(Await(from, &peers_[from].receive, patience));
+      if (sends) LOCKSTEP_RETURN_IF_ERROR(AwaitAll(to, patience));
+      if (receives) LOCKSTEP_RETURN_IF_ERROR(AwaitAll(from, patience));
       data = data.subspan(out);
       buffer = buffer.subspan(in);
       if (data.empty()) to = -1;
@@ -194,21 +201,39 @@ class MpiGroup final : public Group {
 
   Status Send(int to, MessageKind kind, std::span<const std::byte> data) {
     Peer& peer = peers_[to];
-    peer.send = {.bytes = data.size(), .active = true, .receives = false};
-    const int code = MPI_Isend(data.data(), static_cast<int>(data.size()), MPI_BYTE, to,
-                               Tag(peer.send_sequence++, kind), communicator_, &peer.send.request);
+    peer.sends.push_back({.buffer = data, .active = true, .receives = false});
+    const int code =
+        MPI_Isend(data.data(), static_cast<int>(data.size()), MPI_BYTE, to,
+                  Tag(peer.send_sequence++, kind), communicator_, &peer.sends.back().request);
     return code == MPI_SUCCESS ? OkStatus()
                                : Fail(Annotate(MpiFailed("MPI_Isend", code), options_.names[to]));
   }
 
   Status Receive(int from, MessageKind kind, std::span<std::byte> buffer) {
     Peer& peer = peers_[from];
-    peer.receive = {.bytes = buffer.size(), .active = true, .receives = true};
+    peer.receives.push_back({.buffer = buffer, .active = true, .receives = true});
     const int code =
         MPI_Irecv(buffer.data(), static_cast<int>(buffer.size()), MPI_BYTE, from,
-                  Tag(peer.receive_sequence++, kind), communicator_, &peer.receive.request);
+                  Tag(peer.receive_sequence++, kind), communicator_, &peer.receives.back().request);
     return code == MPI_SUCCESS ? OkStatus()
                                : Fail(Annotate(MpiFailed("MPI_Irecv", code), options_.names[from]));
+  }
+
+  std::span<std::byte> PartOf(int owner, SlotPart part) const {
+    return slots_.Of(owner, slot_.size()).subspan(part.offset, part.bytes);
+  }
+
+  // All that is under way between this rank and `index`.
+  Status AwaitAll(int index, Patience patience) {
+    Peer& peer = peers_[index];
+    for (Pending& send : peer.sends) LOCKSTEP_RETURN_IF_ERROR(Await(index, &send, patience));
+    for (Pending& receive : peer.receives) {
+      LOCKSTEP_RETURN_IF_ERROR(Await(index, &receive, patience));
+    }
+    peer.sends.clear();
+    peer.receives.clear();
+    peer.taken = 0;
+    return OkStatus();
   }
 
   // MPI_Test also moves every other message of this process on.
@@ -243,10 +268,10 @@ class MpiGroup final : public Group {
   Status CheckLength(int peer, const Pending& pending, const MPI_Status& status) {
     int count = -1;
     (void)MPI_Get_count(&status, MPI_BYTE, &count);
-    if (count == static_cast<int>(pending.bytes)) return OkStatus();
+    if (count == static_cast<int>(pending.buffer.size())) return OkStatus();
     return Fail(PeerLostError(
         "%s sent %d bytes where %s expects %d in exchange %d: the ranks are out of step",
-        options_.names[peer], count, options_.names[rank()], pending.bytes, exchange_));
+        options_.names[peer], count, options_.names[rank()], pending.buffer.size(), exchange_));
   }
 
   GroupOptions options_;
@@ -256,9 +281,7 @@ class MpiGroup final : public Group {
   std::vector<Peer> peers_;
   Status failure_;
   uint64_t exchange_ = 0;
-  size_t bytes_ = 0;
   bool open_ = false;
-  bool published_ = false;
 };
 
 }  // namespace
@@ -274,6 +297,13 @@ StatusOr<std::unique_ptr<Group>> MakeMpiGroup(GroupOptions options) {
   auto group = std::make_unique<MpiGroup>(std::move(options), communicator);
   if (!group->valid()) return InternalError("no memory for the exchange slots");
   return group;
+}
+
+Status MpiAllReduceSum(std::span<float> data) {
+  if (data.size() > INT_MAX) return UsageError("MPI cannot add %d values", data.size());
+  const int code = MPI_Allreduce(MPI_IN_PLACE, data.data(), static_cast<int>(data.size()),
+                                 MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+  return code == MPI_SUCCESS ? OkStatus() : MpiFailed("MPI_Allreduce", code);
 }
 
 }  // namespace lockstep

@@ -19,6 +19,9 @@ struct FilePart {
   std::span<std::byte> out;
 };
 
+// What places, sizes and memory of direct reads are multiples of.
+inline constexpr uint64_t kDirectBytes = 4096;
+
 // A file opened for reads of exact ranges. Thread-safe.
 class RandomAccessFile {
  public:
@@ -36,10 +39,16 @@ class RandomAccessFile {
   // The same for many parts, in any order: a file for which a read takes long by itself reads
   // several at once, and those that lie close together as one.
   virtual Status ReadParts(std::span<const FilePart> parts) const;
+  // The same as Read, past the page cache where the system can. `offset`, `out` and its size are
+  // multiples of kDirectBytes. `out` may reach behind the end of the file; what it holds there is
+  // not specified.
+  virtual Status ReadDirect(uint64_t offset, std::span<std::byte> out) const;
 
  protected:
   RandomAccessFile(std::string path, uint64_t size_bytes)
       : path_(std::move(path)), size_bytes_(size_bytes) {}
+  // How many bytes of a direct read lie in the file.
+  uint64_t BytesInFile(uint64_t offset, std::span<std::byte> out) const;
 
  private:
   const std::string path_;

@@ -45,7 +45,11 @@ std::vector<OptionSpec> RankOptions() {
        {},
        0,
        1023},
-      {"collective", &O::collective, "how ranks exchange", {"tcp", "shm", "mpi"}},
+      {"collective", &O::collective, "how ranks exchange", {"tcp", "shm", "rdma", "mpi"}},
+      {"rdma-mode",
+       &O::rdma_mode,
+       "RDMA connections: rc (reliable), uc (Thunderbolt); auto: rc where the device has it",
+       {"auto", "rc", "uc"}},
       {"shares", &O::shares, "relative work per rank, for example 3,2; default equal", {}, 0, 1e9},
       {"threads",
        &O::threads,
@@ -76,6 +80,8 @@ std::vector<OptionSpec> RankOptions() {
        {},
        500,
        86'400'000},
+      {"verify-exchanges", &O::verify_exchanges,
+       "check every byte between ranks with a digest; over tcp and shm"},
       {"max-model-len",
        &O::max_model_len,
        "longest context in tokens; default: the model's, up to 32768",
@@ -146,12 +152,18 @@ std::vector<OptionSpec> PromptOptions() {
 }
 
 std::vector<OptionSpec> BenchOptions() {
-  return {{"benchmark", &O::benchmark, "what to measure", {"kernels", "decode", "prefill"}},
+  return {{"benchmark",
+           &O::benchmark,
+           "what to measure",
+           {"kernels", "collectives", "decode", "prefill"}},
           {"prompt-tokens", &O::prompt_tokens, "lengths of the prompts of bench prefill"},
           {"context", &O::context, "tokens before those of bench decode", {}, 0, 16'777'216},
           {"repeat", &O::repeat, "repetitions of every test, after a warm-up", {}, 1, 1000},
           {"formats", &O::formats, "weight formats of bench kernels, by their names, or all"},
-          {"rows", &O::rows, "rows that bench kernels multiplies at once"}};
+          {"rows", &O::rows, "rows that bench kernels multiplies at once"},
+          {"transports", &O::transports,
+           "what bench collectives exchanges over; auto: tcp, and shm on one machine"},
+          {"sizes", &O::sizes, "bytes of float32 values that bench collectives adds up"}};
 }
 
 std::vector<OptionSpec> OutputOptions() {
@@ -160,7 +172,7 @@ std::vector<OptionSpec> OutputOptions() {
           {"quantize", &O::quantize,
            "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0, fp8, or by group, experts=q4_k,head=q6_k"},
           {"record", &O::record,
-           "record the probe prompt's logits in place of comparing them; needs --exact"},
+           "record the probe prompt's logits; verify: with --exact; shard: reads all weights"},
           {"from", &O::from,
            "URL in place of --model: a directory (lockstep files, Hugging Face) or a .gguf file"},
           {"step",

@@ -25,6 +25,7 @@ struct Options {
   int64_t ranks = 0;  // 0: as the launcher, the YAML or a single process says
   int64_t rank = -1;
   std::string collective = "tcp";
+  std::string rdma_mode = "auto";
   std::vector<double> shares;
   int64_t threads = 0;
   std::string config;
@@ -34,6 +35,7 @@ struct Options {
   int64_t start_timeout_ms = 60'000;
   int64_t exchange_timeout_ms = 30'000;
   int64_t peer_timeout_ms = 10'000;
+  bool verify_exchanges = false;
   // Limits, fixed at start: memory is decided before loading.
   int64_t max_model_len = 0;
   int64_t max_num_seqs = 16;
@@ -71,7 +73,7 @@ struct Options {
   // `shard`.
   std::string quantize;
   std::string from;
-  // `verify`.
+  // `verify`, `shard`.
   bool record = false;
   // `bench`.
   std::string benchmark;
@@ -80,6 +82,8 @@ struct Options {
   int64_t repeat = 3;
   std::string formats = "q4_0,q8_0,q4_k,q6_k";
   std::string rows = "1,8,32,128";
+  std::string transports = "auto";
+  std::string sizes = "4,1024,10240,20480,81920,1048576,5242880,20971520";
   // Output.
   bool json = false;
   std::string log_level = "info";

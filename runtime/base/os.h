@@ -44,8 +44,20 @@ void AdviseExactReads(int fd);
 // and products of matrices of bytes (FEAT_I8MM). false on other architectures.
 bool HasArmDotProducts();
 bool HasArmMatrixProducts();
+// Opens a file for reads that pass by the page cache; their places, sizes and memory are multiples
+// of kDirectBytes (base/file.h). -1, with errno, where the file system has none.
+int OpenDirect(const char* path);
 // Anonymous zeroed memory, on huge pages where the system has them; nullptr if there is none.
 void* AllocatePages(size_t bytes);
+// Also ends a MapSharedMemory.
 void FreePages(void* memory, size_t bytes);
+// Zeroed memory without a name, as a descriptor that other processes can be given: it is gone when
+// the last of them is, and cannot be resized. The caller closes the descriptor.
+StatusOr<int> CreateSharedMemory(size_t bytes);
+// Maps it, on huge pages where the system has them for shared memory. An error when it is not
+// `bytes` long.
+StatusOr<void*> MapSharedMemory(int descriptor, size_t bytes, bool writable);
+// From now on it can only be mapped to be read (macOS: not enforced).
+void ForbidFurtherWriters(int descriptor);
 
 }  // namespace lockstep::os

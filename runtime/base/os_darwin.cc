@@ -3,8 +3,13 @@
 #include <mach/mach.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/sysctl.h>
 #include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <random>
 
 #include "runtime/base/os.h"
 
@@ -72,11 +77,48 @@ bool HasArmMatrixProducts() { return SysctlNumber("hw.optional.arm.FEAT_I8MM") !
 
 void AdviseExactReads(int fd) { (void)fcntl(fd, F_RDAHEAD, 0); }
 
+int OpenDirect(const char* path) {
+  const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd >= 0) (void)fcntl(fd, F_NOCACHE, 1);
+  return fd;
+}
+
 void* AllocatePages(size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
   return memory == MAP_FAILED ? nullptr : memory;
 }
 
 void FreePages(void* memory, size_t bytes) { (void)munmap(memory, bytes); }
+
+StatusOr<int> CreateSharedMemory(size_t bytes) {
+  std::random_device random;
+  const std::string name = absl::StrFormat("/ls-%08x%08x", random(), random());
+  const int descriptor = shm_open(name.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600);
+  if (descriptor >= 0) (void)shm_unlink(name.c_str());
+  if (descriptor < 0 || ftruncate(descriptor, static_cast<off_t>(bytes)) != 0) {
+    const int error = errno;
+    if (descriptor >= 0) (void)close(descriptor);
+    return InternalError("cannot create %d KiB of shared memory: %s", bytes >> 10,
+                         std::strerror(error));
+  }
+  return descriptor;
+}
+
+// The size that macOS reports is rounded up to pages.
+StatusOr<void*> MapSharedMemory(int descriptor, size_t bytes, bool writable) {
+  struct stat facts {};
+  if (fstat(descriptor, &facts) != 0 || facts.st_size < static_cast<off_t>(bytes)) {
+    return InternalError("the shared memory is not of %d bytes", bytes);
+  }
+  const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  void* memory = mmap(nullptr, bytes, protection, MAP_SHARED, descriptor, 0);
+  if (memory == MAP_FAILED) {
+    return InternalError("cannot map %d KiB of shared memory: %s", bytes >> 10,
+                         std::strerror(errno));
+  }
+  return memory;
+}
+
+void ForbidFurtherWriters(int) {}
 
 }  // namespace lockstep::os

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -149,6 +150,10 @@ bool HasArmMatrixProducts() { return false; }
 
 void AdviseExactReads(int fd) { (void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM); }
 
+int OpenDirect(const char* path) {
+  return open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_DIRECT);
+}
+
 void* AllocatePages(size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
@@ -157,5 +162,39 @@ void* AllocatePages(size_t bytes) {
 }
 
 void FreePages(void* memory, size_t bytes) { (void)munmap(memory, bytes); }
+
+StatusOr<int> CreateSharedMemory(size_t bytes) {
+  const int descriptor = memfd_create("lockstep", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (descriptor < 0 || ftruncate(descriptor, static_cast<off_t>(bytes)) != 0) {
+    const int error = errno;
+    if (descriptor >= 0) (void)close(descriptor);
+    return InternalError("cannot create %d KiB of shared memory: %s", bytes >> 10,
+                         std::strerror(error));
+  }
+  // Nobody can shrink it under another's feet.
+  (void)fcntl(descriptor, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+  return descriptor;
+}
+
+StatusOr<void*> MapSharedMemory(int descriptor, size_t bytes, bool writable) {
+  struct stat facts {};
+  if (fstat(descriptor, &facts) != 0 || facts.st_size != static_cast<off_t>(bytes)) {
+    return InternalError("the shared memory is not of %d bytes", bytes);
+  }
+  const int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+  void* memory = mmap(nullptr, bytes, protection, MAP_SHARED, descriptor, 0);
+  if (memory == MAP_FAILED) {
+    return InternalError("cannot map %d KiB of shared memory: %s", bytes >> 10,
+                         std::strerror(errno));
+  }
+  (void)madvise(memory, bytes, MADV_HUGEPAGE);
+  return memory;
+}
+
+void ForbidFurtherWriters(int descriptor) {
+#ifdef F_SEAL_FUTURE_WRITE  // Linux 5.1
+  (void)fcntl(descriptor, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+#endif
+}
 
 }  // namespace lockstep::os

@@ -30,16 +30,23 @@ void SpinTurn(uint64_t turn) {
 
 ThreadPool::ThreadPool(int count, std::span<const int> cpus) {
   const bool bound = static_cast<int>(cpus.size()) == count;
-  for (int thread = 1; thread < count; ++thread) {
-    const int cpu = bound ? cpus[static_cast<size_t>(thread)] : -1;
-    helpers_.emplace_back([this, thread, cpu] {
-      if (cpu >= 0) (void)os::SetAffinity({cpu});  // slower without, not wrong
-      HelperLoop(thread);
-    });
+  try {
+    for (int thread = 1; thread < count; ++thread) {
+      const int cpu = bound ? cpus[static_cast<size_t>(thread)] : -1;
+      helpers_.emplace_back([this, thread, cpu] {
+        if (cpu >= 0) (void)os::SetAffinity({cpu});  // slower without, not wrong
+        HelperLoop(thread);
+      });
+    }
+  } catch (...) {
+    StopHelpers();
+    throw;
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { StopHelpers(); }
+
+void ThreadPool::StopHelpers() {
   stop_ = true;
   {
     const std::lock_guard lock(mutex_);

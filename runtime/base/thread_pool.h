@@ -18,7 +18,8 @@ class ThreadPool {
   // `count` >= 1 threads including the caller's. If `cpus` are as many, helper i stays on cpus[i]:
   // nothing wakes it on a core where it would wait for another one. With fewer threads than CPUs
   // nobody is bound, since another pool may share them. The caller's own thread is left alone, as
-  // those that it starts would inherit its CPU.
+  // those that it starts would inherit its CPU. Throws std::system_error where the system allows no
+  // more threads, as every start of a thread does (launcher/main.cc).
   explicit ThreadPool(int count, std::span<const int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -50,6 +51,7 @@ class ThreadPool {
     int64_t items = 0;
     int64_t grain = 1;
   };
+  void StopHelpers();
   void RunJob();
   void RunPart(int thread) const;
   void HelperLoop(int thread);

@@ -20,8 +20,13 @@ double Seconds(int64_t from_ns, int64_t to_ns) {
 Engine::Engine(EngineOptions options, Executor* executor)
     : options_(std::move(options)), executor_(executor), scheduler_(options_.limits) {
   load_.kv_blocks = options_.limits.kv_blocks;
-  publisher_ = std::thread([this] { Publisher(); });
-  loop_ = std::thread([this] { Loop(); });
+  try {
+    publisher_ = std::thread([this] { Publisher(); });
+    loop_ = std::thread([this] { Loop(); });
+  } catch (...) {
+    (void)Stop(ErrorKind{0});
+    throw;
+  }
 }
 
 Engine::~Engine() { (void)Stop(ErrorKind{0}); }

@@ -98,6 +98,13 @@ class Backend {
   // Takes the matrix over in the layout that MatMul wants, in its own memory (a copy of at most
   // sixteen rows is made on the way). Not while an op runs.
   virtual StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const = 0;
+  // What Pack would do to the next matrix of a stack (HostMatrix::packed), now that its rows are
+  // complete and not written to again: so that a disk need not wait for Pack at the end. May leave
+  // all to Pack. Not while an op runs.
+  virtual void PackNext(HostMatrix* matrix, ThreadPool& pool) const = 0;
+  // The same of a matrix that a backend of the same instruction set packed in kExact, in its place.
+  virtual StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const = 0;
   // For the plan of memory, before there is any: PackedMatrix::bytes of what Pack would make of a
   // matrix of this shape (which has no data); and bytes of the memory that products with it need
   // besides. All matrices share that: the largest value counts.

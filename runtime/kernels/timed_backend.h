@@ -37,6 +37,13 @@ class TimedBackend final : public Backend {
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return inner_->Pack(std::move(matrix));
   }
+  void PackNext(HostMatrix* matrix, ThreadPool& pool) const override {
+    inner_->PackNext(matrix, pool);
+  }
+  StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const override {
+    return inner_->Repack(std::move(packed));
+  }
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     return inner_->PackedBytes(shape);
   }

@@ -4,9 +4,11 @@
 #include <memory>
 
 #include "runtime/model/model.h"
-#include "runtime/weights/checkpoint.h"
+#include "runtime/model/weights.h"
 
 namespace lockstep {
+
+class Decoder;
 
 // Where a model lives: all must outlive it.
 struct ModelPlace {
@@ -15,14 +17,19 @@ struct ModelPlace {
   ThreadPool& pool;
 };
 
-// glm4_moe.cc: GLM-4.5, 4.5-Air, 4.6, 4.7. Collective.
-StatusOr<std::unique_ptr<Model>> LoadGlm4Moe(ModelConfig config, const Checkpoint& checkpoint,
-                                             const SlicePlan& slice, const LoadOptions& options,
-                                             const ModelPlace& place);
+// model.cc: that of `config`, still without its cache and scratch (Decoder::Allocate).
+std::unique_ptr<Decoder> MakeDecoder(ModelConfig config, const ModelLimits& limits,
+                                     const LocalShape& shape, Weights weights,
+                                     const ModelPlace& place);
 
-// glm4_moe_lite.cc: GLM-4.7-Flash. Collective.
-StatusOr<std::unique_ptr<Model>> LoadGlm4MoeLite(ModelConfig config, const Checkpoint& checkpoint,
-                                                 const SlicePlan& slice, const LoadOptions& options,
-                                                 const ModelPlace& place);
+// glm4_moe.cc: GLM-4.5, 4.5-Air, 4.6, 4.7.
+std::unique_ptr<Decoder> MakeGlm4Moe(ModelConfig config, const ModelLimits& limits,
+                                     const LocalShape& shape, Weights weights,
+                                     const ModelPlace& place);
+
+// glm4_moe_lite.cc: GLM-4.7-Flash.
+std::unique_ptr<Decoder> MakeGlm4MoeLite(ModelConfig config, const ModelLimits& limits,
+                                         const LocalShape& shape, Weights weights,
+                                         const ModelPlace& place);
 
 }  // namespace lockstep

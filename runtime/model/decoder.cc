@@ -26,6 +26,11 @@ Decoder::Decoder(ModelConfig config, const ModelLimits& limits, const LocalShape
 
 Status Decoder::Allocate(const MemoryPlan& plan, uint64_t bytes_read) {
   LOCKSTEP_CHECK(plan.weight_bytes == weights_.bytes);
+  const size_t slot_bytes = PartialSum::SlotBytes(limits_.max_rows * config_.hidden_size);
+  if (group_.size() > 1 && group_.traits().slot_bytes < slot_bytes) {
+    return InternalError("slots of %d bytes are too small for %d rows, which need %d",
+                         group_.traits().slot_bytes, limits_.max_rows, slot_bytes);
+  }
   memory_ = plan;
   bytes_read_ = bytes_read;
   LOCKSTEP_ASSIGN_OR_RETURN(kv_, Buffer::Allocate(memory_.kv_bytes + 64, "the KV cache"));
@@ -88,24 +93,37 @@ Status Decoder::CheckRows(const Batch& batch) {
 }
 
 StatusOr<StepOutput> Decoder::Step(const Batch& batch) {
+  const std::vector<Layer>& layers = weights_.layers;
+  LOCKSTEP_RETURN_IF_ERROR(BeginStep(batch, *weights_.embedding, layers[0].input_norm));
+  for (size_t index = 0; index < layers.size(); ++index) {
+    const bool last = index + 1 == layers.size();
+    LOCKSTEP_RETURN_IF_ERROR(StepLayer(batch, index, layers[index],
+                                       last ? weights_.final_norm : layers[index + 1].input_norm));
+  }
+  return Head(batch, *weights_.head);
+}
+
+Status Decoder::BeginStep(const Batch& batch, const kernels::PackedMatrix& embedding,
+                          const std::vector<float>& next_norm) {
   LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));
   const int64_t rows = batch.rows();
   PrepareRows(batch);
   PrepareHeads(batch);
   PartialSum sum(group_, scratch_.sum);
-  const std::vector<Layer>& layers = weights_.layers;
-
-  LOCKSTEP_ASSIGN_OR_RETURN(const float* embedded, Embed(*weights_.embedding, batch, &sum));
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* embedded, Embed(embedding, batch, &sum));
   std::memcpy(scratch_.residual, embedded,
               static_cast<size_t>(rows * config_.hidden_size) * sizeof(float));
-  ops_.RmsNorm(queue_, scratch_.residual, layers[0].input_norm.data(), config_.rms_norm_eps, rows,
+  ops_.RmsNorm(queue_, scratch_.residual, next_norm.data(), config_.rms_norm_eps, rows,
                config_.hidden_size, scratch_.normed);
-  for (size_t index = 0; index + 1 < layers.size(); ++index) {
-    LOCKSTEP_RETURN_IF_ERROR(
-        RunLayer(layers[index], index, layers[index + 1].input_norm, rows, &sum));
-  }
-  LOCKSTEP_RETURN_IF_ERROR(RunLastLayer(batch, &sum));
-  return Head(batch, *weights_.head);
+  return OkStatus();
+}
+
+Status Decoder::StepLayer(const Batch& batch, size_t index, const Layer& layer,
+                          const std::vector<float>& next_norm) {
+  PartialSum sum(group_, scratch_.sum);
+  const bool last = static_cast<int64_t>(index) + 1 == config_.num_hidden_layers;
+  return last ? RunLastLayer(layer, batch, next_norm, &sum)
+              : RunLayer(layer, index, next_norm, batch.rows(), &sum);
 }
 
 StatusOr<const float*> Decoder::Embed(const kernels::PackedMatrix& table, const Batch& batch,
@@ -130,11 +148,11 @@ Status Decoder::RunLayer(const Layer& layer, size_t index, const std::vector<flo
   return OkStatus();
 }
 
-Status Decoder::RunLastLayer(const Batch& batch, PartialSum* sum) {
-  const Layer& layer = weights_.layers.back();
+Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
+                             const std::vector<float>& final_norm, PartialSum* sum) {
   const int64_t width = config_.hidden_size;
   LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(batch.rows() * width));
-  Attention(layer, weights_.layers.size() - 1, batch.rows(), partial);
+  Attention(layer, static_cast<size_t>(config_.num_hidden_layers - 1), batch.rows(), partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum->Reduce());
   // Behind the attention no row reads another: without a draft layer, which wants them all, those
   // that nobody asked for end here.
@@ -155,7 +173,7 @@ Status Decoder::RunLastLayer(const Batch& batch, PartialSum* sum) {
   LOCKSTEP_ASSIGN_OR_RETURN(partial, sum->Begin(count * width));
   FeedForwardPart(layer, count, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce());
-  AddAndNorm(fed, weights_.final_norm, count);
+  AddAndNorm(fed, final_norm, count);
   return OkStatus();
 }
 

@@ -6,7 +6,6 @@
 #include <utility>
 #include <vector>
 
-#include "runtime/base/os.h"
 #include "runtime/model/architectures.h"
 #include "runtime/model/model.h"
 #include "runtime/model/partial_sum.h"
@@ -30,6 +29,15 @@ class Decoder : public Model {
   uint64_t bytes_per_token() const override { return weights_.bytes_per_token; }
   bool has_draft_layer() const override { return weights_.draft.has_value(); }
   StatusOr<StepOutput> Step(const Batch& batch) override;
+  // Its pieces, each with the weights that it needs, for whoever has no others in memory
+  // (layer_walk.h): the beginning, every layer in order, the end. One batch, which lives until
+  // then; collective. `next_norm` is the norm that follows the piece.
+  Status BeginStep(const Batch& batch, const kernels::PackedMatrix& embedding,
+                   const std::vector<float>& next_norm);
+  Status StepLayer(const Batch& batch, size_t index, const Layer& layer,
+                   const std::vector<float>& next_norm);
+  // Final hidden states and this rank's logits of the wanted rows.
+  StepOutput Head(const Batch& batch, const kernels::PackedMatrix& head);
   StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden) override;
 
  protected:
@@ -69,13 +77,12 @@ class Decoder : public Model {
                   int64_t rows, PartialSum* sum);
   // The last layer, behind whose attention only the rows go on whose results are wanted: all of
   // them with a draft layer, else output row i stands in row i of normed.
-  Status RunLastLayer(const Batch& batch, PartialSum* sum);
+  Status RunLastLayer(const Layer& layer, const Batch& batch, const std::vector<float>& final_norm,
+                      PartialSum* sum);
   // residual += delta; normed = rms_norm(residual).
   void AddAndNorm(const float* delta, const std::vector<float>& norm, int64_t rows);
   // normed [R, D] -> partial [R, D]: this rank's columns of the layer's feed-forward.
   void FeedForwardPart(const Layer& layer, int64_t rows, float* partial);
-  // Final hidden states and this rank's logits of the wanted rows.
-  StepOutput Head(const Batch& batch, const kernels::PackedMatrix& head);
   void DenseFeedForward(const FeedForward& ffn, int64_t rows, float* partial);
   void MixtureOfExperts(const Mixture& mixture, int64_t rows, float* partial);
 
@@ -98,29 +105,5 @@ class Decoder : public Model {
   kernels::RouterArgs router_;
   uint64_t digest_ = 0;
 };
-
-// Reads a rank's slice and makes an `Architecture` (a Decoder) of it. Collective.
-template <typename Architecture>
-StatusOr<std::unique_ptr<Model>> LoadDecoder(ModelConfig config, const Checkpoint& checkpoint,
-                                             const SlicePlan& slice, const LoadOptions& options,
-                                             const ModelPlace& place) {
-  const int rank = place.group.rank();
-  const LocalShape shape = ShapeOf(config, slice.cuts, rank);
-  const MemoryPlan plan = PlanMemory(config, slice, options.limits, rank, place.pool.count());
-  // Gone, with what tensors passed through, before the cache and the scratch are taken.
-  auto loader =
-      std::make_unique<SliceLoader>(checkpoint, place.group, options.shares, [&](uint64_t bytes) {
-        if (options.progress) options.progress(LoadProgress{bytes, plan.weight_bytes});
-      });
-  WeightReader reader(*loader, place.backend, os::MemoryNodes() > 1 ? &place.pool : nullptr);
-  LOCKSTEP_ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, slice.cuts, reader));
-  LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, reader.Unused()));
-  const uint64_t bytes_read = loader->bytes_read();
-  loader.reset();
-  auto model = std::make_unique<Architecture>(std::move(config), options.limits, shape,
-                                              std::move(weights), place);
-  LOCKSTEP_RETURN_IF_ERROR(model->Allocate(plan, bytes_read));
-  return model;
-}
 
 }  // namespace lockstep

@@ -55,10 +55,10 @@ class Glm4Moe final : public Decoder {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Model>> LoadGlm4Moe(ModelConfig config, const Checkpoint& checkpoint,
-                                             const SlicePlan& slice, const LoadOptions& options,
-                                             const ModelPlace& place) {
-  return LoadDecoder<Glm4Moe>(std::move(config), checkpoint, slice, options, place);
+std::unique_ptr<Decoder> MakeGlm4Moe(ModelConfig config, const ModelLimits& limits,
+                                     const LocalShape& shape, Weights weights,
+                                     const ModelPlace& place) {
+  return std::make_unique<Glm4Moe>(std::move(config), limits, shape, std::move(weights), place);
 }
 
 }  // namespace lockstep

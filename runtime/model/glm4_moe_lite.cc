@@ -88,10 +88,10 @@ class Glm4MoeLite final : public Decoder {
 
 }  // namespace
 
-StatusOr<std::unique_ptr<Model>> LoadGlm4MoeLite(ModelConfig config, const Checkpoint& checkpoint,
-                                                 const SlicePlan& slice, const LoadOptions& options,
-                                                 const ModelPlace& place) {
-  return LoadDecoder<Glm4MoeLite>(std::move(config), checkpoint, slice, options, place);
+std::unique_ptr<Decoder> MakeGlm4MoeLite(ModelConfig config, const ModelLimits& limits,
+                                         const LocalShape& shape, Weights weights,
+                                         const ModelPlace& place) {
+  return std::make_unique<Glm4MoeLite>(std::move(config), limits, shape, std::move(weights), place);
 }
 
 }  // namespace lockstep

@@ -8,6 +8,17 @@
 namespace lockstep {
 namespace {
 
+constexpr char kEmbeddingName[] = "model.embed_tokens.weight";
+
+std::string PrefixOf(int64_t layer) { return kLayerPrefix + std::to_string(layer) + "."; }
+
+// This rank's rows of a table of the vocabulary.
+StatusOr<PackedPtr> LoadTable(WeightReader& reader, const ModelConfig& config, const Cuts& cuts,
+                              const char* name, const char* what, double read_per_token) {
+  const RowPart table{{name}, config.vocab_size, cuts.vocab[static_cast<size_t>(reader.rank())]};
+  return reader.Rows(table, config.hidden_size, what, read_per_token);
+}
+
 // Everything that the pieces share.
 struct Context {
   const ModelConfig& config;
@@ -78,11 +89,10 @@ StatusOr<FeedForward> LoadExperts(WeightReader& reader, const ModelConfig& confi
 StatusOr<Layer> LoadLayer(WeightReader& reader, const ModelConfig& config, const Cuts& cuts,
                           int64_t index) {
   Context context{config, cuts, ShapeOf(config, cuts, reader.rank()), reader};
-  const std::string prefix = "model.layers." + std::to_string(index) + ".";
+  const std::string prefix = PrefixOf(index);
   const int64_t hidden = config.hidden_size;
   Layer layer;
-  LOCKSTEP_ASSIGN_OR_RETURN(layer.input_norm,
-                            reader.Vector(prefix + "input_layernorm.weight", hidden));
+  LOCKSTEP_ASSIGN_OR_RETURN(layer.input_norm, LoadInputNorm(reader, config, index));
   LOCKSTEP_ASSIGN_OR_RETURN(layer.post_attention_norm,
                             reader.Vector(prefix + "post_attention_layernorm.weight", hidden));
   LOCKSTEP_RETURN_IF_ERROR(
@@ -167,18 +177,32 @@ Status CheckUnused(const ModelConfig& config, const std::vector<std::string>& un
   return OkStatus();
 }
 
+StatusOr<PackedPtr> LoadEmbedding(WeightReader& reader, const ModelConfig& config,
+                                  const Cuts& cuts) {
+  // A token reads one row, which is nothing.
+  return LoadTable(reader, config, cuts, kEmbeddingName, "embedding", 0);
+}
+
+StatusOr<PackedPtr> LoadHead(WeightReader& reader, const ModelConfig& config, const Cuts& cuts) {
+  const char* name = config.tie_word_embeddings ? kEmbeddingName : "lm_head.weight";
+  return LoadTable(reader, config, cuts, name, "head", 1);
+}
+
+StatusOr<std::vector<float>> LoadFinalNorm(WeightReader& reader, const ModelConfig& config) {
+  return reader.Vector("model.norm.weight", config.hidden_size);
+}
+
+StatusOr<std::vector<float>> LoadInputNorm(WeightReader& reader, const ModelConfig& config,
+                                           int64_t index) {
+  return reader.Vector(PrefixOf(index) + "input_layernorm.weight", config.hidden_size);
+}
+
 StatusOr<Weights> LoadWeights(const ModelConfig& config, const Cuts& cuts, WeightReader& reader) {
   Weights weights;
-  const int64_t hidden = config.hidden_size;
-  RowPart table{{"model.embed_tokens.weight"},
-                config.vocab_size,
-                cuts.vocab[static_cast<size_t>(reader.rank())]};
-  // A token reads one row of the embedding, which is nothing.
-  LOCKSTEP_ASSIGN_OR_RETURN(weights.embedding, reader.Rows(table, hidden, "embedding", 0));
+  LOCKSTEP_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding(reader, config, cuts));
   // The head before the layers: their column swaps keep slow and fast disks together to the end.
-  LOCKSTEP_ASSIGN_OR_RETURN(weights.final_norm, reader.Vector("model.norm.weight", hidden));
-  if (!config.tie_word_embeddings) table.names = {"lm_head.weight"};
-  LOCKSTEP_ASSIGN_OR_RETURN(weights.head, reader.Rows(table, hidden, "head"));
+  LOCKSTEP_ASSIGN_OR_RETURN(weights.final_norm, LoadFinalNorm(reader, config));
+  LOCKSTEP_ASSIGN_OR_RETURN(weights.head, LoadHead(reader, config, cuts));
   for (int64_t index = 0; index < config.num_hidden_layers; ++index) {
     LOCKSTEP_ASSIGN_OR_RETURN(Layer layer, LoadLayer(reader, config, cuts, index));
     weights.layers.push_back(std::move(layer));
@@ -189,6 +213,32 @@ StatusOr<Weights> LoadWeights(const ModelConfig& config, const Cuts& cuts, Weigh
   }
   weights.bytes = reader.bytes();
   return weights;
+}
+
+std::vector<PackedPtr*> MatricesOf(Layer& layer) {
+  std::vector<PackedPtr*> matrices;
+  const auto add = [&](FusedMatrix& fused) {
+    for (PackedPtr& part : fused.parts) matrices.push_back(&part);
+  };
+  const auto add_feed_forward = [&](FeedForward& ffn) {
+    add(ffn.gate_up);
+    matrices.push_back(&ffn.down);
+  };
+  add(layer.qkv);
+  if (layer.latent.has_value()) {
+    LatentAttention& latent = *layer.latent;
+    for (PackedPtr* matrix : {&latent.query_down, &latent.query_up, &latent.latent_down,
+                              &latent.key_absorb, &latent.value_up})
+      matrices.push_back(matrix);
+  }
+  matrices.push_back(&layer.output);
+  if (layer.dense.has_value()) add_feed_forward(*layer.dense);
+  if (layer.mixture.has_value()) {
+    matrices.push_back(&layer.mixture->router);
+    add_feed_forward(layer.mixture->experts);
+    if (layer.mixture->shared.has_value()) add_feed_forward(*layer.mixture->shared);
+  }
+  return matrices;
 }
 
 }  // namespace lockstep

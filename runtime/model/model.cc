@@ -3,6 +3,7 @@
 #include "runtime/model/model.h"
 
 #include "runtime/model/architectures.h"
+#include "runtime/model/decoder.h"
 #include "runtime/model/tensor_groups.h"
 #include "runtime/model/weights.h"
 
@@ -50,11 +51,13 @@ StatusOr<SlicePlan> PlanSlice(const ModelConfig& config, const Checkpoint& check
   slice.cuts = CutModel(config, shares, CutUnitsOf(checkpoint));
   if (draft_layer) slice.cuts.draft_rows = CutByShares(config.hidden_size, shares);
   WeightReader counter(checkpoint, rank, backend);
+  counter.RecordTo(&slice.requests);
   LOCKSTEP_ASSIGN_OR_RETURN(const Weights counted, LoadWeights(config, slice.cuts, counter));
   slice.weight_bytes = counted.bytes;
   slice.weight_bytes_per_token = counted.bytes_per_token;
   slice.work_bytes = counter.work_bytes();
-  slice.staging_bytes = counter.staging_bytes();
+  slice.staging_bytes = counter.staging_bytes() +
+                        ReadAhead::BytesFor(PlanReads(checkpoint, shares, rank, slice.requests));
   return slice;
 }
 
@@ -69,14 +72,36 @@ StatusOr<OpenedModel> OpenModelFiles(const std::string& path, const RankPlace& p
   return opened;
 }
 
+std::unique_ptr<Decoder> MakeDecoder(ModelConfig config, const ModelLimits& limits,
+                                     const LocalShape& shape, Weights weights,
+                                     const ModelPlace& place) {
+  // ParseModelConfig accepts no other architecture.
+  const auto make = config.has_latent_attention() ? MakeGlm4MoeLite : MakeGlm4Moe;
+  return make(std::move(config), limits, shape, std::move(weights), place);
+}
+
 StatusOr<std::unique_ptr<Model>> LoadModel(const OpenedModel& opened, const LoadOptions& options,
                                            Group& group, const kernels::Backend& backend,
                                            ThreadPool& pool) {
-  const ModelPlace place{group, backend, pool};
-  // ParseModelConfig accepts no other architecture.
-  return opened.config.has_latent_attention()
-             ? LoadGlm4MoeLite(opened.config, *opened.checkpoint, opened.slice, options, place)
-             : LoadGlm4Moe(opened.config, *opened.checkpoint, opened.slice, options, place);
+  const ModelConfig& config = opened.config;
+  const Cuts& cuts = opened.slice.cuts;
+  const int rank = group.rank();
+  const MemoryPlan plan = PlanMemory(config, opened.slice, options.limits, rank, pool.count());
+  // Gone, with what tensors passed through, before the cache and the scratch are taken.
+  auto loader =
+      std::make_unique<SliceLoader>(*opened.checkpoint, group, options.shares, [&](uint64_t bytes) {
+        if (options.progress) options.progress(LoadProgress{bytes, plan.weight_bytes});
+      });
+  LOCKSTEP_RETURN_IF_ERROR(loader->ReadAheadFor(opened.slice.requests));
+  WeightReader reader(*loader, backend, pool);
+  LOCKSTEP_ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, cuts, reader));
+  LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, reader.Unused()));
+  const uint64_t bytes_read = loader->bytes_read();
+  loader.reset();
+  auto model = MakeDecoder(config, options.limits, ShapeOf(config, cuts, rank), std::move(weights),
+                           {group, backend, pool});
+  LOCKSTEP_RETURN_IF_ERROR(model->Allocate(plan, bytes_read));
+  return model;
 }
 
 StatusOr<std::unique_ptr<Model>> LoadModel(const LoadOptions& options, Group& group,

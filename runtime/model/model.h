@@ -56,6 +56,7 @@ struct ModelLimits {
   int64_t max_model_len = 0;  // positions per sequence
   int64_t kv_blocks = 0;      // KV blocks in the pool, each kBlockTokens positions
   kernels::CacheType cache_type = kernels::CacheType::kF32;  // how the cache holds its numbers
+  uint64_t exchange_bytes = 0;  // what the group takes beside the model (Membership::GroupBytes)
 };
 
 inline constexpr int64_t kBlockTokens = 16;
@@ -81,19 +82,24 @@ struct SlicePlan {
   uint64_t weight_bytes_per_token = 0;  // of those, what one token reads
   uint64_t work_bytes = 0;              // what the backend needs for products with them
   uint64_t staging_bytes = 0;           // the most memory that tensors pass through while loading
+  std::vector<SliceRequest> requests;   // what will be read, in order
 };
 
 // Bytes that a rank will need, known before anything is read.
 struct MemoryPlan {
   uint64_t weight_bytes = 0;
   uint64_t kv_bytes = 0;
-  uint64_t scratch_bytes = 0;  // of a step
-  uint64_t work_bytes = 0;     // of the backend
-  uint64_t staging_bytes = 0;  // while loading, before there are cache and scratch
+  uint64_t scratch_bytes = 0;   // of a step
+  uint64_t work_bytes = 0;      // of the backend
+  uint64_t staging_bytes = 0;   // while loading, before there are cache and scratch
+  uint64_t exchange_bytes = 0;  // of the group; not taken by the model
   // From the last weight on, and at the worst moment.
-  uint64_t lasting() const { return weight_bytes + work_bytes + kv_bytes + scratch_bytes; }
+  uint64_t lasting() const {
+    return weight_bytes + work_bytes + exchange_bytes + kv_bytes + scratch_bytes;
+  }
   uint64_t total() const {
-    return weight_bytes + work_bytes + std::max(staging_bytes, kv_bytes + scratch_bytes);
+    return weight_bytes + work_bytes + exchange_bytes +
+           std::max(staging_bytes, kv_bytes + scratch_bytes);
   }
 };
 

@@ -3,6 +3,7 @@
 // everywhere.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "collectives/group.h"
@@ -12,7 +13,10 @@ namespace lockstep {
 
 class PartialSum {
  public:
-  // `scratch` holds at least as many floats as the largest sum.
+  // The slots that sums of `count` values need.
+  static size_t SlotBytes(int64_t count);
+
+  // `scratch` holds at least as many floats as the largest sum, and so do the group's slots.
   PartialSum(Group& group, float* scratch) : group_(group), scratch_(scratch) {}
 
   // Where this rank writes its `count` partial values.
@@ -24,7 +28,6 @@ class PartialSum {
   Group& group_;
   float* scratch_;
   int64_t count_ = 0;
-  float* partial_ = nullptr;  // the slot, or scratch_ when the values do not fit one
 };
 
 }  // namespace lockstep

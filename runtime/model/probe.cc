@@ -121,17 +121,24 @@ std::vector<std::vector<int32_t>> ProbePromptsOf(int64_t vocab_size) {
   return prompts;
 }
 
-StatusOr<ProbeDigest> ComputeProbe(Model& model, Group& group) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<float> logits, ProbeLogits(model, group));
+Batch ProbeBatch(int64_t vocab_size) {
+  return BatchOf(ProbePromptsOf(vocab_size), 0, kProbePrompts, 0, kProbeTokens);
+}
+
+StatusOr<ProbeDigest> DigestProbe(const std::vector<float>& logits, int64_t vocab_size) {
   // Before anything is sorted by them. Equal on all ranks, and so is this error.
   const bool finite =
       std::all_of(logits.begin(), logits.end(), [](float value) { return std::isfinite(value); });
   if (!finite) return ModelError("the logits of the probe prompt are not finite");
-  const int64_t vocab = model.config().vocab_size;
   ProbeDigest digest;
   for (int64_t prompt = 0; prompt < kProbePrompts; ++prompt)
-    digest.push_back(DigestRow(logits.data() + prompt * vocab, vocab));
+    digest.push_back(DigestRow(logits.data() + prompt * vocab_size, vocab_size));
   return digest;
+}
+
+StatusOr<ProbeDigest> ComputeProbe(Model& model, Group& group) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<float> logits, ProbeLogits(model, group));
+  return DigestProbe(logits, model.config().vocab_size);
 }
 
 std::vector<double> ProbeDistances(const ProbeDigest& recorded, const ProbeDigest& computed) {

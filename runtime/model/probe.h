@@ -40,6 +40,13 @@ using ProbeDigest = std::vector<ProbeRow>;  // [kProbePrompts]
 // Tokens follow from the size of the vocabulary alone.
 std::vector<std::vector<int32_t>> ProbePromptsOf(int64_t vocab_size);
 
+// All prompts as one batch, for a model with ProbeLimits. Its outputs are their last tokens.
+Batch ProbeBatch(int64_t vocab_size);
+
+// The digest of the logits of the prompts' last tokens, [kProbePrompts, vocab_size]; an error if
+// they are not finite.
+StatusOr<ProbeDigest> DigestProbe(const std::vector<float>& logits, int64_t vocab_size);
+
 // Computes the probe with all ranks (collective); equal on all. Needs one KV block, one row and
 // one output of the model, whose max_model_len is kProbeTokens at least; uses more where it has
 // them. What it leaves in the cache is written over by whoever comes next.

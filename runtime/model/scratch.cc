@@ -81,6 +81,7 @@ MemoryPlan PlanMemory(const ModelConfig& config, const SlicePlan& slice, const M
   plan.scratch_bytes = arena.used_bytes();
   plan.work_bytes = slice.work_bytes;
   plan.staging_bytes = slice.staging_bytes;
+  plan.exchange_bytes = limits.exchange_bytes;
   return plan;
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "runtime/base/check.h"
+#include "runtime/base/os.h"
 
 namespace lockstep {
 namespace {
@@ -32,7 +33,7 @@ StatusOr<HostMatrix> WeightReader::AllocateLike(const HostMatrix& shape, const c
   LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix,
                             HostMatrix::Allocate(shape.format, shape.count, shape.outputs,
                                                  shape.inputs, what, shape.phase));
-  if (pool_ != nullptr) matrix.TouchFirst(*pool_);
+  if (os::MemoryNodes() > 1) matrix.TouchFirst(*pool_);
   return matrix;
 }
 
@@ -48,6 +49,13 @@ void WeightReader::CountVector(Range elements) {
   const auto bytes = static_cast<uint64_t>(elements.size()) * sizeof(float);
   bytes_ += bytes;
   bytes_per_token_ += static_cast<double>(bytes);
+}
+
+void WeightReader::CountStaging(const std::string& name, const WeightFormat& format,
+                                uint64_t bytes) {
+  const TensorInfo& info = *checkpoint_.Find(name);
+  if (info.slice.has_value()) bytes = info.format == format ? 0 : info.data.bytes;
+  staging_bytes_ = std::max(staging_bytes_, kChunkBytes + bytes);
 }
 
 // What is allocated is what was planned.
@@ -68,6 +76,7 @@ StatusOr<PackedPtr> WeightReader::RowMatrix(const std::vector<const RowPart*>& p
                                                  part->height, part->rows, &matrix, index, at));
       at += part->rows.size();
     }
+    backend_->PackNext(&matrix, *pool_);
   }
   return PackAsPlanned(std::move(matrix));
 }
@@ -91,6 +100,8 @@ StatusOr<FusedMatrix> WeightReader::Rows(const std::vector<RowPart>& parts, int6
       run.push_back(&parts[end]);
       outputs += parts[end].rows.size();
     }
+    for (const RowPart* part : run)
+      for (const std::string& name : part->names) CountStaging(name, formats[begin], 0);
     const HostMatrix shape = Shape(formats[begin], parts[begin].names.size(), outputs, inputs);
     LOCKSTEP_RETURN_IF_ERROR(Count(shape, what, read_per_token));
     PackedPtr packed;
@@ -122,12 +133,15 @@ StatusOr<PackedPtr> WeightReader::Columns(const ColumnPart& part, const char* wh
   LOCKSTEP_RETURN_IF_ERROR(Count(shape, what, read_per_token));
   // One tensor's rows of this rank, as read and as cut for all ranks (SliceLoader::ReadColumns).
   const uint64_t each = 2 * static_cast<uint64_t>(shape.outputs) * shape.row_bytes();
-  staging_bytes_ = std::max(staging_bytes_, kChunkBytes + each);
+  // Alone, a rank reads whole rows to their place.
+  const uint64_t staged = part.columns.size() > 1 ? each : 0;
+  for (const std::string& name : part.names) CountStaging(name, format, staged);
   if (counting()) return PackedPtr();
   LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix, AllocateLike(shape, what));
   for (int64_t index = 0; index < shape.count; ++index) {
     LOCKSTEP_RETURN_IF_ERROR(loader_->ReadColumns(part.names[static_cast<size_t>(index)],
                                                   part.width, part.columns, &matrix, index));
+    backend_->PackNext(&matrix, *pool_);
   }
   return PackAsPlanned(std::move(matrix));
 }

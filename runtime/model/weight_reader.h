@@ -37,14 +37,14 @@ class WeightReader {
   // one, those of the portable layout.
   WeightReader(const Checkpoint& checkpoint, int rank, const kernels::Backend* backend = nullptr)
       : checkpoint_(checkpoint), rank_(rank), backend_(backend) {}
-  // Reads and packs. Collective where columns are read. With a pool, its threads touch what they
-  // will read first: for machines whose processors have memory of their own (NUMA).
-  WeightReader(SliceLoader& loader, const kernels::Backend& backend, ThreadPool* pool = nullptr)
+  // Reads and packs. Collective where columns are read. Where processors have memory of their own
+  // (NUMA), the threads of the pool touch what they will read first.
+  WeightReader(SliceLoader& loader, const kernels::Backend& backend, ThreadPool& pool)
       : checkpoint_(loader.checkpoint()),
         rank_(loader.rank()),
         loader_(&loader),
         backend_(&backend),
-        pool_(pool) {}
+        pool_(&pool) {}
 
   // Counting only: what would be read is appended to `requests`, in order, with empty slices too.
   void RecordTo(std::vector<SliceRequest>* requests) { requests_ = requests; }
@@ -95,7 +95,7 @@ class WeightReader {
 
  private:
   // What rows pass through while they are read, whatever their number.
-  static constexpr uint64_t kChunkBytes = uint64_t{8} << 20;
+  static constexpr uint64_t kChunkBytes = SliceLoader::kThreadBytes;
 
   void Record(const std::string& name, SliceKind kind, Range range) {
     used_.insert(name);
@@ -103,6 +103,9 @@ class WeightReader {
   }
   Status Count(const HostMatrix& shape, const char* what, double read_per_token);
   void CountVector(Range elements);
+  // What the tensor passes through on its way to `format`: nothing if it is stored as this slice,
+  // otherwise `bytes`.
+  void CountStaging(const std::string& name, const WeightFormat& format, uint64_t bytes);
   StatusOr<HostMatrix> AllocateLike(const HostMatrix& shape, const char* what) const;
   StatusOr<PackedPtr> PackAsPlanned(HostMatrix matrix) const;
   StatusOr<PackedPtr> RowMatrix(const std::vector<const RowPart*>& parts, const HostMatrix& shape,

@@ -77,7 +77,18 @@ struct Weights {
 // layer, if `cuts` cut it.
 StatusOr<Weights> LoadWeights(const ModelConfig& config, const Cuts& cuts, WeightReader& reader);
 
-// The pieces, for every architecture that has them. `prefix` ends with a dot
+// Its pieces, for whoever takes them one by one (layer_walk.h).
+StatusOr<PackedPtr> LoadEmbedding(WeightReader& reader, const ModelConfig& config,
+                                  const Cuts& cuts);
+StatusOr<PackedPtr> LoadHead(WeightReader& reader, const ModelConfig& config, const Cuts& cuts);
+StatusOr<std::vector<float>> LoadFinalNorm(WeightReader& reader, const ModelConfig& config);
+// Layer::input_norm of layer `index` alone.
+StatusOr<std::vector<float>> LoadInputNorm(WeightReader& reader, const ModelConfig& config,
+                                           int64_t index);
+// All matrices of a layer, each not nullptr.
+std::vector<PackedPtr*> MatricesOf(Layer& layer);
+
+// The pieces of those, for every architecture that has them. `prefix` ends with a dot
 // ("model.layers.3.mlp.")
 StatusOr<Layer> LoadLayer(WeightReader& reader, const ModelConfig& config, const Cuts& cuts,
                           int64_t index);

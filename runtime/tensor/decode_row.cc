@@ -234,10 +234,15 @@ void DecodeMxfp4(const Row& row, int64_t block, float* out) {
              out + kHalf);
 }
 
+float Nvfp4Scale(float whole, uint8_t code) {
+  const float scale = Fp8E4m3ToFloat(code);
+  return whole < 0 ? scale / -whole : whole * scale;
+}
+
 void DecodeNvfp4(const Row& row, int64_t block, float* out) {
   const float whole = LoadFloat(row.Outer(block), DType::kF32);
-  const float low = whole * Fp8E4m3ToFloat(Byte(row.Inner(block)));
-  const float high = whole * Fp8E4m3ToFloat(Byte(row.Inner(block) + 1));
+  const float low = Nvfp4Scale(whole, Byte(row.Inner(block)));
+  const float high = Nvfp4Scale(whole, Byte(row.Inner(block) + 1));
   alignas(64) float low_products[16], high_products[16];
   for (int i = 0; i < 16; ++i) {
     low_products[i] = low * kE2m1[i];

@@ -16,6 +16,7 @@ struct HostMatrix {
   int64_t outputs = 0;  // rows
   int64_t inputs = 0;   // columns
   int64_t phase = 0;    // of every row's first block
+  int64_t packed = 0;   // matrices that are in a backend's layout already (Backend::PackNext)
   Buffer data;          // [count][outputs] rows of row_bytes(), with 64 spare bytes behind
 
   // Sizes are checked: a matrix that cannot be is an error that says `what`.

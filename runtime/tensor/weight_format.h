@@ -42,9 +42,11 @@
 // of the word is bit n of w[j]; q5 has it before the nibbles, q3_k behind the planes of its low two
 // bits; q6_k has the low four bits as nibbles, then the upper two as planes. q2_k's inner byte: the
 // scale in the low, the min in the high half. mlx: 32 codes of `bits` bits each, lowest first; s
-// and b are of `scale_type`. mxfp4: the scale 255 is 2^128, as in ggml. Products are taken in
-// float32 in the order that the last column shows, each rounded once: the values of ggml's
-// dequantize_row_*, of compressed-tensors, ModelOpt and mlx. A row of no weights has no bytes.
+// and b are of `scale_type`. mxfp4: the scale 255 is 2^128, as in ggml. nvfp4: where s is negative,
+// its magnitude divides, (sc / -s) * e2m1[q], as compressed-tensors has it: of most numbers no
+// rounded reciprocal gives all quotients. Products are taken in float32 in the order that the last
+// column shows, each rounded once: the values of ggml's dequantize_row_*, of compressed-tensors,
+// ModelOpt and mlx. A row of no weights has no bytes.
 #pragma once
 
 #include <cstddef>

@@ -56,7 +56,7 @@ struct TensorInfo {
   StoredArray scales;                          // kFp8, kMlx, kNvfp4
   StoredArray biases;                          // kMlx
   StoredArray whole_scale;                     // kNvfp4: one float32 for the whole tensor
-  bool whole_scale_divides = false;            // compressed-tensors stores the reciprocal
+  bool whole_scale_divides = false;            // compressed-tensors: the others are divided by it
   std::optional<StoredSlice> slice;            // kPortable
   std::shared_ptr<const TensorInfo> original;  // kConverted
 

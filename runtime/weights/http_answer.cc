@@ -157,10 +157,7 @@ Status HttpAnswer::Check() {
                       request_.name, request_.offset);
   }
   if (code_ == 401 || code_ == 403) {
-    return UsageError("%s: refused (status %d); %s", request_.name, code_,
-                      request_.with_token
-                          ? "--secret-file holds another secret than the server's"
-                          : "give --secret-file with the secret that the server was started with");
+    return UsageError("%s: refused (status %d); %s", request_.name, code_, request_.refused_remedy);
   }
   may_pass_ = code_ >= 500 || code_ == 429 || code_ == 408;
   return ModelError("%s: the server answered with status %d", request_.name, code_);

@@ -21,8 +21,8 @@ struct HttpRequest {
   std::span<std::byte> out;  // at least one byte
   // kUnknownBytes: this is the first request for the file; `out` may reach beyond its end then.
   uint64_t size_bytes = kUnknownBytes;
-  std::string etag;         // of the first answer; "" if there was none
-  bool with_token = false;  // for the remedy where access is refused
+  std::string etag;            // of the first answer; "" if there was none
+  std::string refused_remedy;  // what to do where access is refused
 };
 
 // The answer to `request`, which must outlive it. Fed with lines of the head and then with pieces

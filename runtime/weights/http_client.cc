@@ -332,7 +332,7 @@ StatusOr<HttpClient::Beginning> HttpClient::Begin(HttpTarget* target, std::span<
   HttpRequest request;
   request.name = target->name;
   request.out = out;
-  request.with_token = !options_.token.empty();
+  request.refused_remedy = options_.refused_remedy;
   Patience patience{patient ? options_.tries : std::min(options_.tries, kTriesAtFirst)};
   while (true) {
     const Outcome outcome = Ask(target, request);
@@ -352,7 +352,7 @@ Status HttpClient::Read(HttpTarget* target, uint64_t offset, std::span<std::byte
   request.name = target->name;
   request.size_bytes = target->size_bytes;
   request.etag = target->etag;
-  request.with_token = !options_.token.empty();
+  request.refused_remedy = options_.refused_remedy;
   Patience patience{options_.tries};
   while (!out.empty()) {
     request.offset = offset;

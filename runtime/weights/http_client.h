@@ -24,6 +24,9 @@ struct HttpOptions {
   // Sent as "Authorization: Bearer ..." to the host of the URL that was given, never to one that it
   // redirects to, and over plain http:// to no proxy that the environment names. Empty: none.
   std::string token;
+  // What to do about an answer of 401 or 403, for the error.
+  std::string refused_remedy =
+      "give --secret-file with the secret that the server was started with";
   int64_t connect_timeout_ms = 10'000;
   int64_t stall_timeout_ms = 30'000;  // without a byte, inside an answer or before it
   // After a lost connection, 5xx, 408 or 429: so many tries in a row that brought nothing. The wait

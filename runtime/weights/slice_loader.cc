@@ -11,6 +11,9 @@ namespace {
 
 // Rows whose format changes pass through memory of about this size.
 constexpr uint64_t kChunkBytes = uint64_t{4} << 20;
+// What the threads of a pool share out at a time; by tiles of FP8, whose rows have common scales.
+constexpr uint64_t kSharedBytes = uint64_t{64} << 20;
+constexpr int64_t kTileRows = 128;
 
 Status CheckReadable(const TensorInfo& info, const std::string& name) {
   if (info.storage != Storage::kPlain) return OkStatus();
@@ -63,18 +66,75 @@ bool CutsFit(const WeightFormat& format, int64_t width, const std::vector<Range>
   });
 }
 
+std::vector<PlannedRead> PlanReads(const Checkpoint& checkpoint, const std::vector<double>& shares,
+                                   int rank, const std::vector<SliceRequest>& requests) {
+  std::vector<PlannedRead> reads;
+  for (const SliceRequest& request : requests) {
+    const TensorInfo* info = checkpoint.Find(request.name);
+    if (info == nullptr || info->shape.empty()) continue;
+    Range rows = request.slice.range;
+    // As ReadColumns divides them.
+    if (request.slice.kind == SliceKind::kColumns && !info->slice.has_value())
+      rows = CutByShares(info->shape[0], shares)[static_cast<size_t>(rank)];
+    if (!rows.empty()) PlanReads(*info, rows, &reads);
+  }
+  return reads;
+}
+
 SliceLoader::SliceLoader(const Checkpoint& checkpoint, Group& group, std::vector<double> shares,
-                         std::function<void(uint64_t)> progress)
+                         std::function<void(uint64_t)> progress, ThreadPool* pool)
     : checkpoint_(checkpoint),
       group_(group),
       shares_(std::move(shares)),
-      reader_(std::move(progress)) {
+      progress_(std::move(progress)),
+      pool_(pool) {
+  if (pool == nullptr) {
+    lanes_.push_back({StoredRowReader(progress_), {}});
+  } else {
+    for (int thread = 0; thread < pool->count(); ++thread)
+      lanes_.push_back({StoredRowReader({}), {}});
+  }
   sends_.resize(static_cast<size_t>(group.size()));
+}
+
+Status SliceLoader::ReadAheadFor(const std::vector<SliceRequest>& requests) {
+  LOCKSTEP_ASSIGN_OR_RETURN(ahead_,
+                            ReadAhead::Start(PlanReads(checkpoint_, shares_, rank(), requests)));
+  for (Lane& lane : lanes_) lane.reader.ReadThrough(ahead_.get());
+  return OkStatus();
+}
+
+uint64_t SliceLoader::bytes_read() const {
+  uint64_t bytes = 0;
+  for (const Lane& lane : lanes_) bytes += lane.reader.bytes_read();
+  return bytes;
 }
 
 Status SliceLoader::ReadAs(const WeightFormat& format, const TensorInfo& info,
                            const std::string& name, Range rows, std::byte* to) {
-  if (format == info.format) return reader_.Read(info, name, rows, to);
+  if (pool_ == nullptr) return ReadOnLane(lanes_[0], format, info, name, rows, to);
+  const uint64_t row_bytes = LayoutOf(format, info.shape[1], 0).row_bytes;
+  // The threads stay close to each other in the file, and progress is told now and then.
+  const auto most = static_cast<int64_t>(kSharedBytes / (row_bytes + 1)) + 1;
+  const int64_t step = (most + kTileRows - 1) / kTileRows * kTileRows;
+  std::vector<Status> failed(lanes_.size(), OkStatus());
+  for (int64_t first = rows.begin; first < rows.end; first += step) {
+    pool_->ParallelFor(
+        std::min(step, rows.end - first), kTileRows, [&](int64_t begin, int64_t end, int thread) {
+          std::byte* part = to + static_cast<uint64_t>(first - rows.begin + begin) * row_bytes;
+          failed[static_cast<size_t>(thread)] =
+              ReadOnLane(lanes_[static_cast<size_t>(thread)], format, info, name,
+                         {first + begin, first + end}, part);
+        });
+    for (const Status& status : failed) LOCKSTEP_RETURN_IF_ERROR(status);
+    if (progress_) progress_(bytes_read());
+  }
+  return OkStatus();
+}
+
+Status SliceLoader::ReadOnLane(Lane& lane, const WeightFormat& format, const TensorInfo& info,
+                               const std::string& name, Range rows, std::byte* to) {
+  if (format == info.format) return lane.reader.Read(info, name, rows, to);
   LOCKSTEP_CHECK(format == WeightFormat(DType::kF32));
   const int64_t width = info.shape[1];
   const uint64_t row_bytes = LayoutOf(info.format, width, 0).row_bytes;
@@ -82,11 +142,11 @@ Status SliceLoader::ReadAs(const WeightFormat& format, const TensorInfo& info,
   auto* values = reinterpret_cast<float*>(to);
   for (int64_t begin = rows.begin; begin < rows.end; begin += step) {
     const Range chunk{begin, std::min(rows.end, begin + step)};
-    own_format_.resize(static_cast<uint64_t>(chunk.size()) * row_bytes);
-    LOCKSTEP_RETURN_IF_ERROR(reader_.Read(info, name, chunk, own_format_.data()));
+    lane.own_format.resize(static_cast<uint64_t>(chunk.size()) * row_bytes);
+    LOCKSTEP_RETURN_IF_ERROR(lane.reader.Read(info, name, chunk, lane.own_format.data()));
     for (int64_t row = 0; row < chunk.size(); ++row, values += width) {
-      DecodeRow(info.format, own_format_.data() + static_cast<uint64_t>(row) * row_bytes, width, 0,
-                0, width, values);
+      DecodeRow(info.format, lane.own_format.data() + static_cast<uint64_t>(row) * row_bytes, width,
+                0, 0, width, values);
     }
   }
   return OkStatus();
@@ -104,10 +164,11 @@ Status SliceLoader::ReadStoredSlice(const WeightFormat& format, const TensorInfo
         needed.range.end);
   }
   if (needed.range.empty()) return OkStatus();
-  if (format == info.format) return reader_.ReadSlice(info, name, to);
+  Lane& lane = lanes_[0];
+  if (format == info.format) return lane.reader.ReadSlice(info, name, to);
   LOCKSTEP_CHECK(format == WeightFormat(DType::kF32));
-  own_format_.resize(info.data.bytes);
-  LOCKSTEP_RETURN_IF_ERROR(reader_.ReadSlice(info, name, own_format_.data()));
+  lane.own_format.resize(info.data.bytes);
+  LOCKSTEP_RETURN_IF_ERROR(lane.reader.ReadSlice(info, name, lane.own_format.data()));
   const ShardTensor slice{name, info.shape, needed, info.format};
   const int64_t rows = ShardRows(slice);
   const uint64_t row_bytes = ShardRowBytes(slice);
@@ -116,7 +177,7 @@ Status SliceLoader::ReadStoredSlice(const WeightFormat& format, const TensorInfo
       needed.kind == SliceKind::kColumns ? PhaseAt(info.format, 0, needed.range.begin) : 0;
   auto* values = reinterpret_cast<float*>(to);
   for (int64_t row = 0; row < rows; ++row, values += width) {
-    DecodeRow(info.format, own_format_.data() + static_cast<uint64_t>(row) * row_bytes, width,
+    DecodeRow(info.format, lane.own_format.data() + static_cast<uint64_t>(row) * row_bytes, width,
               phase, 0, width, values);
   }
   return OkStatus();
@@ -143,6 +204,8 @@ Status SliceLoader::ReadColumns(const std::string& name, int64_t width,
     const Range cut = columns[static_cast<size_t>(rank())];
     return ReadStoredSlice(to->format, *info, name, {SliceKind::kColumns, cut}, to->row(index, 0));
   }
+  // Alone: every column, and nobody to swap with.
+  if (group_.size() == 1) return ReadAs(to->format, *info, name, {0, height}, to->row(index, 0));
   const std::vector<Range> rows = CutByShares(height, shares_);
   const Range mine = rows[static_cast<size_t>(rank())];
   const uint64_t row_bytes = LayoutOf(to->format, width, 0).row_bytes;
@@ -184,9 +247,10 @@ StatusOr<std::vector<float>> SliceLoader::ReadVector(const std::string& name, in
                       info->data.file->path(), name, info->format.Name());
   }
   if (values.empty()) return values;
-  own_format_.resize(values.size() * SizeOf(info->format.plain_type()));
-  LOCKSTEP_RETURN_IF_ERROR(reader_.ReadVector(*info, name, elements, own_format_.data()));
-  DecodeRow(info->format, own_format_.data(), elements.size(), 0, 0, elements.size(),
+  Lane& lane = lanes_[0];
+  lane.own_format.resize(values.size() * SizeOf(info->format.plain_type()));
+  LOCKSTEP_RETURN_IF_ERROR(lane.reader.ReadVector(*info, name, elements, lane.own_format.data()));
+  DecodeRow(info->format, lane.own_format.data(), elements.size(), 0, 0, elements.size(),
             values.data());
   return values;
 }

@@ -13,11 +13,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "collectives/group.h"
 #include "runtime/base/status.h"
+#include "runtime/base/thread_pool.h"
 #include "runtime/tensor/matrix.h"
 #include "runtime/weights/checkpoint.h"
 #include "runtime/weights/partition.h"
@@ -37,15 +39,27 @@ StatusOr<WeightFormat> CommonFormat(const Checkpoint& checkpoint,
 // Whether rows of `width` weights can be cut to these columns without taking blocks apart.
 bool CutsFit(const WeightFormat& format, int64_t width, const std::vector<Range>& columns);
 
+// The reads of `rank` that these requests will take, in about their order.
+std::vector<PlannedRead> PlanReads(const Checkpoint& checkpoint, const std::vector<double>& shares,
+                                   int rank, const std::vector<SliceRequest>& requests);
+
 class SliceLoader {
  public:
-  // `progress` is called with the bytes read so far. All references must outlive the loader.
-  SliceLoader(const Checkpoint& checkpoint, Group& group, std::vector<double> shares,
-              std::function<void(uint64_t)> progress);
+  // What rows pass through on a thread while they are read.
+  static constexpr uint64_t kThreadBytes = uint64_t{8} << 20;
 
+  // `progress` is called with the bytes read so far. With a pool, its threads share the rows of a
+  // matrix: where bringing them to their format takes longer than reading them. All references must
+  // outlive the loader.
+  SliceLoader(const Checkpoint& checkpoint, Group& group, std::vector<double> shares,
+              std::function<void(uint64_t)> progress, ThreadPool* pool = nullptr);
+
+  // Begins to read what these requests will take, in their order, before they are made, in
+  // ReadAhead::BytesFor(PlanReads(...)) of memory until the loader ends.
+  Status ReadAheadFor(const std::vector<SliceRequest>& requests);
   const Checkpoint& checkpoint() const { return checkpoint_; }
   // As the files store them, scales included.
-  uint64_t bytes_read() const { return reader_.bytes_read(); }
+  uint64_t bytes_read() const;
   int rank() const { return group_.rank(); }
 
   // Rows [rows.begin, rows.end) of a [height, width] tensor into matrix `index` of `to`, from its
@@ -64,15 +78,24 @@ class SliceLoader {
   // slice that this rank needs.
   Status ReadStoredSlice(const WeightFormat& format, const TensorInfo& info,
                          const std::string& name, const TensorSlice& needed, std::byte* to);
-  // Rows of a tensor as rows of `format`, its own or F32.
+  // What one thread reads with.
+  struct Lane {
+    StoredRowReader reader;
+    std::vector<std::byte> own_format;  // rows whose format changes
+  };
+  // Rows of a tensor as rows of `format`, its own or F32: on all threads, and on one.
   Status ReadAs(const WeightFormat& format, const TensorInfo& info, const std::string& name,
                 Range rows, std::byte* to);
+  static Status ReadOnLane(Lane& lane, const WeightFormat& format, const TensorInfo& info,
+                           const std::string& name, Range rows, std::byte* to);
 
   const Checkpoint& checkpoint_;
   Group& group_;
   std::vector<double> shares_;
-  StoredRowReader reader_;
-  std::vector<std::byte> own_format_;          // rows whose format changes
+  std::function<void(uint64_t)> progress_;
+  ThreadPool* pool_;
+  std::unique_ptr<ReadAhead> ahead_;
+  std::vector<Lane> lanes_;                    // one a thread, at least one
   std::vector<std::byte> rows_;                // whole rows of a column-sliced tensor
   std::vector<std::vector<std::byte>> sends_;  // column segments for each rank
 };

@@ -11,11 +11,9 @@
 namespace lockstep {
 namespace {
 
-// Quantized rows are read in chunks of about this size: large enough for a disk, small enough for
-// the cache to keep until they are transcoded.
+// Rows are read in chunks of about this size: large enough for a disk, small enough for the cache
+// to keep until they are transcoded or looked at.
 constexpr uint64_t kChunkBytes = uint64_t{2} << 20;
-// Between two reports of progress.
-constexpr uint64_t kPlainChunkBytes = uint64_t{32} << 20;
 
 Status CompareChecksum(const TensorInfo& info, const std::string& name, uint64_t checksum) {
   if (checksum == info.slice->checksum) return OkStatus();
@@ -31,11 +29,46 @@ Status NotFinite(const TensorInfo& info, const std::string& name) {
       info.data.file->path(), name);
 }
 
+// Rows of a coded tensor that are read and transcoded at once, from multiples of their number on.
+int64_t ChunkRows(const TensorInfo& info) {
+  const uint64_t row_bytes = LayoutOf(info.format, info.shape.back(), 0).row_bytes;
+  const auto rows = static_cast<int64_t>(std::max<uint64_t>(1, kChunkBytes / (row_bytes + 1)));
+  // The 128 rows of a tile share their scales: read those once.
+  return info.storage == Storage::kFp8 ? (rows + 127) / 128 * 128 : rows;
+}
+
 }  // namespace
+
+void PlanReads(const TensorInfo& info, Range rows, std::vector<PlannedRead>* reads) {
+  const auto add = [reads](const StoredArray& array, FileRange range) {
+    if (range.bytes > 0) reads->push_back({array.file, range.offset, range.bytes});
+  };
+  if (info.slice.has_value()) return add(info.data, {info.data.offset, info.data.bytes});
+  if (info.storage == Storage::kConverted) return PlanReads(*info.original, rows, reads);
+  if (info.shape.size() == 1) {
+    const uint64_t element =
+        info.data.bytes / static_cast<uint64_t>(std::max<int64_t>(1, info.shape[0]));
+    return add(info.data, {info.data.offset + static_cast<uint64_t>(rows.begin) * element,
+                           static_cast<uint64_t>(rows.size()) * element});
+  }
+  const int64_t step = ChunkRows(info);
+  for (int64_t begin = rows.begin; begin < rows.end;) {
+    const int64_t end = std::min(rows.end, (begin / step + 1) * step);
+    const StatusOr<RowRanges> ranges = RangesOf(info, "", begin, end - begin);
+    if (!ranges.ok()) return;
+    add(info.data, ranges->data);
+    add(info.scales, ranges->scales);
+    add(info.biases, ranges->biases);
+    add(info.whole_scale, ranges->whole_scale);
+    begin = end;
+  }
+}
 
 Status StoredRowReader::ReadRange(const StoredArray& array, FileRange range, std::byte* to) {
   if (range.bytes == 0) return OkStatus();
-  LOCKSTEP_RETURN_IF_ERROR(array.file->Read(range.offset, std::span(to, range.bytes)));
+  const std::span<std::byte> out(to, range.bytes);
+  LOCKSTEP_RETURN_IF_ERROR(ahead_ != nullptr ? ahead_->Read(*array.file, range.offset, out)
+                                             : array.file->Read(range.offset, out));
   bytes_read_ += range.bytes;
   if (progress_) progress_(bytes_read_);
   return OkStatus();
@@ -52,8 +85,8 @@ StatusOr<std::span<const std::byte>> StoredRowReader::ReadInto(std::vector<std::
 Status StoredRowReader::ReadPlain(const TensorInfo& info, const std::string& name, FileRange range,
                                   std::byte* to) {
   const uint64_t element = SizeOf(info.format.plain_type());
-  for (uint64_t done = 0; done < range.bytes; done += kPlainChunkBytes) {
-    const uint64_t bytes = std::min(kPlainChunkBytes, range.bytes - done);
+  for (uint64_t done = 0; done < range.bytes; done += kChunkBytes) {
+    const uint64_t bytes = std::min(kChunkBytes, range.bytes - done);
     LOCKSTEP_RETURN_IF_ERROR(ReadRange(info.data, {range.offset + done, bytes}, to + done));
     if (!RowIsFinite(info.format, to + done, static_cast<int64_t>(bytes / element), 0)) {
       return NotFinite(info, name);
@@ -108,9 +141,7 @@ Status StoredRowReader::Read(const TensorInfo& info, const std::string& name, Ra
   LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, name, rows.begin, rows.size()));
   if (info.storage == Storage::kPlain) return ReadPlain(info, name, ranges.data, to);
   const uint64_t row_bytes = LayoutOf(info.format, info.shape.back(), 0).row_bytes;
-  auto step = static_cast<int64_t>(std::max<uint64_t>(1, kChunkBytes / (row_bytes + 1)));
-  // The 128 rows of a tile share their scales: read those once.
-  if (info.storage == Storage::kFp8) step = (step + 127) / 128 * 128;
+  const int64_t step = ChunkRows(info);
   for (int64_t begin = rows.begin; begin < rows.end;) {
     const Range chunk{begin, std::min(rows.end, (begin / step + 1) * step)};
     LOCKSTEP_RETURN_IF_ERROR(ReadCoded(info, name, chunk, to));
@@ -123,8 +154,8 @@ Status StoredRowReader::Read(const TensorInfo& info, const std::string& name, Ra
 Status StoredRowReader::ReadSlice(const TensorInfo& info, const std::string& name, std::byte* to) {
   LOCKSTEP_CHECK(info.slice.has_value());
   DigestStream digest;
-  for (uint64_t done = 0; done < info.data.bytes; done += kPlainChunkBytes) {
-    const uint64_t bytes = std::min(kPlainChunkBytes, info.data.bytes - done);
+  for (uint64_t done = 0; done < info.data.bytes; done += kChunkBytes) {
+    const uint64_t bytes = std::min(kChunkBytes, info.data.bytes - done);
     LOCKSTEP_RETURN_IF_ERROR(ReadRange(info.data, {info.data.offset + done, bytes}, to + done));
     digest.Add({to + done, bytes});
   }
@@ -134,8 +165,8 @@ Status StoredRowReader::ReadSlice(const TensorInfo& info, const std::string& nam
 Status StoredRowReader::CheckSlice(const TensorInfo& info, const std::string& name) {
   LOCKSTEP_CHECK(info.slice.has_value());
   DigestStream digest;
-  for (uint64_t done = 0; done < info.data.bytes; done += kPlainChunkBytes) {
-    const uint64_t bytes = std::min(kPlainChunkBytes, info.data.bytes - done);
+  for (uint64_t done = 0; done < info.data.bytes; done += kChunkBytes) {
+    const uint64_t bytes = std::min(kChunkBytes, info.data.bytes - done);
     LOCKSTEP_ASSIGN_OR_RETURN(const auto read,
                               ReadInto(data_, info.data, {info.data.offset + done, bytes}));
     digest.Add(read);

@@ -9,9 +9,15 @@
 #include "runtime/base/status.h"
 #include "runtime/weights/checkpoint.h"
 #include "runtime/weights/partition.h"
+#include "runtime/weights/read_ahead.h"
 #include "runtime/weights/transcode.h"
 
 namespace lockstep {
+
+// The reads that rows of a tensor, or elements of a vector, will take, for a ReadAhead, in about
+// their order. Of a tensor stored as a slice: of all of it. Nothing if the arrays do not fit the
+// tensor: who reads them says so.
+void PlanReads(const TensorInfo& info, Range rows, std::vector<PlannedRead>* reads);
 
 // Of one thread.
 class StoredRowReader {
@@ -19,6 +25,9 @@ class StoredRowReader {
   // `progress` is called with the bytes read so far; may be empty.
   explicit StoredRowReader(std::function<void(uint64_t)> progress)
       : progress_(std::move(progress)) {}
+
+  // What follows is read through `ahead`, which must outlive it; nullptr: from the files.
+  void ReadThrough(ReadAhead* ahead) { ahead_ = ahead; }
 
   // Rows [rows.begin, rows.end) of a matrix in the tensor's own format, uncut, one behind the
   // other. Plain numbers and scales that are not finite are an error. Quantized rows pass through a
@@ -43,6 +52,7 @@ class StoredRowReader {
                                                 const StoredArray& array, FileRange range);
 
   std::function<void(uint64_t)> progress_;
+  ReadAhead* ahead_ = nullptr;
   uint64_t bytes_read_ = 0;
   std::vector<std::byte> data_, scales_, biases_, whole_scale_;  // as stored
   std::vector<std::byte> original_;                              // rows before their conversion

@@ -196,8 +196,11 @@ bool ProductsAreFinite(const WeightFormat& format, const std::byte* row, int64_t
       format.encoding == Encoding::kMlx) {
     const DType type = format.encoding == Encoding::kMlx ? format.scale_type : DType::kF32;
     const std::string name(NameOf(type));
-    for (uint64_t at = 0; at < layout.inner_at; at += SizeOf(type))
-      modest = modest && std::fabs(PlainValue(row + at, name)) < kModest;
+    for (uint64_t at = 0; at < layout.inner_at; at += SizeOf(type)) {
+      const float scale = PlainValue(row + at, name);
+      const bool divides = format.encoding == Encoding::kNvfp4 && scale < 0;
+      modest = modest && (divides ? scale < -1 / kModest : std::fabs(scale) < kModest);
+    }
   } else if (format.encoding == Encoding::kMxfp4) {
     for (uint64_t at = layout.inner_at; at < layout.codes_at; ++at)
       modest = modest && std::to_integer<uint8_t>(row[at]) < kModestExponent;
@@ -262,7 +265,11 @@ Status TranscodeRows(const TensorInfo& info, const std::string& name, const RowB
   float whole = 1;
   if (info.storage == Storage::kNvfp4) {
     std::memcpy(&whole, bytes.whole_scale.data(), sizeof whole);
-    if (info.whole_scale_divides) whole = 1 / whole;
+    if (!std::isfinite(whole) || whole < 0 || (whole == 0 && info.whole_scale_divides)) {
+      return ModelError("%s: tensor %s has %g as the scale for all of it; the checkpoint is broken",
+                        info.data.file->path(), name, whole);
+    }
+    if (info.whole_scale_divides) whole = -whole;  // weight_format.h
   }
   const uint64_t row_bytes = LayoutOf(info.format, shape.inputs, 0).row_bytes;
   for (int64_t row = 0; row < rows; ++row, portable += row_bytes) {
@@ -302,8 +309,7 @@ Status TranscodeRows(const TensorInfo& info, const std::string& name, const RowB
     if (!ProductsAreFinite(info.format, portable, shape.inputs)) {
       return ModelError(
           "%s: tensor %s holds scales that make weights too large for float32, first in row %d; "
-          "the "
-          "checkpoint is broken",
+          "the checkpoint is broken",
           info.data.file->path(), name, first + row);
     }
   }

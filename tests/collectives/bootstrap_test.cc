@@ -280,7 +280,7 @@ TEST(Bootstrap, WrongOptionsAreRefused) {
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "65535");
   options.rendezvous = "127.0.0.1:0";
   options.collective = "carrier pigeon";
-  EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "tcp, shm or mpi");
+  EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "tcp, shm, rdma or mpi");
   options.collective = "mpi";
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "mpirun -n 2");
   options.collective = "tcp";
@@ -336,10 +336,10 @@ TEST(Mpirun, IsDetectedFromItsEnvironment) {
   }
 }
 
-class SecretFile : public testing::Test {
+class SecretFile : public ::testing::Test {
  protected:
   std::string Write(const std::string& text, mode_t mode) {
-    const std::string path = testing::TempDir() + "/lockstep_secret_" + std::to_string(getpid());
+    const std::string path = ::testing::TempDir() + "/lockstep_secret_" + std::to_string(getpid());
     (void)unlink(path.c_str());
     std::ofstream(path) << text;
     (void)chmod(path.c_str(), mode);

@@ -120,6 +120,100 @@ inline Status CheckExchange(Group& group, size_t bytes) {
   return group.End();
 }
 
+// What rank `from` publishes to rank `to` in parts: another range for every pair, some empty.
+inline std::vector<SlotPart> PartsBetween(int from, int to, size_t bytes) {
+  const size_t piece = bytes / 7;
+  std::vector<SlotPart> parts;
+  for (int i = 0; i <= (from + 2 * to) % 5; ++i) {
+    parts.push_back({static_cast<size_t>(6 - i) * piece, i == 1 ? 0 : piece});
+  }
+  return parts;
+}
+
+// Slots in parts: every rank sees what was published to it and in that order, exchange after
+// exchange, although nobody waits for more than that.
+inline Status CheckParts(Group& group, size_t bytes, int exchanges) {
+  const int me = group.rank();
+  for (int round = 0; round < exchanges; ++round) {
+    const uint32_t seed = 300 + static_cast<uint32_t>(round);
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(bytes));
+    const std::vector<std::byte> mine = Pattern(me, bytes, seed);
+    std::copy(mine.begin(), mine.end(), slot.begin());
+    for (int peer = 0; peer < group.size(); ++peer) {
+      if (peer == me) continue;
+      for (const SlotPart part : PartsBetween(peer, me, bytes)) {
+        LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(peer, part));
+      }
+      for (const SlotPart part : PartsBetween(me, peer, bytes)) {
+        LOCKSTEP_RETURN_IF_ERROR(group.PublishPart(peer, part));
+      }
+    }
+    for (int peer = 0; peer < group.size(); ++peer) {
+      if (peer == me) continue;
+      const std::vector<std::byte> expected = Pattern(peer, bytes, seed);
+      std::vector<SlotPart> parts = PartsBetween(peer, me, bytes);
+      // The last one is left to End.
+      if (parts.size() > 1) parts.pop_back();
+      for (const SlotPart part : parts) {
+        LOCKSTEP_ASSIGN_OR_RETURN(const std::span<const std::byte> got, group.Wait(peer));
+        if (got.size() != part.bytes ||
+            !std::equal(got.begin(), got.end(),
+                        expected.begin() + static_cast<ptrdiff_t>(part.offset))) {
+          return InternalError("rank %d: %d bytes at %d of rank %d's slot are wrong", me,
+                               part.bytes, part.offset, peer);
+        }
+      }
+    }
+    LOCKSTEP_RETURN_IF_ERROR(group.End());
+  }
+  return OkStatus();
+}
+
+// Messages from and to any address, of any length.
+inline Status CheckUnaligned(Group& group, size_t shift, size_t bytes) {
+  const std::vector<std::byte> mine = Pattern(group.rank(), shift + bytes, 31);
+  std::vector<std::byte> all(shift + bytes * static_cast<size_t>(group.size()));
+  const std::span<std::byte> gathered = std::span(all).subspan(shift);
+  LOCKSTEP_RETURN_IF_ERROR(AllGather(group, std::span(mine).subspan(shift), gathered));
+  for (int rank = 0; rank < group.size(); ++rank) {
+    const std::vector<std::byte> expected = Pattern(rank, shift + bytes, 31);
+    if (!std::equal(expected.begin() + static_cast<ptrdiff_t>(shift), expected.end(),
+                    gathered.begin() + static_cast<ptrdiff_t>(bytes) * rank)) {
+      return InternalError("rank %d: gathered %d bytes from address %d wrongly", group.rank(),
+                           bytes, shift);
+    }
+  }
+  if (group.rank() == 0) std::copy(mine.begin(), mine.end(), all.begin());
+  LOCKSTEP_RETURN_IF_ERROR(Broadcast(group, gathered.first(bytes), 0));
+  const std::vector<std::byte> expected = Pattern(0, shift + bytes, 31);
+  if (!std::equal(expected.begin() + static_cast<ptrdiff_t>(shift), expected.end(),
+                  gathered.begin())) {
+    return InternalError("rank %d: broadcast of %d bytes to address %d is wrong", group.rank(),
+                         bytes, shift);
+  }
+  return OkStatus();
+}
+
+// Sums of slots in place: the same bits as of ordinary memory, at sizes around every choice of
+// choose.h, exchange after exchange.
+inline Status CheckSumSlots(Group& group, size_t count, uint32_t seed) {
+  if (group.size() == 1) return OkStatus();
+  const std::vector<float> mine = Contribution(group.rank(), count, seed);
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(count * sizeof(float)));
+  if (count > 0) std::memcpy(slot.data(), mine.data(), slot.size());
+  std::vector<float> sum(count), expected = Contribution(0, count, seed);
+  LOCKSTEP_RETURN_IF_ERROR(SumSlots(group, sum));
+  for (int rank = 1; rank < group.size(); ++rank) {
+    const std::vector<float> other = Contribution(rank, count, seed);
+    for (size_t i = 0; i < count; ++i) expected[i] = expected[i] + other[i];
+  }
+  if (count > 0 && std::memcmp(sum.data(), expected.data(), count * sizeof(float)) != 0) {
+    return InternalError("rank %d: the sum of slots of %d values (seed %d) is not the left fold",
+                         group.rank(), count, seed);
+  }
+  return OkStatus();
+}
+
 inline Status CheckEverything(Group& group) {
   const size_t slot = group.traits().slot_bytes;
   const size_t slot_floats = slot / sizeof(float);
@@ -127,6 +221,9 @@ inline Status CheckEverything(Group& group) {
   for (const size_t count : {size_t{0}, size_t{1}, size_t{7}, size_t{5120}, slot_floats - 1,
                              slot_floats, slot_floats + 1, 3 * slot_floats + 5}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(group, count, seed++));
+  }
+  for (const size_t count : {size_t{0}, size_t{3}, size_t{8191}, size_t{8193}, slot_floats}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(group, std::min(count, slot_floats), seed++));
   }
   for (const size_t bytes : {size_t{0}, size_t{1}, size_t{333}, slot, slot + 1, 2 * slot + 17}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckAllGather(group, bytes, seed++));
@@ -140,6 +237,13 @@ inline Status CheckEverything(Group& group) {
   }
   for (const size_t bytes : {size_t{0}, size_t{1}, size_t{64}, slot}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckExchange(group, bytes));
+  }
+  for (const size_t bytes : {size_t{0}, size_t{71}, slot}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckParts(group, bytes, 20));
+  }
+  for (const size_t shift : {1, 3, 7}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckUnaligned(group, shift, 4099));
+    LOCKSTEP_RETURN_IF_ERROR(CheckUnaligned(group, shift, slot + 13));
   }
   for (int i = 0; i < 3; ++i) LOCKSTEP_RETURN_IF_ERROR(Barrier(group));
   return OkStatus();

@@ -5,6 +5,8 @@
 
 #include "tests/collectives/checks.h"
 #include "tests/collectives/processes.h"
+#include "tests/support/rdma.h"
+#include "tests/support/sanitized.h"
 
 namespace lockstep {
 namespace {
@@ -40,7 +42,13 @@ struct Case {
   bool idle;
 };
 
-class ADeadRank : public testing::TestWithParam<Case> {};
+class ADeadRank : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    const std::string reason = testing::WhyNot(GetParam().collective);
+    if (!reason.empty()) GTEST_SKIP() << reason;
+  }
+};
 
 TEST_P(ADeadRank, IsNamedByAllOthersSoon) {
   const Case& test = GetParam();
@@ -65,6 +73,35 @@ TEST_P(ADeadRank, IsNamedByAllOthersSoon) {
   }
 }
 
+class EveryGroupOfProcesses : public ::testing::TestWithParam<std::pair<const char*, int>> {};
+
+TEST_P(EveryGroupOfProcesses, MovesAndAddsEverySizeRightly) {
+  const auto [collective, size] = GetParam();
+  std::vector<BootstrapOptions> all = LocalRanks(size, collective);
+  for (BootstrapOptions& options : all) options.slot_bytes = 64 << 10;
+  Processes ranks(all, [](Membership& membership, const std::function<void()>&) -> Status {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Group> group, membership.OpenGroup());
+    return CheckEverything(*group);
+  });
+  for (int rank = 0; rank < size; ++rank) {
+    const Ended ended = ranks.Wait(rank);
+    EXPECT_EQ(ended.code, 0) << "rank " << rank << ": " << ended.text;
+  }
+}
+
+std::vector<std::pair<const char*, int>> Sizes() {
+  std::vector<std::pair<const char*, int>> sizes;
+  for (const char* collective : {"tcp", "shm"}) {
+    for (int size = 1; size <= (kSanitized ? 4 : 8); ++size) sizes.emplace_back(collective, size);
+  }
+  return sizes;
+}
+
+INSTANTIATE_TEST_SUITE_P(Processes, EveryGroupOfProcesses, ::testing::ValuesIn(Sizes()),
+                         [](const auto& values) {
+                           return values.param.first + std::to_string(values.param.second);
+                         });
+
 std::vector<Case> Victims() {
   std::vector<Case> cases;
   for (const char* collective : {"tcp", "shm"}) {
@@ -75,10 +112,13 @@ std::vector<Case> Victims() {
       }
     }
   }
+  for (const char* collective : {"rdma_rc", "rdma_uc"}) {
+    for (const bool idle : {false, true}) cases.push_back({collective, 3, 1, idle});
+  }
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(Processes, ADeadRank, testing::ValuesIn(Victims()),
+INSTANTIATE_TEST_SUITE_P(Processes, ADeadRank, ::testing::ValuesIn(Victims()),
                          [](const auto& values) {
                            const Case& test = values.param;
                            return test.collective + std::to_string(test.ranks) +
@@ -86,7 +126,13 @@ INSTANTIATE_TEST_SUITE_P(Processes, ADeadRank, testing::ValuesIn(Victims()),
                                   std::to_string(test.victim);
                          });
 
-class EveryTransport : public testing::TestWithParam<const char*> {};
+class EveryTransport : public ::testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    const std::string reason = testing::WhyNot(GetParam());
+    if (!reason.empty()) GTEST_SKIP() << reason;
+  }
+};
 
 TEST_P(EveryTransport, AStoppedRankIsNamedAfterThePeerTimeout) {
   std::vector<BootstrapOptions> all = LocalRanks(3, GetParam());
@@ -166,7 +212,8 @@ TEST_P(EveryTransport, ARankThatLeavesEarlyIsNotTakenForACrash) {
   for (int rank = 0; rank < 2; ++rank) EXPECT_EQ(ranks.Wait(rank).code, 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Processes, EveryTransport, testing::Values("tcp", "shm"),
+INSTANTIATE_TEST_SUITE_P(Processes, EveryTransport,
+                         ::testing::Values("tcp", "shm", "rdma_rc", "rdma_uc"),
                          [](const auto& values) { return std::string(values.param); });
 
 }  // namespace

@@ -105,7 +105,7 @@ TEST(BenchKernels, MeasuresTheChosenFormatsAndRows) {
 
 TEST(Bench, WrongQuestionsAreRefusedWithAnAnswer) {
   EXPECT_NE(ErrorOf({}).find("bench decode --model"), std::string::npos);
-  EXPECT_NE(ErrorOf({"speed"}).find("kernels, decode, prefill"), std::string::npos);
+  EXPECT_NE(ErrorOf({"speed"}).find("kernels, collectives, decode, prefill"), std::string::npos);
   EXPECT_NE(ErrorOf({"kernels", "--formats", "q4"}).find("'q4' is not one of f32"),
             std::string::npos);
   EXPECT_NE(ErrorOf({"kernels", "--rows", "8,0"}).find("--rows: '0'"), std::string::npos);
@@ -115,6 +115,37 @@ TEST(Bench, WrongQuestionsAreRefusedWithAnAnswer) {
   EXPECT_NE(ErrorOf({"prefill", "--model", model, "--prompt-tokens", "9999999"}).find("positions"),
             std::string::npos);
   EXPECT_NE(ErrorOf({"decode"}).find("--model"), std::string::npos);
+}
+
+TEST(BenchCollectives, MeasuresEverySizeOverEveryTransportBesideItsPingPong) {
+  const Json rows = BenchJson(
+      {"collectives", "--ranks", "3", "--transports", "shm,tcp", "--sizes", "4,20480,1500000"});
+  ASSERT_EQ(rows.size(), 18u);
+  size_t at = 0;
+  for (const int64_t bytes : {4, 20'480, 1'500'000}) {
+    for (const char* transport : {"shm", "tcp"}) {
+      for (const char* algorithm : {"ping-pong", "", "in slot"}) {
+        const Json& row = rows[at++];
+        EXPECT_EQ(row["transport"], transport);
+        EXPECT_EQ(row["bytes"], bytes);
+        EXPECT_NE(row["algorithm"].get<std::string>().find(algorithm), std::string::npos) << row;
+        EXPECT_EQ(row["ranks"], 3);
+        EXPECT_EQ(row["dtype"], "float32");
+        EXPECT_GE(row["reps"], 60);
+        EXPECT_GT(row["p50_us"], 0);
+        EXPECT_LE(row["p50_us"], row["p99_us"]);
+        EXPECT_NEAR(row["gb_per_s"].get<double>(),
+                    static_cast<double>(bytes) / row["p50_us"].get<double>() * 1e-3, 1e-9);
+      }
+    }
+  }
+}
+
+TEST(BenchCollectives, RefusesWhatItCannotMeasure) {
+  EXPECT_NE(ErrorOf({"collectives"}).find("two ranks at least"), std::string::npos);
+  EXPECT_NE(ErrorOf({"collectives", "--sizes", "20,6"}).find("6 bytes"), std::string::npos);
+  EXPECT_NE(ErrorOf({"collectives", "--transports", "tcp,smoke"}).find("'smoke'"),
+            std::string::npos);
 }
 
 }  // namespace

@@ -86,7 +86,7 @@ TEST(ClusterYaml, UnknownKeysAreRefusedWithFileLineAndTheNearestKey) {
 
 TEST(ClusterYaml, WrongValuesAreRefusedWithFileLineAndTheAllowedOnes) {
   EXPECT_THAT(ErrorOf("model: m\ncollective: nccl2\n"),
-              AllOf(HasSubstr("c.yaml:2: collective"), HasSubstr("tcp, shm, mpi")));
+              AllOf(HasSubstr("c.yaml:2: collective"), HasSubstr("tcp, shm, rdma, mpi")));
   EXPECT_THAT(ErrorOf("grpc-port: 70000\n"),
               AllOf(HasSubstr("c.yaml:1: grpc-port"), HasSubstr("65535")));
   EXPECT_THAT(ErrorOf("raw: yes\n"), HasSubstr("true, false"));

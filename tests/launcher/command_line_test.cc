@@ -146,7 +146,7 @@ TEST(CommandLine, HelpNamesEveryCommandAndEveryFlagWithItsMeaning) {
   }
   const StatusOr<CommandLine> run = Parse({"run", "--help"});
   EXPECT_THAT(run->text, AllOf(HasSubstr("--temperature"), HasSubstr("0 is greedy"),
-                               HasSubstr("tcp, shm, mpi")));
+                               HasSubstr("tcp, shm, rdma, mpi")));
   EXPECT_THAT(run->text, testing::Not(HasSubstr("--grpc-port")));
 }
 

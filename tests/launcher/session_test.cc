@@ -254,5 +254,17 @@ TEST(Session, WrongFlagsCostNoSpawn) {
   EXPECT_LT(program.seconds(), 2);
 }
 
+// Threads with stacks larger than memory can be: the system starts none.
+TEST(Session, ASystemThatStartsNoThreadIsAnErrorWithARemedy) {
+  for (const char* ranks : {"1", "2"}) {
+    std::vector<std::string> arguments = {"-c", "ulimit -s 4611686018427387 && exec \"$@\"", "sh",
+                                          BinaryPath()};
+    for (const std::string& word : ShortRun({"--ranks", ranks})) arguments.push_back(word);
+    Program program("/bin/sh", arguments);
+    EXPECT_EQ(program.Wait(), 2) << program.error();
+    EXPECT_THAT(program.error(), AllOf(HasSubstr("cannot start a thread"), HasSubstr("ulimit -u")));
+  }
+}
+
 }  // namespace
 }  // namespace lockstep

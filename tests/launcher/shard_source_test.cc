@@ -1,4 +1,6 @@
 // `lockstep files` and `lockstep shard --from`, over a real server on loopback.
+#include "launcher/shard_source.h"
+
 #include <sys/stat.h>
 
 #include <cstring>
@@ -16,6 +18,7 @@ namespace lockstep {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::TemporaryDirectory;
@@ -74,6 +77,10 @@ TEST_P(ShardFrom, MakesTheFilesThatTheLocalCheckpointMakes) {
   for (const char* rank : {"2", "0", "1"})
     RunShard(Cut({"--from", url, "--out", out.File("ranks"), "--rank", rank}));
   ExpectSameFiles(out.File("local"), out.File("ranks"));
+  // The probe prompt is recorded over the network for those who ask, by any rank.
+  EXPECT_THAT(Names(out.File("ranks")), ::testing::Not(Contains("probe.json")));
+  RunShard(Cut({"--from", url, "--out", out.File("ranks"), "--rank", "1", "--record"}));
+  EXPECT_EQ(ReadAll(out.File("ranks") + "/probe.json"), ReadAll(out.File("local") + "/probe.json"));
   // And a set of such files, copied.
   const Serving set(out.File("local"));
   RunShard({"--from", set.url(), "--out", out.File("copy"), "--rank", "1"});
@@ -124,6 +131,39 @@ TEST(ShardFromTest, ASecretIsProvenOrRefused) {
   with.back() = secret("right", std::string(kSecret) + "\n");
   RunShard(with);
   EXPECT_EQ(ShardNames(out.File("out")).size(), 2u);
+}
+
+TEST(ShardFromTest, OnlyHuggingFaceIsShownItsToken) {
+  EXPECT_TRUE(IsHuggingFace("https://huggingface.co/zai-org/GLM-4.7/resolve/main"));
+  EXPECT_TRUE(IsHuggingFace("HTTPS://HuggingFace.co:443/x"));
+  EXPECT_TRUE(IsHuggingFace("https://huggingface.co"));
+  for (const char* other :
+       {"http://huggingface.co/x", "https://huggingface.co.example.org/x",
+        "https://huggingface.com", "https://example.org/huggingface.co",
+        "https://example.org/?https://huggingface.co/x", "https://huggingface.co@example.org/x",
+        "https://xhuggingface.co/", "huggingface.co/x", ""}) {
+    EXPECT_FALSE(IsHuggingFace(other)) << other;
+  }
+  EXPECT_EQ(HuggingFaceToken(nullptr).value(), "");
+  EXPECT_EQ(HuggingFaceToken("hf_abc123").value(), "hf_abc123");
+  for (const char* wrong : {"two words", "line\r\nCookie: x", "t\xc3\xb6ken"})
+    EXPECT_THAT(MessageOf(HuggingFaceToken(wrong).status()), HasSubstr("HF_TOKEN")) << wrong;
+}
+
+TEST(ShardFromTest, AnotherServerDoesNotSeeTheTokenOfHuggingFace) {
+  const TemporaryDirectory out;
+  std::atomic<bool> seen{false};
+  testing::FakeHttpServer server([&](const testing::FakeRequest& request) {
+    if (request.Has("hf_secret") || request.Has("Authorization")) seen = true;
+    return testing::HttpText("401 Unauthorized", "Content-Length: 0\r\n", "");
+  });
+  setenv("HF_TOKEN", "hf_secret", 1);
+  Program program = Shard({"--from", server.url(), "--ranks", "1", "--out", out.File("out")});
+  unsetenv("HF_TOKEN");
+  EXPECT_EQ(program.Wait(), 2);
+  EXPECT_THAT(program.error(), HasSubstr("--secret-file"));
+  EXPECT_GT(server.requests(), 0);
+  EXPECT_FALSE(seen);
 }
 
 // The answer of a right server that serves a directory.

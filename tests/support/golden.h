@@ -4,73 +4,36 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <fstream>
-#include <iterator>
-#include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
-#include "gtest/gtest.h"
-#include "nlohmann/json.hpp"
-
 namespace lockstep::testing {
 
-inline std::string SourcePath(const std::string& relative) {
-  const char* root = std::getenv("LOCKSTEP_SOURCE_DIR");
-  return std::string(root != nullptr ? root : ".") + "/" + relative;
-}
+// `relative` below the root of the repository.
+std::string SourcePath(const std::string& relative);
+std::string ReadAll(const std::string& path);
 
-inline std::string ReadAll(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  EXPECT_TRUE(file.good()) << path;
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
-
+// A file of golden tensors. A test that asks for a name that is not there, or for another type than
+// the file has, fails.
 class Golden {
  public:
-  explicit Golden(const std::string& path) : bytes_(ReadAll(path)) {
-    uint64_t header = 0;
-    std::memcpy(&header, bytes_.data(), 8);
-    entries_ = nlohmann::json::parse(bytes_.substr(8, header));
-    begin_ = 8 + header;
-  }
-  bool Has(const std::string& name) const { return entries_.contains(name); }
-  std::vector<int64_t> Shape(const std::string& name) const {
-    return entries_.at(name).at("shape").get<std::vector<int64_t>>();
-  }
-  std::vector<float> Floats(const std::string& name) const {
-    EXPECT_EQ(entries_.at(name).at("dtype"), "F32") << name;
-    return Values<float>(name);
-  }
+  explicit Golden(const std::string& path);
+  ~Golden();
+  Golden(Golden&&) noexcept;
+
+  bool Has(const std::string& name) const;
+  std::vector<int64_t> Shape(const std::string& name) const;
+  std::vector<float> Floats(const std::string& name) const;
   // int32 or int64 tensors as int32.
-  std::vector<int32_t> Ids(const std::string& name) const {
-    if (entries_.at(name).at("dtype") == "I64") {
-      const auto wide = Values<int64_t>(name);
-      return std::vector<int32_t>(wide.begin(), wide.end());
-    }
-    return Values<int32_t>(name);
-  }
-  std::vector<double> Doubles(const std::string& name) const {
-    EXPECT_EQ(entries_.at(name).at("dtype"), "F64") << name;
-    return Values<double>(name);
-  }
+  std::vector<int32_t> Ids(const std::string& name) const;
+  std::vector<double> Doubles(const std::string& name) const;
   // Of any type, as they lie in the file.
-  std::vector<std::byte> Bytes(const std::string& name) const { return Values<std::byte>(name); }
+  std::vector<std::byte> Bytes(const std::string& name) const;
 
  private:
-  template <typename T>
-  std::vector<T> Values(const std::string& name) const {
-    const auto offsets = entries_.at(name).at("data_offsets").get<std::vector<uint64_t>>();
-    std::vector<T> values((offsets[1] - offsets[0]) / sizeof(T));
-    if (!values.empty())
-      std::memcpy(values.data(), bytes_.data() + begin_ + offsets[0], offsets[1] - offsets[0]);
-    return values;
-  }
-  std::string bytes_;
-  nlohmann::json entries_;
-  uint64_t begin_ = 0;
+  struct File;  // the JSON library is slow to compile, and in golden.cc only
+  std::unique_ptr<const File> file_;
 };
 
 }  // namespace lockstep::testing

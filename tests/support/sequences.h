@@ -21,6 +21,7 @@ struct TestModel {
 struct TestModelOptions {
   std::string directory;
   std::string kernels = "cpu";
+  kernels::Precision precision = kernels::Precision::kExact;
   std::vector<double> shares;
   int threads = 1;
   ModelLimits limits{.max_rows = 640, .max_outputs = 640, .max_model_len = 1024, .kv_blocks = 200};
@@ -30,7 +31,7 @@ struct TestModelOptions {
 inline TestModel OpenModel(const TestModelOptions& options, Group& group) {
   TestModel result;
   result.pool = std::make_unique<ThreadPool>(options.threads);
-  result.backend = kernels::MakeBackend(options.kernels).value();
+  result.backend = kernels::MakeBackend(options.kernels, options.precision).value();
   LoadOptions load;
   load.directory = options.directory;
   load.shares = ValidateShares(options.shares, group.size()).value();

@@ -14,7 +14,7 @@ class CommandLine(TestCase):
     def test_unknown_things_are_refused(self):
         self.assert_fails(run("rum", "--model", A), 2, "rum", "run")
         self.assert_fails(run("run", "--modle", A, "x"), 2, "modle")
-        self.assert_fails(run("run", "--model", A, "--collective", "smoke", "x"), 2, "smoke", "tcp, shm, mpi")
+        self.assert_fails(run("run", "--model", A, "--collective", "smoke", "x"), 2, "smoke", "tcp, shm, rdma, mpi")
         self.assert_fails(run("run", "--model", A, "--ranks", "0", "x"), 2, "--ranks")
         self.assert_fails(run("run", "--model", A, "--ranks", "2", "--shares", "1,2,3", "x"), 2, "3 shares", "2 ranks")
         self.assert_fails(run("run", "x"), 2, "--model")

@@ -25,7 +25,7 @@ FOREIGN = {
     r"grpc(pp|\+\+)?/": ["runtime/engine/rpc", "runtime/serve", "launcher", "deploy", "tests"],
     r"google/protobuf/": ["proto", "runtime/engine/rpc", "runtime/serve", "launcher", "deploy", "tests"],
     r"lockstep/v1/": ["runtime/engine/rpc", "runtime/serve", "launcher", "deploy", "tests"],
-    r"mpi\.h": ["collectives/mpi"],
+    r"mpi\.h": ["collectives/mpi", "bench"],
     r"pmix": ["collectives/pmix"],
     r"nccl": ["collectives/nccl"],
     r"infiniband/": ["transport/rdma"],

@@ -3,45 +3,19 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstring>
-#include <random>
 #include <thread>
 
+#include "tests/transport/meshes.h"
 #include "transport/socket.h"
 
 namespace lockstep {
 namespace {
 
-// Not a real keyed digest; the transport does not care.
-Proof FakeSign(uint64_t key, std::span<const std::byte> data) {
-  std::mt19937_64 random(key);
-  for (const std::byte value : data) random.seed(random() + static_cast<uint64_t>(value));
-  Proof proof;
-  for (std::byte& value : proof) value = static_cast<std::byte>(random());
-  return proof;
-}
-
-FabricOptions Options(const std::string& transport, int rank, int size, uint64_t key) {
-  FabricOptions options;
-  options.rank = rank;
-  options.size = size;
-  options.transport = transport;
-  options.hosts = {"127.0.0.1"};
-  options.sign = [key](std::span<const std::byte> data) { return FakeSign(key, data); };
-  options.nonce = [] {
-    std::random_device random;
-    std::array<std::byte, 16> nonce;
-    for (std::byte& value : nonce) value = static_cast<std::byte>(random());
-    return nonce;
-  };
-  return options;
-}
-
-class EveryFabric : public testing::TestWithParam<const char*> {
+class EveryFabric : public ::testing::TestWithParam<const char*> {
  protected:
   void Open(int size) {
     for (int rank = 0; rank < size; ++rank) {
-      auto fabric = OpenFabric(Options(GetParam(), rank, size, 42));
+      auto fabric = OpenFabric(FabricOf(GetParam(), rank, size, 42));
       ASSERT_TRUE(fabric.ok()) << fabric.status();
       fabrics_.push_back(std::move(*fabric));
       addresses_.push_back(fabrics_.back()->address());
@@ -53,11 +27,15 @@ class EveryFabric : public testing::TestWithParam<const char*> {
     std::vector<std::thread> threads;
     for (size_t rank = 0; rank < fabrics_.size(); ++rank) {
       threads.emplace_back([&, rank] {
-        auto links = fabrics_[rank]->Connect(addresses_, Deadline::After(timeout_ms));
-        results[rank] = links.status();
-        if (!links.ok()) return;
-        for (size_t peer = 0; peer < links->size(); ++peer)
-          EXPECT_EQ((*links)[peer] == nullptr, peer == rank);
+        auto mesh = fabrics_[rank]->Connect(addresses_, Deadline::After(timeout_ms));
+        results[rank] = mesh.status();
+        if (!mesh.ok()) return;
+        EXPECT_EQ(mesh->window.bytes().size(), 4096u);
+        EXPECT_EQ(mesh->links.size(), fabrics_.size());
+        for (size_t peer = 0; peer < mesh->links.size(); ++peer) {
+          EXPECT_EQ(mesh->links[peer] == nullptr, peer == rank);
+          if (peer != rank) EXPECT_EQ(mesh->links[peer]->view().size(), 4096u);
+        }
       });
     }
     for (std::thread& thread : threads) thread.join();
@@ -92,7 +70,7 @@ TEST_P(EveryFabric, DropsStrangersWithoutDisturbingTheMembers) {
 
 TEST_P(EveryFabric, RefusesARankOfAnotherSession) {
   Open(2);
-  auto stranger = OpenFabric(Options(GetParam(), 1, 2, 43));
+  auto stranger = OpenFabric(FabricOf(GetParam(), 1, 2, 43));
   ASSERT_TRUE(stranger.ok());
   fabrics_[1] = std::move(*stranger);
   const std::vector<Status> results = ConnectAll(700);
@@ -113,23 +91,23 @@ TEST_P(EveryFabric, NamesTheRankThatDoesNotCome) {
 }
 
 TEST_P(EveryFabric, StopsWhenInterrupted) {
-  FabricOptions options = Options(GetParam(), 0, 2, 42);
+  FabricOptions options = FabricOf(GetParam(), 0, 2, 42);
   options.interrupted = [] { return ModelError("enough"); };
   auto fabric = OpenFabric(options);
   ASSERT_TRUE(fabric.ok());
-  const auto links = (*fabric)->Connect({(*fabric)->address(), "unused"}, Deadline::After(60'000));
-  EXPECT_EQ(MessageOf(links.status()), "enough");
+  const auto mesh = (*fabric)->Connect({(*fabric)->address(), "unused"}, Deadline::After(60'000));
+  EXPECT_EQ(MessageOf(mesh.status()), "enough");
 }
 
-INSTANTIATE_TEST_SUITE_P(Fabrics, EveryFabric, testing::Values("tcp", "shm"),
+INSTANTIATE_TEST_SUITE_P(Fabrics, EveryFabric, ::testing::Values("tcp", "shm"),
                          [](const auto& values) { return std::string(values.param); });
 
 TEST(Fabric, TriesTheNextAddressOfAPeer) {
-  FabricOptions zero = Options("tcp", 0, 2, 42);
+  FabricOptions zero = FabricOf("tcp", 0, 2, 42);
   // The second address is this machine's, the first one nobody's.
   zero.hosts = {"127.0.0.1", "127.0.0.2"};
   auto first = OpenFabric(zero);
-  auto second = OpenFabric(Options("tcp", 1, 2, 42));
+  auto second = OpenFabric(FabricOf("tcp", 1, 2, 42));
   ASSERT_TRUE(first.ok() && second.ok());
   const std::string real = (*first)->address();
   const std::vector<std::string> addresses = {"127.0.0.1:1," + real.substr(real.find(',') + 1),

@@ -38,6 +38,13 @@ class CpuBackend final : public Backend {
     LOCKSTEP_RETURN_IF_ERROR(quantized_.Reserve(matrix.inputs));
     return CpuMatrix::Panels(std::move(matrix));
   }
+  void PackNext(HostMatrix* matrix, ThreadPool& pool) const override {
+    if (BecomesPanels(*matrix)) CpuMatrix::TurnNext(matrix, &pool);
+  }
+  StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const override {
+    return Pack(static_cast<CpuMatrix&>(*packed).TakePortable());
+  }
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     const uint64_t bytes = HostMatrix::BytesOf(shape, "weights").value_or(0);
     return bytes + (BecomesPanels(shape) ? CpuMatrix::LastPanelBytes(shape) : 0);

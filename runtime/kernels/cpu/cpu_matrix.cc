@@ -3,6 +3,8 @@
 #include <cstring>
 #include <vector>
 
+#include "runtime/base/check.h"
+
 namespace lockstep::kernels {
 
 CpuMatrix::CpuMatrix(HostMatrix matrix, Buffer last_panels, bool in_panels)
@@ -17,9 +19,30 @@ std::unique_ptr<CpuMatrix> CpuMatrix::Portable(HostMatrix matrix) {
   return std::unique_ptr<CpuMatrix>(new CpuMatrix(std::move(matrix), Buffer(), false));
 }
 
+HostMatrix CpuMatrix::TakePortable() {
+  LOCKSTEP_CHECK(!in_panels_);
+  return std::move(matrix_);
+}
+
 uint64_t CpuMatrix::LastPanelBytes(const HostMatrix& shape) {
   if (shape.outputs % kPanelOutputs == 0 || shape.count == 0) return 0;
   return static_cast<uint64_t>(shape.count) * shape.row_bytes() * kPanelOutputs + 64;
+}
+
+void CpuMatrix::TurnNext(HostMatrix* matrix, ThreadPool* pool) {
+  const uint64_t panel_bytes = matrix->row_bytes() * kPanelOutputs;
+  std::byte* const first = matrix->row(matrix->packed++, 0);
+  const auto turn = [&](int64_t begin, int64_t end, int) {
+    std::vector<std::byte> rows(panel_bytes);
+    for (int64_t index = begin; index < end && panel_bytes > 0; ++index) {
+      std::byte* const panel = first + static_cast<uint64_t>(index) * panel_bytes;
+      std::memcpy(rows.data(), panel, panel_bytes);
+      Interleave(matrix->format, matrix->inputs, matrix->phase, rows.data(), panel);
+    }
+  };
+  const int64_t panels = matrix->outputs / kPanelOutputs;
+  if (pool == nullptr) return turn(0, panels, 0);
+  pool->ParallelFor(panels, 1, turn);
 }
 
 StatusOr<std::unique_ptr<CpuMatrix>> CpuMatrix::Panels(HostMatrix matrix) {
@@ -31,25 +54,14 @@ StatusOr<std::unique_ptr<CpuMatrix>> CpuMatrix::Panels(HostMatrix matrix) {
     LOCKSTEP_ASSIGN_OR_RETURN(last_panels,
                               Buffer::Allocate(bytes, "the last rows of packed weights"));
   }
+  while (matrix.packed < matrix.count) TurnNext(&matrix, nullptr);
   std::vector<std::byte> rows(panel_bytes);
-  const auto interleave = [&](const std::byte* from, uint64_t bytes, std::byte* to) {
-    if (bytes > 0) std::memcpy(rows.data(), from, bytes);
-    std::memset(rows.data() + bytes, 0, panel_bytes - bytes);
-    Interleave(matrix.format, matrix.inputs, matrix.phase, rows.data(), to);
-  };
-  for (int64_t index = 0; index < matrix.count && panel_bytes > 0; ++index) {
-    int64_t output = 0;
-    for (; output + kPanelOutputs <= matrix.outputs; output += kPanelOutputs) {
-      std::byte* panel =
-          matrix.data.data() + static_cast<uint64_t>(index * matrix.outputs + output) * row_bytes;
-      interleave(panel, panel_bytes, panel);
-    }
-    if (rest > 0) {
-      interleave(
-          matrix.data.data() + static_cast<uint64_t>(index * matrix.outputs + output) * row_bytes,
-          static_cast<uint64_t>(rest) * row_bytes,
-          last_panels.data() + static_cast<uint64_t>(index) * panel_bytes);
-    }
+  for (int64_t index = 0; index < matrix.count && rest > 0 && panel_bytes > 0; ++index) {
+    // Those of nothing stay zero.
+    std::memcpy(rows.data(), matrix.row(index, matrix.outputs - rest),
+                static_cast<uint64_t>(rest) * row_bytes);
+    Interleave(matrix.format, matrix.inputs, matrix.phase, rows.data(),
+               last_panels.data() + static_cast<uint64_t>(index) * panel_bytes);
   }
   return std::unique_ptr<CpuMatrix>(new CpuMatrix(std::move(matrix), std::move(last_panels), true));
 }

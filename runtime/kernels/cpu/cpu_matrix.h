@@ -15,11 +15,17 @@ class CpuMatrix final : public PackedMatrix {
  public:
   // Keeps the portable layout.
   static std::unique_ptr<CpuMatrix> Portable(HostMatrix matrix);
-  // Turns every sixteen rows into a panel in their place. Outputs behind the last whole panel of a
+  // Turns every sixteen rows of the first matrix that is not yet packed into a panel in their
+  // place; with a pool, on all its threads.
+  static void TurnNext(HostMatrix* matrix, ThreadPool* pool);
+  // The same for all that are left. Outputs behind the last whole panel of a
   // matrix get panels of their own.
   static StatusOr<std::unique_ptr<CpuMatrix>> Panels(HostMatrix matrix);
   // What Panels takes for the panels of those outputs.
   static uint64_t LastPanelBytes(const HostMatrix& shape);
+
+  // The matrix of Portable, back; nothing else may be asked of this one then.
+  HostMatrix TakePortable();
 
   bool in_panels() const { return in_panels_; }
   const WeightFormat& format() const { return matrix_.format; }

@@ -177,13 +177,60 @@ void FromWords(const WeightFormat& format, const uint32_t* words, uint64_t bytes
   ToBitString(values, format.bits, codes);
 }
 
-// Numbers of `unit` bytes: entry after entry, in each number after number, in each lane by lane.
+// Numbers of kUnit bytes: entry after entry, in each number after number, in each lane by lane.
+template <uint64_t kUnit>
+void InterleaveNumbers(const std::byte* from, uint64_t row_bytes, uint64_t entry_bytes,
+                       std::byte* to) {
+  for (uint64_t at = 0; at < entry_bytes; at += kUnit) {
+    for (int64_t lane = 0; lane < kPanelOutputs; ++lane, to += kUnit) {
+      std::memcpy(to, from + static_cast<uint64_t>(lane) * row_bytes + at, kUnit);
+    }
+  }
+}
+
 void InterleaveEntry(const std::byte* from, uint64_t row_bytes, uint64_t entry_bytes, uint64_t unit,
                      std::byte* to) {
-  for (uint64_t at = 0; at < entry_bytes; at += unit) {
-    for (int64_t lane = 0; lane < kPanelOutputs; ++lane, to += unit) {
-      std::memcpy(to, from + static_cast<uint64_t>(lane) * row_bytes + at, unit);
+  if (unit == 1) return InterleaveNumbers<1>(from, row_bytes, entry_bytes, to);
+  if (unit == 2) return InterleaveNumbers<2>(from, row_bytes, entry_bytes, to);
+  InterleaveNumbers<4>(from, row_bytes, entry_bytes, to);
+}
+
+// The codes of one block of sixteen rows. How many words they are, and whether they stay as they
+// are, is known when this is compiled: loading waits for it.
+template <uint64_t kWords, bool kAsTheyAre>
+void InterleaveCodes(const WeightFormat& format, const std::byte* codes, uint64_t row_bytes,
+                     std::byte* panel) {
+  for (uint64_t lane = 0; lane < kPanelOutputs; ++lane, codes += row_bytes) {
+    uint32_t words[kWords];
+    if constexpr (kAsTheyAre) {
+      std::memcpy(words, codes, sizeof words);
+    } else {
+      ToWords(format, codes, sizeof words, words);
     }
+    for (uint64_t word = 0; word < kWords; ++word)
+      std::memcpy(panel + (word * kPanelOutputs + lane) * 4, words + word, 4);
+  }
+}
+
+template <bool kAsTheyAre>
+void InterleaveBlock(const WeightFormat& format, const std::byte* codes, const RowLayout& layout,
+                     std::byte* panel) {
+  const auto of = [&]<uint64_t kWords>() {
+    InterleaveCodes<kWords, kAsTheyAre>(format, codes, layout.row_bytes, panel);
+  };
+  switch (layout.code_bytes / 4) {
+    case 2:
+      return of.template operator()<2>();
+    case 3:
+      return of.template operator()<3>();
+    case 4:
+      return of.template operator()<4>();
+    case 5:
+      return of.template operator()<5>();
+    case 6:
+      return of.template operator()<6>();
+    default:
+      return of.template operator()<8>();
   }
 }
 
@@ -213,18 +260,17 @@ void Interleave(const WeightFormat& format, int64_t inputs, int64_t phase, const
                     units.outer, panel);
     panel += layout.outer_bytes * kPanelOutputs;
   }
+  const bool as_they_are = format.encoding != Encoding::kMlx && BitPlane(format) < 0;
   const auto blocks = static_cast<uint64_t>(inputs / kBlockWeights);
   for (uint64_t block = 0; block < blocks; ++block) {
     InterleaveEntry(rows + layout.inner_at + block * layout.inner_bytes, layout.row_bytes,
                     layout.inner_bytes, units.inner, panel);
     panel += layout.inner_bytes * kPanelOutputs;
     const std::byte* codes = rows + layout.codes_at + block * layout.code_bytes;
-    for (uint64_t lane = 0; lane < kPanelOutputs; ++lane) {
-      uint32_t words[kMostWords] = {};
-      ToWords(format, codes + lane * layout.row_bytes, layout.code_bytes, words);
-      for (uint64_t word = 0; word < layout.code_bytes / 4; ++word) {
-        std::memcpy(panel + (word * kPanelOutputs + lane) * 4, words + word, 4);
-      }
+    if (as_they_are) {
+      InterleaveBlock<true>(format, codes, layout, panel);
+    } else {
+      InterleaveBlock<false>(format, codes, layout, panel);
     }
     panel += layout.code_bytes * kPanelOutputs;
   }

@@ -193,11 +193,24 @@ struct E8m0Scale {  // mxfp4; half the scale, since the codes are doubled
 struct E4m3Halves {  // nvfp4, likewise
   static constexpr bool kTwo = true, kMinimum = false;
   static constexpr uint64_t kOuterBytes = 4, kInnerBytes = 2;
+  // As a rule none or all: divisions are for those that need them.
+  static bool AnyNegative(const std::byte* floats) {
+    uint64_t two[kLaneCount / 2], signs = 0;
+    std::memcpy(two, floats, sizeof two);
+    for (const uint64_t bits : two) signs |= bits;
+    return (signs & 0x8000000080000000u) != 0;
+  }
   static void Load(DType, const std::byte* outer, const std::byte* inner, BlockScales* to) {
-    // The codes are doubled, and LoadWide gives a 256th.
-    const F32x16 whole = AsFloat(LoadWords(outer)) * 128.0f;
+    const F32x16 whole = AsFloat(LoadWords(outer));
+    const bool divide = AnyNegative(outer);
     for (uint64_t half = 0; half < 2; ++half) {
-      to->scale[half] = whole * LoadWide(reinterpret_cast<const Fp8*>(inner + half * kLaneCount));
+      // The codes are doubled, and LoadWide gives a 256th.
+      const F32x16 scale =
+          LoadWide(reinterpret_cast<const Fp8*>(inner + half * kLaneCount)) * 128.0f;
+      to->scale[half] =
+          divide ? Map([](NativeF32 s, NativeF32 sc) { return s < 0 ? sc / -s : s * sc; }, whole,
+                       scale)
+                 : whole * scale;
     }
   }
 };

@@ -13,7 +13,6 @@
 namespace lockstep::kernels {
 namespace {
 
-typedef int8_t NativeI8 __attribute__((vector_size(kWidth * 4)));
 typedef uint8_t QuarterU8 __attribute__((vector_size(kWidth)));
 typedef int8_t QuarterI8 __attribute__((vector_size(kWidth)));
 
@@ -255,9 +254,13 @@ inline NativeU32 LookupNative(NativeU32 bytes, const int8_t* table) {
 #elif defined(__aarch64__)
   return (NativeU32)vqtbl1q_s8(vld1q_s8(table), (uint8x16_t)bytes);
 #else
-  NativeI8 values = (NativeI8)bytes;
-  for (int i = 0; i < kWidth * 4; ++i) values[i] = table[static_cast<int>(values[i])];
-  return (NativeU32)values;
+  // SSE2 has no way to look up or take out a byte: through memory, and in a loop, since unrolled it
+  // was most of what this set's compiler had to do.
+  uint8_t values[sizeof(bytes)];
+  std::memcpy(values, &bytes, sizeof(bytes));
+#pragma GCC unroll 1
+  for (uint8_t& value : values) value = static_cast<uint8_t>(table[value]);
+  return LoadNative<NativeU32>(values);
 #endif
 }
 

@@ -46,6 +46,11 @@ class RefBackend final : public Backend {
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return std::make_unique<RefMatrix>(std::move(matrix));
   }
+  void PackNext(HostMatrix*, ThreadPool&) const override {}
+  StatusOr<std::unique_ptr<PackedMatrix>> Repack(
+      std::unique_ptr<PackedMatrix> packed) const override {
+    return packed;
+  }
   uint64_t PackedBytes(const HostMatrix& shape) const override {
     return HostMatrix::BytesOf(shape, "weights").value_or(0);
   }

@@ -206,7 +206,7 @@ TEST(Options, AreCheckedAgainstTheirTable) {
   EXPECT_THAT(MessageOf(set("ranks", "2.5")), HasSubstr("not a whole number"));
   EXPECT_THAT(MessageOf(set("ranks", "")), HasSubstr("not a whole number"));
   EXPECT_THAT(MessageOf(set("collective", "smoke")),
-              HasSubstr("'smoke' is not one of tcp, shm, mpi"));
+              HasSubstr("'smoke' is not one of tcp, shm, rdma, mpi"));
   EXPECT_TRUE(set("shares", "3,2.5").ok());
   EXPECT_EQ(options.shares, (std::vector<double>{3, 2.5}));
   EXPECT_FALSE(set("shares", "3,,2").ok());

@@ -19,11 +19,12 @@ namespace lockstep::testing {
 // What the ranks share.
 struct ThreadWorld {
   explicit ThreadWorld(int ranks)
-      : slots(ranks), published(ranks, 0), ended(ranks, 0), mailboxes(ranks * ranks) {}
+      : slots(ranks), published(ranks * ranks, 0), ended(ranks, 0), mailboxes(ranks * ranks) {}
   std::mutex mutex;
   std::condition_variable changed;
   std::vector<std::vector<std::byte>> slots;
-  std::vector<uint64_t> published, ended;                      // exchanges, by rank
+  std::vector<uint64_t> published;                             // parts, [from * ranks + to]
+  std::vector<uint64_t> ended;                                 // exchanges, by rank
   std::vector<std::vector<std::vector<std::byte>>> mailboxes;  // [from * ranks + to], a queue
   Status reason;
 };
@@ -31,10 +32,13 @@ struct ThreadWorld {
 class ThreadGroup final : public Group {
  public:
   ThreadGroup(std::shared_ptr<ThreadWorld> world, int rank)
-      : Group(rank, static_cast<int>(world->slots.size())), world_(std::move(world)) {}
+      : Group(rank, static_cast<int>(world->slots.size())),
+        world_(std::move(world)),
+        expected_(size()),
+        taken_(size(), 0) {}
 
   const GroupTraits& traits() const override {
-    static const GroupTraits traits = {"threads", size_t{1} << 16, true};
+    static const GroupTraits traits = {"threads", size_t{1} << 16, true, false};
     return traits;
   }
   StatusOr<std::span<std::byte>> Begin(size_t bytes) override {
@@ -46,18 +50,26 @@ class ThreadGroup final : public Group {
       return true;
     }));
     world_->slots[rank()].resize(bytes);
-    return std::span(world_->slots[rank()]);
+    return slot_ = std::span(world_->slots[rank()]);
   }
-  Status Publish() override {
+  Status ExpectPart(int peer, SlotPart part) override {
+    expected_[peer].push_back(part);
+    return OkStatus();
+  }
+  Status PublishPart(int peer, SlotPart) override {
     const std::lock_guard lock(world_->mutex);
-    world_->published[rank()] = exchange_ + 1;
+    ++world_->published[rank() * size() + peer];
     world_->changed.notify_all();
     return OkStatus();
   }
   StatusOr<std::span<const std::byte>> Wait(int peer) override {
+    if (peer == rank()) return slot_;
     std::unique_lock lock(world_->mutex);
-    LOCKSTEP_RETURN_IF_ERROR(Await(&lock, [&] { return world_->published[peer] > exchange_; }));
-    return std::span<const std::byte>(world_->slots[peer]);
+    const uint64_t number = taken_[peer]++;
+    LOCKSTEP_RETURN_IF_ERROR(
+        Await(&lock, [&] { return world_->published[peer * size() + rank()] > number; }));
+    const SlotPart part = expected_[peer].at(number);
+    return std::span<const std::byte>(world_->slots[peer]).subspan(part.offset, part.bytes);
   }
   Status End() override {
     const std::lock_guard lock(world_->mutex);
@@ -94,6 +106,8 @@ class ThreadGroup final : public Group {
     return world_->reason;
   }
   std::shared_ptr<ThreadWorld> world_;
+  std::vector<std::vector<SlotPart>> expected_;  // of all exchanges, by peer
+  std::vector<uint64_t> taken_;                  // how many of them were waited for
   uint64_t exchange_ = 0;
 };
 

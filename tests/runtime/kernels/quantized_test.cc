@@ -76,10 +76,17 @@ class RandomRows {
     if (type == DType::kF32) std::memcpy(to, &value, 4);
     if (type == DType::kBF16) std::memcpy(to, &bits, 2);
   }
+  // Scales that multiply and, negative, scales that divide, in one matrix.
+  void PutNvfp4(std::byte* to) {
+    const float value = std::uniform_real_distribution<float>(0.01f, 0.1f)(random_);
+    const float scale = random_() % 2 == 0 ? value : -1 / value;
+    std::memcpy(to, &scale, sizeof scale);
+  }
   void Outer(const WeightFormat& format, std::byte* to, uint64_t bytes) {
     const bool mlx = format.encoding == Encoding::kMlx;
     const bool nvfp4 = format.encoding == Encoding::kNvfp4;
-    const DType type = mlx ? format.scale_type : nvfp4 ? DType::kF32 : DType::kF16;
+    const DType type = mlx ? format.scale_type : DType::kF16;
+    if (nvfp4) return PutNvfp4(to);
     for (uint64_t at = 0; at < bytes; at += SizeOf(type)) PutNumber(type, to + at);
   }
   void Inner(const WeightFormat& format, std::byte* to, uint64_t bytes) {
@@ -234,7 +241,10 @@ TEST_P(Quantized8, GroupedProductsAgreeWithPlainLoops) {
   const int64_t rows = 29, experts = 5, top_k = 2, inputs = 96;
   for (const WeightFormat& format : FastFormats()) {
     const HostMatrix source = random_.Make(format, experts, 35, inputs, 0);
-    const auto stack = backend_->Pack(Copy(source)).value();
+    HostMatrix copy = Copy(source);  // packed as while loading: some matrices before the others
+    backend_->PackNext(&copy, three_);
+    backend_->PackNext(&copy, one_);
+    const auto stack = backend_->Pack(std::move(copy)).value();
     std::vector<int32_t> chosen;
     for (int32_t row = 0; row < rows; ++row) {
       chosen.push_back(row % 3);  // expert 3 gets a few rows, expert 4 none
@@ -374,6 +384,21 @@ TEST_P(Quantized8, ExactPrecisionHasTheBitsOfItsDefinition) {
         }
       }
     }
+  }
+}
+
+TEST_P(Quantized8, WhatWasPackedForFullPrecisionIsPackedAgainToTheSameBits) {
+  const auto exact = MakeBackend(GetParam(), Precision::kExact).value();
+  for (const WeightFormat& format : FastFormats()) {
+    const HostMatrix source = random_.Make(format, 2, 35, 3 * kBlockWeights, 0);
+    const auto x = random_.Floats(5 * source.inputs);
+    const auto at_once = backend_->Pack(Copy(source)).value();
+    const auto again = backend_->Repack(exact->Pack(Copy(source)).value()).value();
+    EXPECT_EQ(again->bytes(), at_once->bytes());
+    const auto want = MatMul(queue_, *at_once, nullptr, x.data(), 5);
+    const auto got = MatMul(queue_, *again, nullptr, x.data(), 5);
+    EXPECT_EQ(std::memcmp(got.data(), want.data(), want.size() * sizeof(float)), 0)
+        << format.Name();
   }
 }
 

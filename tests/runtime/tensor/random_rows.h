@@ -38,6 +38,9 @@ inline std::vector<std::byte> FiniteRow(const WeightFormat& format, int64_t inpu
   const bool numbers = format.plain() || format.encoding == Encoding::kFp8;
   const size_t end = numbers ? row.size() : LayoutOf(format, inputs, phase).codes_at;
   for (size_t i = 0; i < end; ++i) row[i] &= std::byte{0xbf};
+  // Negative: divides. Then it is at least 2, and finite.
+  if (format.encoding == Encoding::kNvfp4 && end > 0 && (row[3] & std::byte{0x80}) != std::byte{0})
+    row[3] = (row[3] | std::byte{0x40}) & std::byte{0xfe};
   return row;
 }
 

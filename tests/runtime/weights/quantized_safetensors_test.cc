@@ -156,7 +156,8 @@ TEST_F(Quantized, Nvfp4OfModelOptAndOfCompressedTensors) {
     const float code = E2m1(codes[i / 2] >> (i % 2 * 4) & 15);
     const float scale = E4m3(scales[i / 16]);
     ASSERT_EQ(a[i], whole * scale * code) << i;
-    ASSERT_EQ(b[i], (1 / whole) * scale * code) << i;
+    // Rounded from double, a quotient of floats is what a division of floats gives.
+    ASSERT_EQ(b[i], static_cast<float>(static_cast<double>(scale) / whole) * code) << i;
   }
   EXPECT_EQ(Values(**opened, "c.weight"), (std::vector<float>{1, 2}));
 }

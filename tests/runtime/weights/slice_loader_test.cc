@@ -2,6 +2,7 @@
 // one rank alone would hold, in every format and at uneven cuts.
 #include "runtime/weights/slice_loader.h"
 
+#include <atomic>
 #include <cstring>
 #include <random>
 
@@ -97,6 +98,90 @@ TEST_P(SliceLoaderOf, ShardedEqualsUnsharded) {
       EXPECT_GE(compared, 5);
     });
   }
+}
+
+// The files of a model, which count what is read past the page cache and what is not.
+class CountingFiles final : public FileSource {
+ public:
+  explicit CountingFiles(std::string directory) : directory_(std::move(directory)) {}
+
+  StatusOr<std::unique_ptr<RandomAccessFile>> Open(const std::string& name) const override {
+    LOCKSTEP_ASSIGN_OR_RETURN(auto file, RandomAccessFile::Open(directory_ + "/" + name));
+    return std::make_unique<File>(std::move(file), *this);
+  }
+  bool Exists(const std::string& name) const override {
+    return FileExists(directory_ + "/" + name);
+  }
+  std::vector<std::string> List() const override { return NamesIn(directory_).value(); }
+
+  mutable std::atomic<int> ahead{0}, at_once{0};
+
+ private:
+  class File final : public RandomAccessFile {
+   public:
+    File(std::unique_ptr<RandomAccessFile> file, const CountingFiles& files)
+        : RandomAccessFile(file->path(), file->size_bytes()),
+          file_(std::move(file)),
+          files_(files) {}
+    Status Read(uint64_t offset, std::span<std::byte> out) const override {
+      ++files_.at_once;
+      return file_->Read(offset, out);
+    }
+    Status ReadDirect(uint64_t offset, std::span<std::byte> out) const override {
+      ++files_.ahead;
+      return file_->ReadDirect(offset, out);
+    }
+
+   private:
+    const std::unique_ptr<RandomAccessFile> file_;
+    const CountingFiles& files_;
+  };
+
+  const std::string directory_;
+};
+
+// The plan has every byte that is then asked for.
+TEST_P(SliceLoaderOf, WhatIsReadAheadIsAllThatIsRead) {
+  const std::string name = GetParam();
+  const bool file = name.ends_with(".gguf");
+  const CountingFiles files(SourcePath("tests/goldens/models" + (file ? "" : "/" + name)));
+  const MountedFiles mounted("counted:", files);
+  const auto checkpoint = Checkpoint::Open(file ? "counted:/" + name : "counted:");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const std::vector<double> shares = {3, 1, 2};
+  RunRanks(3, "tcp", [&](Membership&, Group& group) {
+    const auto rank = static_cast<size_t>(group.rank());
+    std::vector<SliceRequest> requests;
+    for (const auto& [tensor, info] : (*checkpoint)->tensors()) {
+      if (info.shape.size() != 2) continue;
+      requests.push_back({tensor, {SliceKind::kRows, CutByShares(info.shape[0], shares)[rank]}});
+      const auto columns = CutByShares(info.shape[1], shares, info.format.cut_weights());
+      requests.push_back({tensor, {SliceKind::kColumns, columns[rank]}});
+    }
+    SliceLoader loader(**checkpoint, group, shares, {});
+    ASSERT_TRUE(Barrier(group).ok());
+    files.at_once = 0;
+    ASSERT_TRUE(Barrier(group).ok());
+    ASSERT_TRUE(loader.ReadAheadFor(requests).ok());
+    for (const SliceRequest& request : requests) {
+      const TensorInfo& info = *(*checkpoint)->Find(request.name);
+      const Range range = request.slice.range;
+      if (request.slice.kind == SliceKind::kRows) {
+        HostMatrix slice =
+            HostMatrix::Allocate(info.format, 1, range.size(), info.shape[1], "test").value();
+        ASSERT_TRUE(loader.ReadRows(request.name, info.shape[0], range, &slice, 0, 0).ok());
+      } else {
+        const auto columns = CutByShares(info.shape[1], shares, info.format.cut_weights());
+        HostMatrix slice = HostMatrix::Allocate(info.format, 1, info.shape[0], range.size(), "test",
+                                                PhaseAt(info.format, 0, range.begin))
+                               .value();
+        ASSERT_TRUE(loader.ReadColumns(request.name, info.shape[1], columns, &slice, 0).ok());
+      }
+    }
+    ASSERT_TRUE(Barrier(group).ok());
+    EXPECT_EQ(files.at_once, 0);
+    EXPECT_GT(files.ahead, 0);
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Files, SliceLoaderOf,

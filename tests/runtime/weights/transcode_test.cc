@@ -288,11 +288,12 @@ TEST(Transcode, Nvfp4OfBothFamilies) {
       const float whole = divides ? 1234.5f : 0.0123f;
       Tensor tensor = Nvfp4(5, inputs, &random, &codes, &scales, whole);
       tensor.info.whole_scale_divides = divides;
-      const float factor = divides ? 1 / whole : whole;
       std::vector<float> expected;
       for (int64_t i = 0; i < 5 * inputs; ++i) {
         const int code = codes[i / 2] >> (i % 2 * 4) & 15;
-        const float scale = factor * Fp8E4m3ToFloat(scales[i / 16]);
+        // In double: a quotient of two floats, rounded twice, is the quotient rounded once.
+        const double exact = Fp8E4m3ToFloat(scales[i / 16]);
+        const auto scale = static_cast<float>(divides ? exact / whole : exact * whole);
         const float magnitude = scale * magnitudes[code & 7];
         expected.push_back(code > 8 ? -magnitude : magnitude);
       }
@@ -359,12 +360,61 @@ TEST(Transcode, RefusesNumbersThatAreNotFinite) {
   }
   std::mt19937_64 random(TestSeed());
   std::vector<uint8_t> codes, scales;
-  Tensor zero = Nvfp4(1, 32, &random, &codes, &scales, 0);
-  zero.info.whole_scale_divides = true;
-  EXPECT_THAT(zero.Error(), HasSubstr("not finite"));
+  for (const float whole : {0.0f, -1.0f, INFINITY, NAN}) {
+    Tensor wrong = Nvfp4(1, 32, &random, &codes, &scales, whole);
+    wrong.info.whole_scale_divides = true;
+    EXPECT_THAT(wrong.Error(), HasSubstr("tensor w has")) << whole;
+    wrong.info.whole_scale_divides = false;
+    EXPECT_EQ(wrong.Error().empty(), whole == 0) << whole;
+  }
   Tensor nan = Nvfp4(1, 32, &random, &codes, &scales, 1);
   nan.Set(&nan.info.scales, "F8_E4M3", BytesOf(std::vector<uint8_t>{1, 0x7f}));
   EXPECT_THAT(nan.Error(), HasSubstr("not finite"));
+}
+
+// Codes that are small enough pass with the same scales.
+TEST(Transcode, RefusesFiniteScalesThatMakeInfiniteWeights) {
+  const auto expect = [](Tensor tensor, bool finite, const char* what) {
+    const std::string message = tensor.Error();
+    if (finite) {
+      EXPECT_EQ(message, "") << what;
+    } else {
+      EXPECT_THAT(message, HasSubstr("tensor w holds scales that make weights too large")) << what;
+      EXPECT_THAT(message, HasSubstr("first in row 1")) << what;
+    }
+  };
+  for (const bool finite : {true, false}) {
+    Tensor fp8(Storage::kFp8, WeightFormat::Fp8(kWholeRow), {2, 1});
+    const uint8_t largest = finite ? 0x38 : 0x7e;  // 1, 448
+    fp8.Set(&fp8.info.data, "F8_E4M3", BytesOf(std::vector<uint8_t>{0x38, largest}));
+    fp8.Set(&fp8.info.scales, "F32", BytesOf(std::vector<float>{1e38f, 1e38f}));
+    expect(std::move(fp8), finite, "fp8");
+
+    Tensor mlx(Storage::kMlx, WeightFormat::Mlx(4, 32, DType::kF32), {2, 32});
+    std::vector<uint32_t> words(8, 0x11111111);
+    words[7] = finite ? 0x11111111 : 0x91111111;
+    mlx.Set(&mlx.info.data, "U32", BytesOf(words));
+    mlx.Set(&mlx.info.scales, "F32", BytesOf(std::vector<float>{1e38f, 1e38f}));
+    mlx.Set(&mlx.info.biases, "F32", BytesOf(std::vector<float>{1e38f, 1e38f}));
+    expect(std::move(mlx), finite, "mlx");
+
+    Bytes blocks(2 * 17);
+    blocks[17] = std::byte{254};  // 2^127
+    blocks[18] = finite ? std::byte{0x02} : std::byte{0x07};
+    Tensor mxfp4(Storage::kGgml, *FormatOfGgml("MXFP4"), {2, 32});
+    mxfp4.Set(&mxfp4.info.data, "MXFP4", blocks);
+    expect(std::move(mxfp4), finite, "mxfp4");
+
+    for (const bool divides : {false, true}) {
+      Tensor nvfp4(Storage::kNvfp4, WeightFormat::Of(Encoding::kNvfp4), {2, 16});
+      nvfp4.Set(&nvfp4.info.data, "U8", Bytes(16, std::byte{0x22}));  // ones
+      nvfp4.Set(&nvfp4.info.scales, "F8_E4M3", BytesOf(std::vector<uint8_t>{0x38, largest}));
+      nvfp4.Set(&nvfp4.info.whole_scale, "F32",
+                BytesOf(std::vector<float>{divides ? 1e-38f : 1e38f}));
+      nvfp4.info.whole_scale_divides = divides;
+      expect(std::move(nvfp4), finite, divides ? "nvfp4 divided" : "nvfp4");
+    }
+  }
 }
 
 TEST(Transcode, RefusesArraysOfOtherSizes) {

@@ -1,0 +1,408 @@
+// `lockstep bench collectives`: what an all-reduce takes over each transport, beside a bare
+// ping-pong on links of the same transport and, under mpirun, beside Open MPI's own. Contestants
+// take turns, round by round, so that all meet the same moods of the machine; every sum and every
+// echo is checked.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "collectives/choose.h"
+#include "collectives/open_mpi.h"
+#include "launcher/agree.h"
+#include "launcher/commands_bench.h"
+#include "launcher/process.h"
+#include "runtime/base/clock.h"
+
+namespace lockstep {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t kLargestBytes = int64_t{256} << 20;
+// A round repeats small messages so often, large ones until so many bytes have passed.
+constexpr int64_t kMostRepetitions = 1000;
+constexpr int64_t kFewestRepetitions = 30;
+constexpr int64_t kBytesPerRound = int64_t{128} << 20;
+constexpr int64_t kWarmUp = 20;
+constexpr uint32_t kPollsPerLook = 4096;
+
+// What all ranks contribute to a sum: values of very different sizes, so that another order of
+// additions or a rank's older contribution shows in the bits. Repetitions differ by powers of two,
+// which scale every sum exactly.
+class Values {
+ public:
+  Values(int rank, int ranks, size_t count) : ranks_(ranks), mine_(count), sum_(count) {
+    for (size_t i = 0; i < count; ++i) {
+      mine_[i] = Of(rank, i);
+      sum_[i] = Of(0, i);
+      for (int other = 1; other < ranks; ++other) sum_[i] += Of(other, i);
+    }
+  }
+
+  void Fill(size_t repetition, std::span<float> data) const {
+    const float scale = Scale(repetition);
+    for (size_t i = 0; i < data.size(); ++i) data[i] = mine_[i] * scale;
+  }
+  // `slack`: how far a sum in another order may be from the one in rank order, per rank.
+  Status Check(size_t repetition, std::span<const float> data, float slack) const {
+    const float scale = Scale(repetition);
+    bool right = true;
+    for (size_t i = 0; i < data.size(); ++i) {
+      right &= std::abs(data[i] - sum_[i] * scale) <= slack * static_cast<float>(ranks_) * scale;
+    }
+    return right ? OkStatus()
+                 : InternalError("repetition %d: an all-reduce of %d bytes has a wrong sum",
+                                 repetition, data.size_bytes());
+  }
+
+ private:
+  static float Of(int rank, size_t i) {
+    const uint32_t mixed =
+        (static_cast<uint32_t>(i) + 1) * 2'654'435'761u ^ (static_cast<uint32_t>(rank) + 1) * 97u;
+    const auto fraction = static_cast<float>(mixed >> 8) * 0x1p-23f - 1.0f;
+    return std::ldexp(fraction, static_cast<int>(mixed % 16) - 8);
+  }
+  static float Scale(size_t repetition) { return static_cast<float>(1 << repetition % 3); }
+
+  int ranks_;
+  std::vector<float> mine_;
+  std::vector<float> sum_;  // the left fold in rank order
+};
+
+// One way to move or add, and what it took.
+struct Contestant {
+  std::string transport;
+  std::function<std::string(size_t bytes)> algorithm;
+  // One checked repetition over values of a size; returns its nanoseconds on this rank.
+  std::function<StatusOr<int64_t>(size_t repetition, const Values&, std::span<float>)> run;
+  std::vector<std::vector<float>> samples_us = {};  // per size, of all rounds
+};
+
+std::function<std::string(size_t)> Always(const char* name) {
+  return [name](size_t) { return std::string(name); };
+}
+
+// --- the contestants ---
+
+// From values in ordinary memory to sums in ordinary memory.
+Contestant AllReduceOf(const std::shared_ptr<Group>& group, const std::string& transport) {
+  const auto algorithm = [group](size_t bytes) -> std::string {
+    const size_t longest = ChooseSum(group->traits(), group->size(), bytes).longest_bytes;
+    const SumPlan plan = ChooseSum(group->traits(), group->size(), std::min(bytes, longest));
+    return NameOf(plan.algorithm);
+  };
+  const auto run = [group](size_t repetition, const Values& values,
+                           std::span<float> data) -> StatusOr<int64_t> {
+    values.Fill(repetition, data);
+    const int64_t start_ns = NowNs();
+    LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(*group, data));
+    const int64_t took_ns = NowNs() - start_ns;
+    LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0));
+    return took_ns;
+  };
+  return {transport, algorithm, run};
+}
+
+// As a layer does it: its products have written the values into the slot.
+Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& transport) {
+  const auto algorithm = [group](size_t bytes) {
+    const SumPlan plan = ChooseSum(group->traits(), group->size(), bytes);
+    return NameOf(plan.algorithm) + std::string(", in slot");
+  };
+  const auto run = [group](size_t repetition, const Values& values,
+                           std::span<float> data) -> StatusOr<int64_t> {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group->Begin(data.size_bytes()));
+    values.Fill(repetition, {reinterpret_cast<float*>(slot.data()), data.size()});
+    const int64_t start_ns = NowNs();
+    LOCKSTEP_RETURN_IF_ERROR(SumSlots(*group, data));
+    const int64_t took_ns = NowNs() - start_ns;
+    LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0));
+    return took_ns;
+  };
+  return {transport, algorithm, run};
+}
+
+Contestant OpenMpi() {
+  const auto run = [](size_t repetition, const Values& values,
+                      std::span<float> data) -> StatusOr<int64_t> {
+    values.Fill(repetition, data);
+    const int64_t start_ns = NowNs();
+    LOCKSTEP_RETURN_IF_ERROR(MpiAllReduceSum(data));
+    const int64_t took_ns = NowNs() - start_ns;
+    // Addends are below 2^8 in magnitude, with 24 bits each.
+    LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0x1p-14f));
+    return took_ns;
+  };
+  return {"mpi", Always("MPI_Allreduce"), run};
+}
+
+// Bounces messages between ranks 0 and 1 without anything around them; the others look on.
+class PingPong {
+ public:
+  PingPong(std::unique_ptr<Link> link, Session& session)
+      : link_(std::move(link)), session_(session) {}
+
+  // Half a round trip on rank 0, which checks the echo; 0 elsewhere.
+  StatusOr<int64_t> Run(size_t repetition, const Values& values, std::span<float> data) {
+    if (session_.rank() > 1) return int64_t{0};
+    echo_.resize(data.size());
+    const auto in = std::as_writable_bytes(std::span(echo_));
+    if (session_.rank() == 1) {
+      LOCKSTEP_RETURN_IF_ERROR(Receive(in));
+      LOCKSTEP_RETURN_IF_ERROR(Send(in));
+      return int64_t{0};
+    }
+    values.Fill(repetition, data);
+    const int64_t start_ns = NowNs();
+    LOCKSTEP_RETURN_IF_ERROR(Send(std::as_bytes(data)));
+    LOCKSTEP_RETURN_IF_ERROR(Receive(in));
+    const int64_t took_ns = NowNs() - start_ns;
+    if (std::memcmp(echo_.data(), data.data(), data.size_bytes()) != 0) {
+      return InternalError("repetition %d: %d bytes came back changed", repetition,
+                           data.size_bytes());
+    }
+    return took_ns / 2;
+  }
+
+ private:
+  Status Send(std::span<const std::byte> data) {
+    ++posted_.sends;
+    LOCKSTEP_RETURN_IF_ERROR(link_->PostSend(data, 0));
+    return Spin();
+  }
+  Status Receive(std::span<std::byte> buffer) {
+    ++posted_.receives;
+    LOCKSTEP_RETURN_IF_ERROR(link_->PostReceive(buffer));
+    return Spin();
+  }
+  Status Spin() {
+    const int64_t timeout_ms = session_.options().exchange_timeout_ms;
+    int64_t start_ns = 0;
+    for (uint32_t looks = 1;; ++looks) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const LinkProgress done, link_->Poll());
+      if (done.sends >= posted_.sends && done.receives >= posted_.receives) return OkStatus();
+      if (looks % kPollsPerLook != 0) continue;
+      LOCKSTEP_RETURN_IF_ERROR(session_.membership().Health());
+      if (start_ns == 0) start_ns = NowNs();
+      if (NowNs() - start_ns > timeout_ms * 1'000'000) {
+        const RankInfo& peer = session_.membership().ranks()[1 - session_.rank()];
+        return PeerLostError("%s answered no ping for %d ms; see --exchange-timeout-ms",
+                             peer.Name(), timeout_ms);
+      }
+    }
+  }
+
+  const std::unique_ptr<Link> link_;
+  Session& session_;
+  LinkProgress posted_;
+  std::vector<float> echo_;
+};
+
+StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport) {
+  LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, session.membership().OpenMesh(transport, 0));
+  // Ranks 0 and 1 have each other, the others have rank 0, whom they send nothing.
+  const auto game =
+      std::make_shared<PingPong>(std::move(mesh.links[session.rank() == 0 ? 1 : 0]), session);
+  return Contestant{transport, Always("ping-pong"),
+                    [game](size_t repetition, const Values& values, std::span<float> data) {
+                      return game->Run(repetition, values, data);
+                    }};
+}
+
+// Slots are as long as the longest message, as those of a step are.
+StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
+                                                  const std::vector<std::string>& transports,
+                                                  size_t longest_bytes) {
+  const size_t slot_bytes = (std::max(longest_bytes, size_t{1} << 20) + 63) / 64 * 64;
+  std::vector<Contestant> all;
+  for (const std::string& transport : transports) {
+    if (transport != "mpi") {
+      LOCKSTEP_ASSIGN_OR_RETURN(Contestant bare, BarePingPong(session, transport));
+      all.push_back(std::move(bare));
+    }
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::shared_ptr<Group> group,
+                              session.membership().OpenGroup(transport, slot_bytes));
+    all.push_back(AllReduceOf(group, transport));
+    all.push_back(SumOfSlots(group, transport));
+    if (transport == "mpi") all.push_back(OpenMpi());
+  }
+  return all;
+}
+
+// --- the rounds ---
+
+int64_t RepetitionsOf(int64_t bytes) {
+  return std::clamp(kBytesPerRound / bytes, kFewestRepetitions, kMostRepetitions);
+}
+
+// Appends the time of every repetition of one round: the slowest rank's.
+Status RunRound(Session& session, const Values& values, std::span<float> data,
+                Contestant* contestant, std::vector<float>* samples_us) {
+  const int64_t repetitions = RepetitionsOf(static_cast<int64_t>(data.size_bytes()));
+  std::vector<float> mine_us;
+  for (int64_t i = -std::min(kWarmUp, repetitions / 4); i < repetitions; ++i) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const int64_t took_ns,
+                              contestant->run(static_cast<size_t>(i + kWarmUp), values, data));
+    if (i >= 0) mine_us.push_back(static_cast<float>(took_ns) * 1e-3f);
+  }
+  std::vector<float> all_us(mine_us.size() * static_cast<size_t>(session.size()));
+  LOCKSTEP_RETURN_IF_ERROR(AllGather(session.group(), std::as_bytes(std::span(mine_us)),
+                                     std::as_writable_bytes(std::span(all_us))));
+  for (size_t i = 0; i < all_us.size(); ++i) {
+    float& slowest = mine_us[i % mine_us.size()];
+    slowest = std::max(slowest, all_us[i]);
+  }
+  samples_us->insert(samples_us->end(), mine_us.begin(), mine_us.end());
+  return OkStatus();
+}
+
+Status RunRounds(Session& session, const std::vector<int64_t>& sizes,
+                 std::vector<Contestant>* contestants) {
+  for (Contestant& contestant : *contestants) contestant.samples_us.resize(sizes.size());
+  for (size_t s = 0; s < sizes.size(); ++s) {
+    const Values values(session.rank(), session.size(), sizes[s] / sizeof(float));
+    std::vector<float> data(sizes[s] / sizeof(float));
+    for (int64_t round = 0; round < session.options().repeat; ++round) {
+      for (Contestant& contestant : *contestants) {
+        if (Interrupted()) return InterruptedError();
+        const Status done = RunRound(session, values, data, &contestant, &contestant.samples_us[s]);
+        if (!done.ok()) return Annotate(done, "over " + contestant.transport);
+      }
+    }
+  }
+  return OkStatus();
+}
+
+// --- the report ---
+
+double PercentileUs(std::vector<float> samples_us, size_t percent) {
+  const size_t place = std::min(samples_us.size() * percent / 100, samples_us.size() - 1);
+  std::nth_element(samples_us.begin(), samples_us.begin() + static_cast<std::ptrdiff_t>(place),
+                   samples_us.end());
+  return samples_us[place];
+}
+
+Json RowsOf(const Session& session, const std::vector<int64_t>& sizes,
+            const std::vector<Contestant>& contestants) {
+  Json rows = Json::array();
+  for (size_t s = 0; s < sizes.size(); ++s) {
+    for (const Contestant& contestant : contestants) {
+      const std::vector<float>& samples_us = contestant.samples_us[s];
+      const double p50_us = PercentileUs(samples_us, 50);
+      rows.push_back({{"transport", contestant.transport},
+                      {"algorithm", contestant.algorithm(static_cast<size_t>(sizes[s]))},
+                      {"ranks", session.size()},
+                      {"dtype", "float32"},
+                      {"bytes", sizes[s]},
+                      {"reps", samples_us.size()},
+                      {"p50_us", p50_us},
+                      {"p99_us", PercentileUs(samples_us, 99)},
+                      {"gb_per_s", static_cast<double>(sizes[s]) / p50_us * 1e-3}});
+    }
+  }
+  return rows;
+}
+
+void PrintTable(const Json& rows) {
+  std::printf(
+      "%d ranks, float32; a ping-pong is half a round trip of bare links between ranks 0 and 1,\n"
+      "an all-reduce takes as long as its slowest rank; GB/s are the bytes over the median\n",
+      rows.front()["ranks"].get<int>());
+  std::printf("%10s  %-9s  %-17s %10s %10s %8s  %s\n", "bytes", "transport", "algorithm", "p50 us",
+              "p99 us", "GB/s", "of its ping-pong");
+  double bare_us = 0;
+  for (const Json& row : rows) {
+    const auto algorithm = row["algorithm"].get<std::string>();
+    const auto transport = row["transport"].get<std::string>();
+    const auto p50_us = row["p50_us"].get<double>();
+    std::printf("%10lld  %-9s  %-17s %10.2f %10.2f %8.3f", row["bytes"].get<long long>(),
+                transport.c_str(), algorithm.c_str(), p50_us, row["p99_us"].get<double>(),
+                row["gb_per_s"].get<double>());
+    if (algorithm == "ping-pong") {
+      bare_us = p50_us;
+      std::printf("\n");
+    } else if (transport != "mpi" && bare_us > 0) {
+      std::printf("  %.2f x\n", p50_us / bare_us);
+    } else {
+      std::printf("\n");
+    }
+  }
+}
+
+// --- the command ---
+
+StatusOr<std::vector<int64_t>> SizesOf(const Options& options) {
+  LOCKSTEP_ASSIGN_OR_RETURN(auto sizes, ParseCounts(options.sizes, "--sizes", kLargestBytes));
+  for (const int64_t bytes : sizes) {
+    if (bytes % static_cast<int64_t>(sizeof(float)) == 0) continue;
+    return UsageError("--sizes: %d bytes are no whole number of float32 values", bytes);
+  }
+  return sizes;
+}
+
+StatusOr<std::vector<std::string>> TransportsOf(const Options& options) {
+  if (options.transports == "auto") return std::vector<std::string>{};
+  std::vector<std::string> transports = SplitAtCommas(options.transports);
+  const std::vector<const char*>& known = FindOption("collective")->allowed;
+  for (const std::string& transport : transports) {
+    if (std::find(known.begin(), known.end(), transport) != known.end()) continue;
+    std::string all;
+    for (const char* name : known) all += (all.empty() ? "" : ", ") + std::string(name);
+    return UsageError("--transports: '%s' is not one of %s; auto means what works here", transport,
+                      all);
+  }
+  return transports;
+}
+
+// Every rank.
+Status Measure(Session& session, const std::vector<int64_t>& sizes,
+               std::vector<std::string> transports) {
+  if (session.size() < 2) {
+    return UsageError("an exchange needs two ranks at least: --ranks 2, mpirun or --config");
+  }
+  const Options& options = session.options();
+  LOCKSTEP_RETURN_IF_ERROR(
+      AgreeOnValue(session.group(), session.membership(),
+                   {"what to measure",
+                    absl::StrFormat("%s of %s bytes, %d rounds", options.transports, options.sizes,
+                                    options.repeat),
+                    "start every rank with the same --transports, --sizes and --repeat"}));
+  if (transports.empty()) {
+    if (session.membership().local_size() == session.size()) transports.push_back("shm");
+    transports.push_back("tcp");
+  }
+  const int64_t longest_bytes = *std::max_element(sizes.begin(), sizes.end());
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      auto contestants, MakeContestants(session, transports, static_cast<size_t>(longest_bytes)));
+  LOCKSTEP_RETURN_IF_ERROR(RunRounds(session, sizes, &contestants));
+  if (session.rank() != 0) return OkStatus();
+  const Json rows = RowsOf(session, sizes, contestants);
+  if (options.json) {
+    std::printf("%s\n", rows.dump().c_str());
+  } else {
+    PrintTable(rows);
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status BenchCollectives(const Options& options) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto sizes, SizesOf(options));
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports, TransportsOf(options));
+  Options join = options;
+  // Only mpirun can start MPI's ranks; with it every transport works.
+  if (std::find(transports.begin(), transports.end(), "mpi") != transports.end())
+    join.collective = "mpi";
+  SessionNeeds needs;
+  needs.model = false;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(join, needs));
+  const InterruptScope interrupts([&] { session->membership().Abort(InterruptedError()); });
+  return session->Close(Measure(*session, sizes, transports));
+}
+
+}  // namespace lockstep

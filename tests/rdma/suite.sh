@@ -1,0 +1,66 @@
+#!/bin/bash
+# What must hold over a real RDMA device; tests/rdma/guest.py runs it in a machine that has rxe0 on
+# rdma0 (10.99.0.1) and rxe1 on rdma1 (10.99.0.2).
+#
+#     tests/rdma/suite.sh BUILD_FOLDER EXCHANGES [full]     full: the contract of groups with three ranks, too
+build=$1 exchanges=$2
+groups='*rdma_?c2:Groups/Links.*rdma*'
+if [[ ${3:-} == full ]]; then groups='*rdma*'; fi
+log=/tmp/step.log failed=0
+
+# step NAME COMMAND...: what it prints shows only if it fails. Tests that skip themselves fail here.
+step() {
+  local name=$1 begin=$SECONDS verdict=passed
+  shift
+  "$@" >$log 2>&1 || verdict=FAILED
+  if grep -q SKIPPED $log; then verdict=FAILED; fi
+  if [[ $verdict == FAILED ]]; then failed=1 && tail -60 $log; fi
+  echo "$verdict: $name ($((SECONDS - begin)) s)"
+}
+
+# exchange MODE INTERFACE: two processes add 10 KB, every sum verified.
+exchange() { "$build/tests/rdma/rdma_exchange" "$1" "$2" "$exchanges"; }
+
+interface_decides() {
+  exchange rc rdma1 && grep -q 'rdma: rxe1 to rxe1' $log
+}
+refuses_an_interface_without() {
+  ! exchange rc lo && grep -q 'no RDMA port of this machine has an address' $log
+}
+
+# What perftest measures for one write of as many bytes, in one direction.
+write_latency() {
+  local test=(ib_write_lat -d rxe0 -x 1 -s 10240 -n 1000 -F)
+  "${test[@]}" >/dev/null &
+  for _ in {1..50}; do
+    "${test[@]}" 10.99.0.1 2>/dev/null | awk '/^ *10240/ { print $5 }' | grep . && break
+    sleep 0.2
+  done
+  wait
+}
+
+tokens() {
+  "$build/lockstep" run --model models/tiny --ranks 2 --collective "$1" "${@:2}" --max-tokens 12 --thinking off \
+    --temperature 0 --log-level warning "What is the capital of France?"
+}
+same_tokens() {
+  local tcp rdma
+  tcp=$(tokens tcp) && rdma=$(tokens rdma --rdma-mode "$1" --interface rdma0) || return 1
+  echo "tcp: $tcp, rdma: $rdma"
+  [[ -n $tcp && $tcp == "$rdma" ]]
+}
+
+step "contract of links" "$build/tests/transport_link_test" --gtest_filter='*rdma*'
+step "contract of groups" "$build/tests/collectives_group_test" --gtest_filter="$groups"
+step "a dead, stopped or aborting rank is named" \
+  "$build/tests/collectives_process_test" --gtest_filter='*rdma*'
+for mode in rc uc; do
+  step "$exchanges exchanges of 10 KB, $mode" exchange $mode rdma0
+  grep '^exchange' $log
+  step "the same tokens as over tcp, $mode" same_tokens $mode
+done
+echo "ib_write_lat of 10 KB in the same machine, one way: $(write_latency) us"
+exchanges=20
+step "the interface decides the device" interface_decides
+step "an interface without RDMA is refused" refuses_an_interface_without
+exit $failed
