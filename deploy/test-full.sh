@@ -30,18 +30,29 @@ suite() {
     ctest --test-dir "build/$1" --output-on-failure -j "$jobs" "${@:2}"
 }
 
-# Cross-compiled and run under qemu, whose default CPU has every extension; the second one (Neoverse N1) proves that
-# nothing newer is used without asking. Tests that start the program under test need a real machine.
+# Cross-compiled and run under qemu, on CPUs with matrix products of bytes, with dot products only, and with neither: each
+# takes other kernels, and what an older one does proves that nothing newer is used without asking.
 arm64() {
   deploy/arm64_sysroot.sh && cmake --preset arm64 && cmake --build build/arm64 -j "$jobs" || return 1
-  local cpu program failed=0
-  for cpu in max neoverse-n1; do
-    for program in build/arm64/tests/*_test; do
-      [[ $program =~ launcher_(session|generation_commands|commands_text|bench_commands|shard_source)_test$ ]] && continue
-      echo "== $cpu: $(basename "$program")"
-      LOCKSTEP_SOURCE_DIR=$root qemu-aarch64-static -cpu "$cpu" -L build/arm64-sysroot "$program" \
-        --gtest_brief=1 </dev/null || failed=1
-    done
+  local failed=0
+  arm64_tests max "i8mm, dotprod, neon" || failed=1
+  arm64_tests neoverse-n1 "dotprod, neon" || failed=1
+  arm64_tests cortex-a72 "neon" || failed=1
+  return $failed
+}
+
+# All tests on one emulated CPU, which must find these kernels, best first. Tests that start the program under test need a
+# real machine.
+arm64_tests() {
+  local cpu=$1 kernels=$2 found program failed=0
+  local emulated=(qemu-aarch64-static -cpu "$cpu" -L build/arm64-sysroot)
+  found=$("${emulated[@]}" build/arm64/lockstep bench kernels --kernels cpu/none 2>&1 </dev/null || true)
+  echo "== $cpu: $found"
+  [[ $found == *"it has $kernels" ]] || { echo "$cpu: should have $kernels"; failed=1; }
+  for program in build/arm64/tests/*_test; do
+    [[ $program =~ launcher_(session|generation_commands|commands_text|bench_commands|shard_source)_test$ ]] && continue
+    echo "== $cpu: $(basename "$program")"
+    LOCKSTEP_SOURCE_DIR=$root "${emulated[@]}" "$program" --gtest_brief=1 </dev/null || failed=1
   done
   return $failed
 }
@@ -88,11 +99,13 @@ fidelity() {
 # brings.
 macos() {
   cmake --preset release >/dev/null && cmake --build build/release --target lockstep_version || return 1
-  local venv=build/ziglang source failed=0
+  local venv=build/ziglang source cpu failed=0
   [[ -x $venv/bin/python ]] || { python3 -m venv "$venv" && "$venv/bin/pip" install -q ziglang; } || return 1
   macos_headers
   while read -r source; do
-    "$venv/bin/python" -m ziglang c++ -target aarch64-macos -std=c++20 -w -DSPDLOG_COMPILED_LIB \
+    cpu=apple_m1
+    if [[ $source == *_i8mm.cc ]]; then cpu=apple_m2; fi
+    "$venv/bin/python" -m ziglang c++ -target aarch64-macos -mcpu=$cpu -std=c++20 -w -DSPDLOG_COMPILED_LIB \
       -DSPDLOG_FMT_EXTERNAL -I"$root" -Ibuild/release/generated -isystem build/macos-headers -c "$source" \
       -o build/macos.o || { echo "does not compile for macOS: $source"; failed=1; }
   done < <(find runtime/base transport runtime/tensor runtime/kernels collectives -name '*.cc' \

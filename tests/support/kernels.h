@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "runtime/base/digest.h"
 #include "runtime/kernels/backend.h"
 #include "tests/support/seed.h"
 
@@ -17,11 +18,18 @@ namespace lockstep::testing {
 
 using Floats = std::vector<float>;
 
-// `count` numbers and sixteen more, which kernels may read.
+// `count` numbers and sixteen more, which kernels may read: sums of four even ones, hence nearly
+// normal, with a deviation of 1.15 * scale. Exact, so that a seed gives the same numbers everywhere
+// (the library's normal distribution takes logarithms).
 inline Floats Random(std::mt19937_64& random, int64_t count, float scale = 1) {
-  std::normal_distribution<float> normal(0, scale);
   Floats values(static_cast<size_t>(count) + 16);
-  for (float& value : values) value = normal(random);
+  for (float& value : values) {
+    const uint64_t bits = random();
+    int32_t sum = -131'070;
+    for (int shift = 0; shift < 64; shift += 16)
+      sum += static_cast<int32_t>(bits >> shift & 0xffff);
+    value = static_cast<float>(sum) / 32768 * scale;
+  }
   return values;
 }
 
@@ -46,11 +54,57 @@ Floats ScratchFor(const Args& args, const kernels::Queue& queue) {
   return Floats(static_cast<size_t>(kernels::ScratchOf(args, queue.pool->count()).floats()), NAN);
 }
 
-// The blocks first, first - 1, ...: a table that is not in order.
-inline std::vector<int32_t> BlocksDown(int32_t first, int32_t count) {
-  std::vector<int32_t> blocks;
-  for (int32_t i = 0; i < count; ++i) blocks.push_back(first - i);
-  return blocks;
+// Six rows of four sequences over scattered pages of sixteen positions; one sequence is three
+// chunks of softmax long, and three rows are of another one.
+struct ScatteredRows {
+  static constexpr int64_t kRows = 6, kBlocks = 80, kBlockTokens = 16;
+
+  // The rows from `first` on.
+  template <typename Args>
+  static void Into(Args& args, int64_t first) {
+    static const std::vector<int32_t> positions = {0, 600, 255, 256, 257, 33};
+    static const std::vector<int32_t> sequences = {0, 1, 2, 2, 2, 3};
+    static const std::vector<int32_t> tables[] = {
+        {70}, BlocksDown(60, 38), BlocksDown(20, 17), {2, 71, 0}};
+    static const int32_t* const pointers[] = {tables[0].data(), tables[1].data(), tables[2].data(),
+                                              tables[3].data()};
+    args.positions = positions.data() + first;
+    args.sequences = sequences.data() + first;
+    args.block_tables = pointers;
+  }
+
+ private:
+  // The blocks first, first - 1, ...: a table that is not in order.
+  static std::vector<int32_t> BlocksDown(int32_t first, int32_t count) {
+    std::vector<int32_t> blocks;
+    for (int32_t i = 0; i < count; ++i) blocks.push_back(first - i);
+    return blocks;
+  }
+};
+
+template <typename T>
+uint64_t BitsOf(const std::vector<T>& values) {
+  return DigestOf(values.data(), values.size());
+}
+
+// What `bits_of(backend, queue)` gives, a vector of BitsOf of results, is the same on every
+// instruction set of this processor that has fused multiply-add, and the same as on the processor
+// where `digest` was taken of it. That one changes only with the specified arithmetic
+// (docs/numerics.md).
+template <typename Bits>
+void ExpectSameBitsOnEverySet(uint64_t digest, const Bits& bits_of) {
+  ThreadPool pool(2);
+  kernels::Queue queue{&pool};
+  std::vector<uint64_t> first;
+  for (const char* set :
+       {"cpu/avx512vnni", "cpu/avx512", "cpu/avx2", "cpu/i8mm", "cpu/dotprod", "cpu/neon"}) {
+    const auto backend = kernels::MakeBackend(set, kernels::Precision::kFast);
+    if (!backend.ok()) continue;
+    const std::vector<uint64_t> bits = bits_of(**backend, queue);
+    if (first.empty()) first = bits;
+    EXPECT_EQ(bits, first) << set;
+    EXPECT_EQ(BitsOf(bits), digest) << set << std::hex << ": 0x" << BitsOf(bits);
+  }
 }
 
 // A parameter names a backend; tests of a set that the processor lacks are skipped.

@@ -16,20 +16,22 @@ namespace lockstep::kernels {
 namespace {
 
 using testing::BackendName;
+using testing::BitsOf;
 using testing::Difference;
 using testing::Floats;
 using testing::Random;
+using testing::ScatteredRows;
 using testing::ScratchFor;
 
 using AttentionKernelTest = testing::BackendTest;
 
-// Six rows of four sequences over scattered pages, one of them three chunks long; this rank holds
-// heads 4..8 of groups of three, so that both ends of its range share a KV head with a neighbour.
+// ScatteredRows of a rank that holds heads 4..8 of groups of three, so that both ends of its range
+// share a KV head with a neighbour.
 class AttentionCase {
  public:
   AttentionCase(std::mt19937_64& random, int64_t head_dim, CacheType type = CacheType::kF32,
                 int64_t query_heads = 5, int64_t group = 3) {
-    args_.rows = 6;
+    args_.rows = ScatteredRows::kRows;
     args_.query_heads = query_heads;
     args_.first_query_head = 4;
     args_.group = group;
@@ -37,10 +39,9 @@ class AttentionCase {
     args_.kv_heads = (args_.first_query_head + query_heads - 1) / group + 1 - args_.first_kv_head;
     args_.head_dim = head_dim;
     args_.rotary_dim = head_dim / 4 * 2;
-    args_.block_tokens = 16;
+    args_.block_tokens = ScatteredRows::kBlockTokens;
     args_.eps = 1e-5;
     args_.cache_type = type;
-    for (const auto& table : tables_) table_pointers_.push_back(table.data());
     cosines_ = Random(random, args_.rows * half());
     sines_ = Random(random, args_.rows * half());
     query_norm_ = Random(random, head_dim);
@@ -71,9 +72,7 @@ class AttentionCase {
     args.rows = count;
     Floats scratch = ScratchFor(args, queue);
     Result result{Floats(static_cast<size_t>(count * out_width()), NAN), qkv_, pages_};
-    args.positions = positions_.data() + first;
-    args.sequences = sequences_.data() + first;
-    args.block_tables = table_pointers_.data();
+    ScatteredRows::Into(args, first);
     args.cosines = cosines_.data() + first * half();
     args.sines = sines_.data() + first * half();
     args.query_norm = query_norm_.data();
@@ -95,11 +94,10 @@ class AttentionCase {
   int64_t out_width() const { return args_.query_heads * args_.head_dim; }
 
  private:
-  static constexpr int64_t kBlocks = 80;
   int64_t half() const { return args_.rotary_dim / 2; }
   int64_t width() const { return (args_.query_heads + 2 * args_.kv_heads) * args_.head_dim; }
   std::vector<std::byte> RandomPages(std::mt19937_64& random) const {
-    std::vector<std::byte> pages(static_cast<size_t>(kBlocks * args_.page_bytes()));
+    std::vector<std::byte> pages(static_cast<size_t>(ScatteredRows::kBlocks * args_.page_bytes()));
     for (size_t at = 0; at < pages.size(); at += static_cast<size_t>(args_.row_bytes())) {
       const Floats row = Random(random, args_.head_dim);
       EncodeCacheRow(args_.cache_type, {row.data(), row.data() + args_.head_dim},
@@ -108,11 +106,6 @@ class AttentionCase {
     return pages;
   }
 
-  const std::vector<int32_t> positions_ = {0, 600, 255, 256, 257, 33};
-  const std::vector<int32_t> sequences_ = {0, 1, 2, 2, 2, 3};
-  const std::vector<std::vector<int32_t>> tables_ = {
-      {70}, testing::BlocksDown(60, 38), testing::BlocksDown(20, 17), {2, 71, 0}};
-  std::vector<const int32_t*> table_pointers_;
   AttentionArgs args_;
   Floats cosines_, sines_, query_norm_, key_norm_, qkv_;
   Pages pages_;
@@ -176,21 +169,23 @@ INSTANTIATE_TEST_SUITE_P(All, AttentionKernelTest,
                                            "cpu/neon"),
                          BackendName);
 
-TEST(AttentionBits, InstructionSetsWithFusedMultiplyAddAgree) {
-  const auto avx512 = MakeBackend("cpu/avx512"), avx2 = MakeBackend("cpu/avx2");
-  if (!avx512.ok() || !avx2.ok()) GTEST_SKIP() << "needs both AVX-512 and AVX2";
-  std::mt19937_64 random{testing::TestSeed()};
-  ThreadPool pool(2);
-  Queue queue{&pool};
-  for (const CacheType type : testing::kCacheTypes) {
-    for (const int64_t head_dim : {24, 128}) {
-      const AttentionCase attention(random, head_dim, type, 20, 12);
-      const auto a = attention.Run(**avx512, queue, 0, attention.rows());
-      const auto b = attention.Run(**avx2, queue, 0, attention.rows());
-      EXPECT_EQ(a.qkv, b.qkv) << NameOf(type) << " " << head_dim;
-      EXPECT_EQ(a.pages, b.pages) << NameOf(type) << " " << head_dim;
-      EXPECT_EQ(a.out, b.out) << NameOf(type) << " " << head_dim;
-    }
+TEST(AttentionBits, AreThoseOfEveryInstructionSetWithFusedMultiplyAdd) {
+  std::mt19937_64 random{7};
+  for (const auto& [type, digest] : {std::pair{CacheType::kF32, uint64_t{0x43f3f8572768641d}},
+                                     {CacheType::kBF16, 0xfe0a9129062910ea},
+                                     {CacheType::kF16, 0x8ca1b5f8fff31307},
+                                     {CacheType::kQ8, 0x61c715fd54b5d8f4}}) {
+    SCOPED_TRACE(NameOf(type));
+    const AttentionCase small(random, 24, type, 20, 12), usual(random, 128, type, 20, 12);
+    testing::ExpectSameBitsOnEverySet(digest, [&](const Backend& backend, Queue& queue) {
+      std::vector<uint64_t> bits;
+      for (const AttentionCase* attention : {&small, &usual}) {
+        const auto got = attention->Run(backend, queue, 0, attention->rows());
+        bits.insert(bits.end(), {BitsOf(got.out), BitsOf(got.qkv), BitsOf(got.pages.keys),
+                                 BitsOf(got.pages.values)});
+      }
+      return bits;
+    });
   }
 }
 

@@ -16,9 +16,11 @@ namespace lockstep::kernels {
 namespace {
 
 using testing::BackendName;
+using testing::BitsOf;
 using testing::Difference;
 using testing::Floats;
 using testing::Random;
+using testing::ScatteredRows;
 using testing::ScratchFor;
 
 using LatentKernels = testing::BackendTest;
@@ -27,30 +29,28 @@ struct Dims {
   int64_t latent, rope, nope;
 };
 
-// Six rows of four sequences over scattered pages of sixteen positions; one sequence is three
-// chunks of softmax long.
+// ScatteredRows over a cache of latents.
 class LatentCase {
  public:
   LatentCase(std::mt19937_64& random, const Dims& dims, int64_t heads,
              CacheType type = CacheType::kF32) {
-    args_.rows = 6;
+    args_.rows = ScatteredRows::kRows;
     args_.heads = heads;
     args_.latent_dim = dims.latent;
     args_.rope_dim = dims.rope;
     args_.nope_dim = dims.nope;
-    args_.block_tokens = 16;
+    args_.block_tokens = ScatteredRows::kBlockTokens;
     args_.eps = 1e-6;
     args_.cache_type = type;
-    for (const auto& table : tables_) table_pointers_.push_back(table.data());
     cosines_ = Random(random, args_.rows * dims.rope / 2);
     sines_ = Random(random, args_.rows * dims.rope / 2);
     norm_ = Random(random, dims.latent);
     latents_ = Random(random, args_.rows * width());
     queries_ = Random(random, args_.rows * heads * head_dim());
     absorbed_ = Random(random, heads * args_.rows * dims.latent, 0.3f);
-    const Floats stored = Random(random, kBlocks * args_.block_tokens * width());
-    pages_.resize(static_cast<size_t>(kBlocks * args_.page_bytes()));
-    for (int64_t i = 0; i < kBlocks * args_.block_tokens; ++i) {
+    const Floats stored = Random(random, ScatteredRows::kBlocks * args_.block_tokens * width());
+    pages_.resize(static_cast<size_t>(ScatteredRows::kBlocks * args_.page_bytes()));
+    for (int64_t i = 0; i < ScatteredRows::kBlocks * args_.block_tokens; ++i) {
       const float* from = stored.data() + i * width();
       std::byte* to = pages_.data() + i * args_.row_bytes();
       EncodeCacheRow(type, {from, from + dims.latent}, to);
@@ -82,7 +82,7 @@ class LatentCase {
     }
     return mine;
   }
-  // The same case with one of its heads alone; points into this one's tables.
+  // The same case with one of its heads alone.
   LatentCase OnlyHead(int64_t head) const {
     LatentCase one = *this;
     one.args_.heads = 1;
@@ -107,9 +107,7 @@ class LatentCase {
     const Floats absorbed = Absorbed(first, count);
     args.rows = count;
     Floats scratch = ScratchFor(args, queue);
-    args.positions = positions_.data() + first;
-    args.sequences = sequences_.data() + first;
-    args.block_tables = table_pointers_.data();
+    ScatteredRows::Into(args, first);
     args.cosines = cosines_.data() + first * args.rope_dim / 2;
     args.sines = sines_.data() + first * args.rope_dim / 2;
     args.latent_norm = norm_.data();
@@ -137,12 +135,6 @@ class LatentCase {
     return some;
   }
 
-  static constexpr int64_t kBlocks = 80;
-  const std::vector<int32_t> positions_ = {0, 600, 255, 256, 257, 33};
-  const std::vector<int32_t> sequences_ = {0, 1, 2, 2, 2, 3};
-  const std::vector<std::vector<int32_t>> tables_ = {
-      {70}, testing::BlocksDown(60, 38), testing::BlocksDown(20, 17), {2, 71, 0}};
-  std::vector<const int32_t*> table_pointers_;
   LatentAttentionArgs args_;
   Floats cosines_, sines_, norm_, latents_, queries_, absorbed_;
   std::vector<std::byte> pages_;
@@ -209,6 +201,27 @@ TEST_P(LatentKernels, JoinHeadsTurnsHeadMajorIntoRows) {
       for (int64_t i = 0; i < dim; ++i)
         EXPECT_EQ(y[(row * heads + head) * dim + i], x[(head * rows + row) * dim + i]);
     }
+  }
+}
+
+TEST(LatentBits, AreThoseOfEveryInstructionSetWithFusedMultiplyAdd) {
+  std::mt19937_64 random{7};
+  for (const auto& [type, digest] : {std::pair{CacheType::kF32, uint64_t{0x79ee7d6bc12acbca}},
+                                     {CacheType::kBF16, 0xbaaea48f8dc568ea},
+                                     {CacheType::kF16, 0x5a9e7c2011dd5804},
+                                     {CacheType::kQ8, 0x63cf1200e41bf88f}}) {
+    SCOPED_TRACE(NameOf(type));
+    const LatentCase small(random, Dims{40, 6, 20}, 5, type),
+        usual(random, Dims{512, 64, 192}, 20, type);
+    testing::ExpectSameBitsOnEverySet(digest, [&](const Backend& backend, Queue& queue) {
+      std::vector<uint64_t> bits;
+      for (const LatentCase* attention : {&small, &usual}) {
+        const auto got = attention->Run(backend, queue, 0, attention->rows());
+        bits.insert(bits.end(), {BitsOf(got.out), BitsOf(got.latents), BitsOf(got.plain),
+                                 BitsOf(got.rotated), BitsOf(got.pages)});
+      }
+      return bits;
+    });
   }
 }
 
@@ -295,7 +308,8 @@ TEST_P(LatentKernels, AbsorbedWeightsGiveWhatExpandedKeysAndValuesGive) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sets, LatentKernels,
-                         ::testing::Values("ref", "cpu/avx512", "cpu/avx2", "cpu/baseline"),
+                         ::testing::Values("ref", "cpu/avx512", "cpu/avx2", "cpu/baseline",
+                                           "cpu/neon"),
                          BackendName);
 
 }  // namespace

@@ -11,7 +11,7 @@
 
 #include "gtest/gtest.h"
 #include "runtime/kernels/backend.h"
-#include "tests/support/seed.h"
+#include "tests/support/kernels.h"
 
 namespace lockstep::kernels {
 namespace {
@@ -57,9 +57,9 @@ class RandomRows {
   }
 
   std::vector<float> Floats(int64_t count) {
-    std::normal_distribution<float> normal(0, 1);
-    std::vector<float> values(static_cast<size_t>(count));
-    for (float& value : values) value = normal(random_) * (random_() % 16 == 0 ? 20.0f : 1.0f);
+    std::vector<float> values = testing::Random(random_, count);
+    values.resize(static_cast<size_t>(count));
+    for (float& value : values) value *= random_() % 16 == 0 ? 20.0f : 1.0f;
     return values;
   }
 
@@ -71,7 +71,7 @@ class RandomRows {
   }
   void PutNumber(DType type, std::byte* to) {
     if (type == DType::kF16) return PutHalf(to);
-    const float value = std::uniform_real_distribution<float>(-0.1f, 0.1f)(random_);
+    const float value = 0.1f * (static_cast<float>(random_() & 0xffff) / 32768 - 1);
     const uint16_t bits = FloatToBf16(value);
     if (type == DType::kF32) std::memcpy(to, &value, 4);
     if (type == DType::kBF16) std::memcpy(to, &bits, 2);
@@ -128,36 +128,21 @@ std::vector<float> Decoded(const HostMatrix& matrix, int64_t row) {
   return values;
 }
 
-// What the rule of docs/numerics.md makes of activations, as the numbers they stand for.
-std::vector<double> Quantized(const float* x, int64_t count) {
+// What the rule of docs/numerics.md makes of activations, as the numbers they stand for. Without
+// `fused` multiply-add a product is rounded before the integer is taken.
+std::vector<double> Quantized(const float* x, int64_t count, bool fused) {
   std::vector<double> values(static_cast<size_t>(count));
   for (int64_t begin = 0; begin < count; begin += 32) {
     float largest = 0;
     for (int64_t i = begin; i < begin + 32; ++i) largest = std::max(largest, std::fabs(x[i]));
     if (largest < 1e-30f) continue;
     const float factor = 127.0f / largest, scale = largest / 127.0f;
-    for (int64_t i = begin; i < begin + 32; ++i)
-      values[static_cast<size_t>(i)] = std::nearbyint(double{x[i]} * factor) * double{scale};
+    for (int64_t i = begin; i < begin + 32; ++i) {
+      const double product = fused ? double{x[i]} * factor : x[i] * factor;
+      values[static_cast<size_t>(i)] = std::nearbyint(product) * scale;
+    }
   }
   return values;
-}
-
-// Largest error of row r of y, in units of the sum of |w x|.
-double ErrorOfRow(const HostMatrix& matrix, int64_t index, const float* x, const float* bias,
-                  const float* y) {
-  const std::vector<double> q = Quantized(x, matrix.inputs);
-  double worst = 0;
-  for (int64_t n = 0; n < matrix.outputs; ++n) {
-    const std::vector<float> w = Decoded(matrix, index * matrix.outputs + n);
-    double sum = bias != nullptr ? bias[n] : 0, size = std::fabs(sum) + 1e-30;
-    for (size_t k = 0; k < w.size(); ++k) {
-      sum += q[k] * w[k];
-      size += std::fabs(q[k] * w[k]);
-    }
-    if (std::isnan(y[n])) return INFINITY;
-    worst = std::max(worst, std::fabs(sum - y[n]) / size);
-  }
-  return worst;
 }
 
 class Quantized8 : public ::testing::TestWithParam<const char*> {
@@ -174,6 +159,24 @@ class Quantized8 : public ::testing::TestWithParam<const char*> {
     std::vector<float> y(static_cast<size_t>(rows * stride), NAN);
     backend_->MatMul(queue, weights, bias, x, rows, y.data(), stride);
     return y;
+  }
+  // Largest error of row r of y, in units of the sum of |w x|.
+  double ErrorOfRow(const HostMatrix& matrix, int64_t index, const float* x, const float* bias,
+                    const float* y) {
+    const bool fused = std::string(GetParam()) != "cpu/baseline";
+    const std::vector<double> q = Quantized(x, matrix.inputs, fused);
+    double worst = 0;
+    for (int64_t n = 0; n < matrix.outputs; ++n) {
+      const std::vector<float> w = Decoded(matrix, index * matrix.outputs + n);
+      double sum = bias != nullptr ? bias[n] : 0, size = std::fabs(sum) + 1e-30;
+      for (size_t k = 0; k < w.size(); ++k) {
+        sum += q[k] * w[k];
+        size += std::fabs(q[k] * w[k]);
+      }
+      if (std::isnan(y[n])) return INFINITY;
+      worst = std::max(worst, std::fabs(sum - y[n]) / size);
+    }
+    return worst;
   }
 
   std::unique_ptr<Backend> backend_;
@@ -215,24 +218,6 @@ TEST_P(Quantized8, MatMulAgreesWithPlainLoopsForEveryFormatAndShape) {
         EXPECT_EQ(std::memcmp(alone.data(), y, static_cast<size_t>(outputs) * sizeof(float)), 0)
             << format.Name() << ", row " << row;
       }
-    }
-  }
-}
-
-TEST_P(Quantized8, BitsAreThoseOfEveryOtherSetWithFusedMultiplyAdd) {
-  for (const WeightFormat& format : FastFormats()) {
-    const HostMatrix source = random_.Make(format, 1, 50, 12 * kBlockWeights, 0);
-    const auto x = random_.Floats(5 * source.inputs);
-    std::vector<float> first;
-    for (const char* name :
-         {"cpu/avx512vnni", "cpu/avx512", "cpu/avx2", "cpu/dotprod", "cpu/neon"}) {
-      StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(name, Precision::kFast);
-      if (!backend.ok()) continue;
-      const auto packed = (*backend)->Pack(Copy(source)).value();
-      std::vector<float> y(5 * 50);
-      (*backend)->MatMul(queue_, *packed, nullptr, x.data(), 5, y.data(), 50);
-      if (first.empty()) first = y;
-      EXPECT_EQ(first, y) << name << ", " << format.Name();
     }
   }
 }
@@ -433,6 +418,33 @@ TEST_P(Quantized8, MoreRowsThanFitAtOnceGiveTheSameBits) {
   }
 }
 
+TEST(QuantizedBits, AreThoseOfEveryInstructionSetWithFusedMultiplyAdd) {
+  struct Case {
+    HostMatrix source;
+    std::vector<float> x;
+    int64_t rows;
+  };
+  RandomRows random(7);
+  std::vector<Case> cases;
+  for (const WeightFormat& format : FastFormats()) {
+    for (const auto& [rows, outputs, blocks] : {std::tuple{5, 50, 12}, {15, 210, 8}}) {
+      HostMatrix source = random.Make(format, 1, outputs, blocks * kBlockWeights, 0);
+      std::vector<float> x = random.Floats(rows * source.inputs);
+      cases.push_back({std::move(source), std::move(x), rows});
+    }
+  }
+  testing::ExpectSameBitsOnEverySet(0xd6717fce2827688b, [&](const Backend& backend, Queue& queue) {
+    std::vector<uint64_t> bits;
+    for (const auto& [source, x, rows] : cases) {
+      const auto packed = backend.Pack(Copy(source)).value();
+      std::vector<float> y(static_cast<size_t>(rows * source.outputs));
+      backend.MatMul(queue, *packed, nullptr, x.data(), rows, y.data(), source.outputs);
+      bits.push_back(testing::BitsOf(y));
+    }
+    return bits;
+  });
+}
+
 TEST(QuantizedNames, SayWhichPrecisionTheHandshakeCompares) {
   const std::string exact = MakeBackend("cpu", Precision::kExact).value()->name();
   EXPECT_EQ(MakeBackend("cpu", Precision::kFast).value()->name(), exact + "+q8");
@@ -446,7 +458,7 @@ std::string SetName(const ::testing::TestParamInfo<const char*>& info) {
 
 INSTANTIATE_TEST_SUITE_P(All, Quantized8,
                          ::testing::Values("cpu/avx512vnni", "cpu/avx512", "cpu/avx2",
-                                           "cpu/baseline", "cpu/neon", "cpu/dotprod"),
+                                           "cpu/baseline", "cpu/neon", "cpu/dotprod", "cpu/i8mm"),
                          SetName);
 
 }  // namespace
