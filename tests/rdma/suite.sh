@@ -39,25 +39,26 @@ write_latency() {
   wait
 }
 
-tokens() {
-  "$build/lockstep" run --model models/tiny --ranks 2 --collective "$1" "${@:2}" --max-tokens 12 --thinking off \
+answer() {
+  "$build/lockstep" run --model models/tiny --ranks 2 --collective "$@" --thinking off --max-tokens 12 \
     --temperature 0 --log-level warning "What is the capital of France?"
 }
-same_tokens() {
-  local tcp rdma
-  tcp=$(tokens tcp) && rdma=$(tokens rdma --rdma-mode "$1" --interface rdma0) || return 1
-  echo "tcp: $tcp, rdma: $rdma"
-  [[ -n $tcp && $tcp == "$rdma" ]]
+same_answer() {
+  local rdma
+  rdma=$(answer rdma --rdma-mode "$1" --interface rdma0) || return 1
+  echo "tcp: $over_tcp, rdma: $rdma"
+  [[ -n $over_tcp && $over_tcp == "$rdma" ]]
 }
 
 step "contract of links" "$build/tests/transport_link_test" --gtest_filter='*rdma*'
 step "contract of groups" "$build/tests/collectives_group_test" --gtest_filter="$groups"
 step "a dead, stopped or aborting rank is named" \
   "$build/tests/collectives_process_test" --gtest_filter='*rdma*'
+over_tcp=$(answer tcp 2>/dev/null)
 for mode in rc uc; do
   step "$exchanges exchanges of 10 KB, $mode" exchange $mode rdma0
   grep '^exchange' $log
-  step "the same tokens as over tcp, $mode" same_tokens $mode
+  step "the same answer as over tcp, $mode" same_answer $mode
 done
 echo "ib_write_lat of 10 KB in the same machine, one way: $(write_latency) us"
 exchanges=20

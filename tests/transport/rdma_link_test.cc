@@ -135,8 +135,8 @@ TEST(RdmaLink, RepeatsWhatUcDamages) {
 // Only the sender's clock can know of a packet that was the last one.
 TEST(RdmaLink, RepeatsALostLastPacket) {
   FakeOptions options = Options(Mode::kUnreliable);
-  options.lost = 0.5;
-  RunBothSides(options, 20);
+  options.lost = 0.3;
+  RunBothSides(options, 10);
 }
 
 Status PollUntilError(Link& link) {
