@@ -32,10 +32,12 @@ refuses_an_interface_without() {
 write_latency() {
   local test=(ib_write_lat -d rxe0 -x 1 -s 10240 -n 1000 -F)
   "${test[@]}" >/dev/null &
+  local server=$!
   for _ in {1..50}; do
     "${test[@]}" 10.99.0.1 2>/dev/null | awk '/^ *10240/ { print $5 }' | grep . && break
     sleep 0.2
   done
+  kill $server 2>/dev/null # it has ended by itself, unless no client came through
   wait
 }
 
