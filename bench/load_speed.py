@@ -5,9 +5,9 @@
 
 Without such a file it is made first (4.6 GB: --shape, --moe, --vocab and --format as in make_checkpoint.py). It is
 loaded as it is (with --whole) and from the files of ranks that `lockstep shard` makes of it, by every number of --ranks.
-A round drops the page cache before each of: reading the same files by direct reads of 4 MiB in 1 and in 4 streams,
-loading, and reading once more. What loading reached is held against the best of the streams of its own round, since
-shared disks have moods. Needs root, for the page cache. Writes bench/results/load-HOST-DATE.json; --keep keeps the files.
+A round drops the page cache before each of: reading the same files by direct reads of 4 MiB, in one stream and in as
+many as loading has (4 a rank); loading; and reading both ways once more. What loading reached is held against the better
+of the two in its own round, since shared disks have moods. Needs root, for the page cache. Writes bench/results/load-HOST-DATE.json; --keep keeps the files.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import time
 from measuring import ROOT, commit, machine
 
 BLOCK = 4 << 20
+STREAMS_PER_RANK = 4  # ReadAheadLimits::threads
 
 
 def parse():
@@ -39,6 +40,7 @@ def parse():
     parser.add_argument("--format", default="q4_0")
     parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "build/release/lockstep")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--threads", type=int, help="of a rank (default: its share of the cores)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--whole", action="store_true", help="also load the .gguf file itself")
     parser.add_argument("--keep", action="store_true", help="keep the files of ranks")
@@ -91,9 +93,9 @@ def disk_speed(files, streams):
 def load_speed(arguments, model, files, ranks):
     """GB/s of all ranks together, until the last one has its weights."""
     drop_page_cache()
-    said = run(arguments, "bench", "decode", "--model", model, "--ranks", ranks, "--threads",
-               max(1, (os.cpu_count() or 1) // ranks), "--collective", "shm", "--tokens", 1, "--context", 1, "--repeat",
-               1, "--log-level", "debug")
+    threads = arguments.threads or max(1, (os.cpu_count() or 1) // ranks)
+    said = run(arguments, "bench", "decode", "--model", model, "--ranks", ranks, "--threads", threads, "--collective",
+               "shm", "--tokens", 1, "--context", 1, "--repeat", 1, "--log-level", "debug")
     seconds = [float(text) for text in re.findall(r"loaded \S+ \S+ in ([0-9.]+) s", said)]
     if len(seconds) != ranks:
         sys.exit(f"{ranks} ranks, but {len(seconds)} of them said how long they loaded:\n{said[-2000:]}")
@@ -103,16 +105,17 @@ def load_speed(arguments, model, files, ranks):
 def measure(arguments, model, files, ranks):
     rounds = []
     for _ in range(arguments.rounds):
-        disk = {streams: [disk_speed(files, streams)] for streams in (1, 4)}
+        disk = {streams: [disk_speed(files, streams)] for streams in (1, STREAMS_PER_RANK * ranks)}
         loaded = load_speed(arguments, model, files, ranks)
         for streams, speeds in disk.items():
             speeds.append(disk_speed(files, streams))
         best = max(statistics.mean(speeds) for speeds in disk.values())
         rounds.append({"load_gb_per_s": loaded, "disk_gb_per_s": disk, "share": loaded / best,
                        "load_average": os.getloadavg()[0]})
-        print(f"{model.name}, {ranks} ranks: loads {loaded:.2f} GB/s; the disk gives "
-              f"{' and '.join('%.2f' % speed for speed in disk[1])} GB/s in 1 stream, "
-              f"{' and '.join('%.2f' % speed for speed in disk[4])} in 4: {100 * loaded / best:.0f} %", flush=True)
+        gives = "; ".join(f"{before:.2f} and {after:.2f} GB/s in {streams} streams"
+                          for streams, (before, after) in disk.items())
+        print(f"{model.name}, {ranks} ranks: loads {loaded:.2f} GB/s, the disk gives {gives}: "
+              f"{100 * loaded / best:.0f} %", flush=True)
     share = statistics.median(entry["share"] for entry in rounds)
     print(f"{model.name}, {ranks} ranks: {100 * share:.0f} % of the disk's speed (median)", flush=True)
     return {"model": model.name, "ranks": ranks, "bytes": sum(file.stat().st_size for file in files),
