@@ -7,7 +7,8 @@ Without such a file it is made first (4.6 GB: --shape, --moe, --vocab and --form
 loaded as it is (with --whole) and from the files of ranks that `lockstep shard` makes of it, by every number of --ranks.
 A round drops the page cache before each of: reading the same files by direct reads of 4 MiB, in one stream and in as
 many as loading has (4 a rank); loading; and reading both ways once more. What loading reached is held against the better
-of the two in its own round, since shared disks have moods. Needs root, for the page cache. Writes bench/results/load-HOST-DATE.json; --keep keeps the files.
+of the two in its own round, since shared disks have moods. Needs root, for the page cache. Writes
+bench/results/load-HOST-DATE.json; --keep keeps the files.
 """
 
 import argparse
