@@ -100,7 +100,7 @@ def load_speed(arguments, model, files, ranks):
     seconds = [float(text) for text in re.findall(r"loaded \S+ \S+ in ([0-9.]+) s", said)]
     if len(seconds) != ranks:
         sys.exit(f"{ranks} ranks, but {len(seconds)} of them said how long they loaded:\n{said[-2000:]}")
-    return sum(file.stat().st_size for file in files) / max(seconds) / 1e9
+    return sum(file.stat().st_size for file in files) / max(*seconds, 0.01) / 1e9
 
 
 def measure(arguments, model, files, ranks):
@@ -113,7 +113,7 @@ def measure(arguments, model, files, ranks):
         best = max(statistics.mean(speeds) for speeds in disk.values())
         rounds.append({"load_gb_per_s": loaded, "disk_gb_per_s": disk, "share": loaded / best,
                        "load_average": os.getloadavg()[0]})
-        gives = "; ".join(f"{before:.2f} and {after:.2f} GB/s in {streams} streams"
+        gives = "; ".join(f"{before:.2f} and {after:.2f} GB/s in {streams} stream{'s' if streams > 1 else ''}"
                           for streams, (before, after) in disk.items())
         print(f"{model.name}, {ranks} ranks: loads {loaded:.2f} GB/s, the disk gives {gives}: "
               f"{100 * loaded / best:.0f} %", flush=True)
