@@ -32,6 +32,10 @@ function(lockstep_kernel_flags)
     if(source MATCHES "isa_neon_" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       list(APPEND flags -fno-schedule-insns)
     endif()
+    # Sums put off until all their products are there do not fit into sixteen registers.
+    if(source MATCHES "isa_avx2" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      list(APPEND flags -fno-tree-reassoc -fno-tree-ter)
+    endif()
     set_source_files_properties(${source} TARGET_DIRECTORY lockstep_kernels PROPERTIES
       COMPILE_OPTIONS "${flags}" SKIP_PRECOMPILE_HEADERS ON)
   endforeach()

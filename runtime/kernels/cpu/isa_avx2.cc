@@ -3,7 +3,7 @@
 
 namespace lockstep::kernels {
 namespace {
-constexpr int kTileRows = 2;
+constexpr int kTileRows = 3;
 constexpr int kTileOutputs = 2;
 constexpr int kQuantizedTileRows = 4;
 constexpr int kSingleRowOutputs = 4;

@@ -19,7 +19,7 @@ struct EveryLane {
 
 // Word j of a block holds the weights 4 j .. 4 j + 3 of every lane, j = 0..7, from stored words of
 // `kBits` bits per weight. Where j is even, word j + 1 takes the same steps from the next stored
-// word, or from the same plane of single bits, one bit on.
+// word, or from the same plane of single bits, one bit on. kLargest bounds the magnitude of a code.
 template <int kBits>
 struct Codes;
 
@@ -32,6 +32,7 @@ inline auto SingleBits(const std::byte* plane) {
 template <>
 struct Codes<2> {
   static constexpr bool kSigned = false;
+  static constexpr int kLargest = 3;
   template <int j, typename Loader>
   static auto Word(const std::byte* codes) {
     return Shift<-2 * (j / 2)>(Loader::Load(codes + j % 2 * 64)) & 0x03030303u;
@@ -40,6 +41,7 @@ struct Codes<2> {
 template <>
 struct Codes<3> {
   static constexpr bool kSigned = false;
+  static constexpr int kLargest = 7;
   template <int j, typename Loader>
   static auto Word(const std::byte* codes) {
     return Codes<2>::Word<j, Loader>(codes) | SingleBits<j, 2, Loader>(codes + 2 * 64);
@@ -48,6 +50,7 @@ struct Codes<3> {
 template <>
 struct Codes<4> {
   static constexpr bool kSigned = false;
+  static constexpr int kLargest = 15;
   template <int j, typename Loader>
   static auto Word(const std::byte* codes) {
     return Shift<j / 4 * -4>(Loader::Load(codes + j % 4 * 64)) & 0x0f0f0f0fu;
@@ -56,6 +59,7 @@ struct Codes<4> {
 template <>
 struct Codes<5> {
   static constexpr bool kSigned = false;
+  static constexpr int kLargest = 31;
   template <int j, typename Loader>
   static auto Word(const std::byte* codes) {
     return Codes<4>::Word<j, Loader>(codes + 64) | SingleBits<j, 4, Loader>(codes);
@@ -64,6 +68,7 @@ struct Codes<5> {
 template <>
 struct Codes<6> {
   static constexpr bool kSigned = false;
+  static constexpr int kLargest = 63;
   template <int j, typename Loader>
   static auto Word(const std::byte* codes) {
     const auto upper = Shift<4 - 2 * (j / 2)>(Loader::Load(codes + (4 + j % 2) * 64));
@@ -73,6 +78,7 @@ struct Codes<6> {
 template <>
 struct Codes<8> {
   static constexpr bool kSigned = true;
+  static constexpr int kLargest = 128;
   template <int j, typename Loader>
   static auto Word(const std::byte* codes) {
     return Loader::Load(codes + j * 64);
@@ -81,6 +87,7 @@ struct Codes<8> {
 
 struct Iq4Codes {
   static constexpr bool kSigned = true;
+  static constexpr int kLargest = 127;
   template <int j, typename Loader>
   static auto Word(const std::byte* codes) {
     return Lookup(Codes<4>::Word<j, Loader>(codes), kIq4Values);
@@ -100,6 +107,7 @@ inline constexpr MovedE2m1 kMovedE2m1 = MoveE2m1();
 
 struct E2m1Codes {
   static constexpr bool kSigned = false;
+  static constexpr int kLargest = 2 * kE2m1Zero;
   template <int j, typename Loader>
   static auto Word(const std::byte* codes) {
     return Lookup(Codes<4>::Word<j, Loader>(codes), kMovedE2m1.values);

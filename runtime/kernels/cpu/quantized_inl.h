@@ -3,6 +3,8 @@
 // activations are spread over the lanes once for all of its panels.
 #pragma once
 
+#include <algorithm>
+
 #include "runtime/kernels/cpu/pair_tile_inl.h"
 #include "runtime/kernels/cpu/quantized_formats_inl.h"
 
@@ -72,6 +74,56 @@ inline __attribute__((always_inline)) void DotWords(const std::byte* const (&cod
   }
 }
 
+#if LOCKSTEP_PAIR_PRODUCTS
+// Words whose pairs stay within 16 bits when they are added.
+template <typename Words>
+constexpr int PairWords() {
+  int words = 8;
+  while (words > 1 && words * 2 * Words::kLargest * 127 > 32767) words /= 2;
+  return words;
+}
+
+// pairs[r][p] = the pairs of words [kFirst, kEnd), of which those before kBegin are in it.
+template <typename F, int kFirst, int kBegin, int kEnd, int kRows, int kPanels>
+inline __attribute__((always_inline)) void AddPairWords(const std::byte* const (&codes)[kPanels],
+                                                        const ActivationBlock* const (&x)[kRows],
+                                                        I32x16 (&pairs)[kRows][kPanels]) {
+  if constexpr (kBegin < kEnd) {
+    U32x16 w[kPanels];
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) w[p] = F::Words::template Word<kBegin, EveryLane>(codes[p]);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const int32_t word = XWord(*x[r], kBegin);
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) {
+        const I32x16 product = Pairs<F::Words::kSigned>(w[p], word);
+        pairs[r][p] = kBegin == kFirst ? product : AddPairs(pairs[r][p], product);
+      }
+    }
+    AddPairWords<F, kFirst, kBegin + 1, kEnd>(codes, x, pairs);
+  }
+}
+
+// DotWords, widening once for as many words as 16 bits hold.
+template <typename F, int kBegin, int kEnd, int kRows, int kPanels>
+inline __attribute__((always_inline)) void DotPairWords(const std::byte* const (&codes)[kPanels],
+                                                        const ActivationBlock* const (&x)[kRows],
+                                                        I32x16 (&sums)[kRows][kPanels]) {
+  if constexpr (kBegin < kEnd) {
+    constexpr int kNext = std::min(kBegin + PairWords<typename F::Words>(), kEnd);
+    I32x16 pairs[kRows][kPanels];
+    AddPairWords<F, kBegin, kBegin, kNext>(codes, x, pairs);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kPanels; ++p) sums[r][p] = WidenPairs(sums[r][p], pairs[r][p]);
+    }
+    DotPairWords<F, kNext, kEnd>(codes, x, sums);
+  }
+}
+#endif
+
 // The integer sums of words [kBegin, kEnd), begun with the rows' starts for that part.
 template <typename F, int kBegin, int kEnd, int kRows, int kPanels>
 inline __attribute__((always_inline)) void SumWords(const std::byte* const (&codes)[kPanels],
@@ -83,7 +135,11 @@ inline __attribute__((always_inline)) void SumWords(const std::byte* const (&cod
     for (int p = 0; p < kPanels; ++p)
       sums[r][p] = SplatInt(F::kZero != 0 ? x[r]->start[kBegin / 4] : 0);
   }
+#if LOCKSTEP_PAIR_PRODUCTS
+  DotPairWords<F, kBegin, kEnd>(codes, x, sums);
+#else
   DotWords<F, kBegin, kEnd>(codes, x, sums);
+#endif
 }
 
 // One block of kPanels panels: y[r][p] += x[r] . w[p].

@@ -162,29 +162,60 @@ constexpr int32_t kSignedBytesOffset = 128;
 constexpr int32_t kSignedBytesOffset = 0;
 #endif
 
-// sum[lane] += the four bytes of w[lane] times the four bytes of x[lane]. Bytes of w are signed if
-// kSigned, else 0..63.
+// Whether products of bytes come as 16-bit sums of two, many of which are added before they are
+// widened: AVX2 and AVX-512 without VNNI.
+#if !defined(__AVX512VNNI__) && (defined(__AVX512BW__) || defined(__AVX2__))
+#define LOCKSTEP_PAIR_PRODUCTS 1
+#else
+#define LOCKSTEP_PAIR_PRODUCTS 0
+#endif
+
+#if LOCKSTEP_PAIR_PRODUCTS
+// In each 16-bit half of a lane: the two bytes of w times the two bytes of x. Bytes of w are signed
+// if kSigned, else 0..63; those of x are -127..127, so nothing saturates.
 template <bool kSigned>
-inline NativeI32 DotNative(NativeI32 sum, NativeU32 w, NativeI32 x) {
-#if defined(__AVX512VNNI__)
-  if constexpr (kSigned) w ^= 0x80808080u;
-  return (NativeI32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
-#elif defined(__AVX512BW__)
+inline NativeI32 PairsNative(NativeU32 w, NativeI32 x) {
+#if defined(__AVX512BW__)
   __m512i a = (__m512i)w, b = (__m512i)x;
   if constexpr (kSigned) {
     b = _mm512_mask_sub_epi8(b, _mm512_movepi8_mask(a), _mm512_setzero_si512(), b);
     a = _mm512_abs_epi8(a);
   }
-  const __m512i pairs = _mm512_maddubs_epi16(a, b);
-  return sum + (NativeI32)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
-#elif defined(__AVX2__)
+  return (NativeI32)_mm512_maddubs_epi16(a, b);
+#else
   __m256i a = (__m256i)w, b = (__m256i)x;
   if constexpr (kSigned) {
     b = _mm256_sign_epi8(b, a);
     a = _mm256_abs_epi8(a);
   }
-  const __m256i pairs = _mm256_maddubs_epi16(a, b);
-  return sum + (NativeI32)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  return (NativeI32)_mm256_maddubs_epi16(a, b);
+#endif
+}
+inline NativeI32 AddPairsNative(NativeI32 x, NativeI32 y) {
+#if defined(__AVX512BW__)
+  return (NativeI32)_mm512_add_epi16((__m512i)x, (__m512i)y);
+#else
+  return (NativeI32)_mm256_add_epi16((__m256i)x, (__m256i)y);
+#endif
+}
+// sum[lane] += both halves of the lane.
+inline NativeI32 WidenPairsNative(NativeI32 sum, NativeI32 pairs) {
+#if defined(__AVX512BW__)
+  return sum + (NativeI32)_mm512_madd_epi16((__m512i)pairs, _mm512_set1_epi16(1));
+#else
+  return sum + (NativeI32)_mm256_madd_epi16((__m256i)pairs, _mm256_set1_epi16(1));
+#endif
+}
+#endif
+
+// sum[lane] += the four bytes of w[lane] times the four bytes of x[lane], as above.
+template <bool kSigned>
+inline NativeI32 DotNative(NativeI32 sum, NativeU32 w, NativeI32 x) {
+#if defined(__AVX512VNNI__)
+  if constexpr (kSigned) w ^= 0x80808080u;
+  return (NativeI32)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+#elif LOCKSTEP_PAIR_PRODUCTS
+  return WidenPairsNative(sum, PairsNative<kSigned>(w, x));
 #elif defined(__ARM_FEATURE_DOTPROD)
   return (NativeI32)vdotq_s32((int32x4_t)sum, (int8x16_t)w, (int8x16_t)x);
 #elif defined(__SSE2__)
@@ -208,6 +239,20 @@ inline __attribute__((always_inline)) I32x16 Dot(const I32x16& sum, const U32x16
                        w);
 }
 
+#if LOCKSTEP_PAIR_PRODUCTS
+template <bool kSigned>
+inline __attribute__((always_inline)) I32x16 Pairs(const U32x16& w, int32_t x) {
+  const NativeI32 all = x - NativeI32{};
+  return MapAs<I32x16>([=](NativeU32 a) { return PairsNative<kSigned>(a, all); }, w);
+}
+inline I32x16 AddPairs(const I32x16& x, const I32x16& y) {
+  return MapAs<I32x16>([](NativeI32 a, NativeI32 b) { return AddPairsNative(a, b); }, x, y);
+}
+inline I32x16 WidenPairs(const I32x16& sum, const I32x16& pairs) {
+  return MapAs<I32x16>([](NativeI32 a, NativeI32 b) { return WidenPairsNative(a, b); }, sum, pairs);
+}
+#endif
+
 // Whether several rows are multiplied by twos (pair_tile_inl.h).
 #if defined(__ARM_FEATURE_MATMUL_INT8)
 constexpr bool kRowPairs = true;
@@ -223,6 +268,8 @@ constexpr bool kRowPairs = false;
 inline NativeI32 BytesProduct(NativeI32 sum, NativeU32 w, NativeI32 x) {
 #if defined(__ARM_FEATURE_MATMUL_INT8)
   return MatrixNative(sum, w, x);
+#elif LOCKSTEP_PAIR_PRODUCTS
+  return AddPairsNative(sum, PairsNative<false>(w, x));
 #else
   return DotNative<false>(sum, w, x);
 #endif
@@ -232,9 +279,9 @@ constexpr const char* kBytesInstruction = "smmla 128 bits";
 #elif defined(__AVX512VNNI__)
 constexpr const char* kBytesInstruction = "vpdpbusd zmm";
 #elif defined(__AVX512BW__)
-constexpr const char* kBytesInstruction = "vpmaddubsw, vpmaddwd and vpaddd zmm";
+constexpr const char* kBytesInstruction = "vpmaddubsw and vpaddw zmm";
 #elif defined(__AVX2__)
-constexpr const char* kBytesInstruction = "vpmaddubsw, vpmaddwd and vpaddd ymm";
+constexpr const char* kBytesInstruction = "vpmaddubsw and vpaddw ymm";
 #elif defined(__ARM_FEATURE_DOTPROD)
 constexpr const char* kBytesInstruction = "sdot 128 bits";
 #elif defined(__SSE2__)

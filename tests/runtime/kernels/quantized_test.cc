@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <string>
 #include <tuple>
@@ -40,13 +41,15 @@ class RandomRows {
  public:
   explicit RandomRows(uint64_t seed) : random_(seed) {}
 
+  // With `code`, every byte of a code is that one.
   HostMatrix Make(const WeightFormat& format, int64_t count, int64_t outputs, int64_t inputs,
-                  int64_t phase) {
+                  int64_t phase, std::optional<uint8_t> code = std::nullopt) {
     HostMatrix matrix = HostMatrix::Allocate(format, count, outputs, inputs, "test", phase).value();
     const RowLayout layout = LayoutOf(format, inputs, phase);
     for (int64_t row = 0; row < count * outputs; ++row) {
       std::byte* at = matrix.data.data() + static_cast<uint64_t>(row) * layout.row_bytes;
-      for (uint64_t i = 0; i < layout.row_bytes; ++i) at[i] = static_cast<std::byte>(random_());
+      for (uint64_t i = 0; i < layout.row_bytes; ++i)
+        at[i] = static_cast<std::byte>(code.value_or(random_() & 0xff));
       for (uint64_t entry = 0; entry < layout.outer_entries; ++entry)
         Outer(format, at + entry * layout.outer_bytes, layout.outer_bytes);
       for (int64_t block = 0; block < inputs / kBlockWeights; ++block)
@@ -217,6 +220,25 @@ TEST_P(Quantized8, MatMulAgreesWithPlainLoopsForEveryFormatAndShape) {
         const auto alone = MatMul(single_, *mine, bias.data(), x.data() + row * inputs, 1);
         EXPECT_EQ(std::memcmp(alone.data(), y, static_cast<size_t>(outputs) * sizeof(float)), 0)
             << format.Name() << ", row " << row;
+      }
+    }
+  }
+}
+
+TEST_P(Quantized8, ProductsOfTheLargestCodesAndActivationsDoNotOverflow) {
+  constexpr int64_t kOutputs = 32, kInputs = 8 * kBlockWeights;
+  std::vector<float> x(5 * kInputs);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = i < kInputs ? 2.0f : -2.0f;  // integers of +-127
+  for (const WeightFormat& format : FastFormats()) {
+    for (const uint8_t code : {0x00, 0x77, 0x7f, 0x80, 0xff}) {
+      const HostMatrix source = random_.Make(format, 1, kOutputs, kInputs, 0, code);
+      const auto mine = backend_->Pack(Copy(source)).value();
+      const auto got = MatMul(queue_, *mine, nullptr, x.data(), 5);
+      for (int64_t row = 0; row < 5; ++row) {
+        EXPECT_LE(ErrorOfRow(source, 0, x.data() + row * kInputs, nullptr,
+                             got.data() + row * (kOutputs + 3)),
+                  1e-6)
+            << format.Name() << ", bytes " << int{code} << ", row " << row;
       }
     }
   }
