@@ -1,4 +1,5 @@
-# One static library per line of layers.txt, linked to exactly the folders that the line names.
+# One static library per line of layers.txt, linked with the folders that the line names and, through them, with what
+# these link. Every library may include from the root: what a folder may include is checked by tests/tidy alone.
 # A folder's sources are every .cc below it, except what LOCKSTEP_EXCLUDED names (a backend that is
 # not built leaves its absent.cc in; one that is built leaves absent.cc out).
 

@@ -29,8 +29,8 @@ struct GroupOptions {
   std::shared_ptr<Lifeline> lifeline;
 };
 
-// Over one link per peer. `name` is a literal: "tcp", "shm". The mesh's window is of
-// LinkWindowBytes(slot_bytes).
+// Over one link per peer. `name` is a literal: "tcp", "shm", "rdma" (FindTransport). The mesh's
+// window is of LinkWindowBytes(slot_bytes).
 StatusOr<std::unique_ptr<Group>> MakeLinkGroup(GroupOptions options, const char* name, Mesh mesh);
 size_t LinkWindowBytes(size_t slot_bytes);
 // Open MPI point-to-point; a usage error where it is not built. MPI's ranks must be the group's.

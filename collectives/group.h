@@ -1,5 +1,5 @@
 // A group of ranks that compute every layer together. One backend object per group: links (tcp,
-// shm) or mpi.
+// shm, rdma), mpi, or a rank alone (single).
 //
 // The primitive is the *exchange*: every rank fills its own slot, publishes it, and reads the slots
 // of all others.

@@ -1,6 +1,7 @@
 // The op table: everything that the model computes, by the names that every backend uses. `ref` is
 // the plain definition of each op; `cpu` computes the same with SIMD. Activations are float32,
-// row-major, and belong to the backend that made the memory; weights are opaque after Pack.
+// row-major, in memory of the host that the caller owns: Backend hands out none. Its own is what
+// Pack makes, opaque to all others, and what products need besides (WorkBytes).
 //
 // The promise of every op: a row's result depends on that row's inputs alone, bit for bit. It does
 // not change with the number of rows, with how a prompt was cut into steps, or with the number of
@@ -54,8 +55,9 @@ struct RowGroup {
   int32_t end = 0;
 };
 
-// The (row, slot) pairs of a step ordered by the expert they go to. Memory of the backend, sized
-// for the largest step; only the backend reads the values.
+// The (row, slot) pairs of a step ordered by the expert they go to. Host memory of the caller,
+// sized for the largest step. GroupRows fills it, or the caller itself where groups are known
+// beforehand (the heads of latent attention); after that only the backend reads it.
 struct ExpertGroups {
   RowGroup* groups = nullptr;  // [experts], the first *group_count are used
   int32_t* group_count = nullptr;

@@ -1,6 +1,7 @@
-// Who holds what: contiguous ranges of query heads, of feed-forward columns and of vocabulary rows
-// for each rank, cut by shares. Cuts fall on query heads; a KV head that a cut straddles is held by
-// both neighbours.
+// How things are cut by shares: one contiguous range for each rank. What is cut - query heads,
+// feed-forward columns, rows of the vocabulary - and so who holds what is decided in
+// runtime/model/shape.h (docs/architecture.md, Slices). A KV head whose query heads a cut parts is
+// held by both neighbours.
 #pragma once
 
 #include <cstdint>

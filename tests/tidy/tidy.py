@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Keeps the house in order: layers, foreign headers, sizes, format.
+"""Keeps the house in order: layers, backends, foreign headers, sizes, format.
 
     tests/tidy/tidy.py            checks the repository that this file is in
     tests/tidy/tidy.py --root D   checks another tree
@@ -22,17 +22,14 @@ LONGEST_FUNCTION = 70
 
 # Headers of foreign libraries, and the folders that own them. What is not listed (the standard library, POSIX) is free.
 FOREIGN = {
-    r"grpc(pp|\+\+)?/": ["runtime/engine/rpc", "runtime/serve", "launcher", "deploy", "tests"],
-    r"google/protobuf/": ["proto", "runtime/engine/rpc", "runtime/serve", "launcher", "deploy", "tests"],
-    r"lockstep/v1/": ["runtime/engine/rpc", "runtime/serve", "launcher", "deploy", "tests"],
+    r"grpc(pp|\+\+)?/": ["runtime/serve", "deploy", "tests"],
+    r"google/protobuf/": ["runtime/serve", "deploy", "tests"],
+    r"lockstep/v1/": ["runtime/serve", "deploy", "tests"],
     r"mpi\.h": ["collectives/mpi", "bench"],
     r"pmix": ["collectives/pmix"],
-    r"nccl": ["collectives/nccl"],
     r"infiniband/": ["transport/rdma"],
     r"rdma/": ["transport/rdma"],
-    r"cuda": ["runtime/kernels/cuda", "collectives/nccl"],
-    r"hwy/": ["runtime/base/simd", "runtime/kernels/cpu"],
-    r"(immintrin|arm_neon|arm_sve)": ["runtime/base/simd", "runtime/kernels/cpu"],
+    r"(immintrin|arm_neon|arm_sve)": ["runtime/kernels/cpu"],
     r"pcre2": ["runtime/text"],
     r"yaml-cpp/": ["launcher"],
     r"CLI/": ["launcher"],
@@ -45,12 +42,8 @@ FOREIGN = {
     r"benchmark/": ["bench"],
     r"(gtest|gmock)/": ["tests"],
 }
-# A folder of one of these names below the given one is a backend: nothing outside it includes its headers.
-BACKENDS = {
-    "transport": ["tcp", "shm", "rdma", "sim"],
-    "collectives": ["link", "nccl", "mpi", "pmix"],
-    "runtime/kernels": ["ref", "cpu", "cuda", "vulkan", "mlx"],
-}
+# What the build makes of proto/lockstep/v1: not in the tree, but of the folder proto.
+GENERATED = re.compile(r"lockstep/v1/")
 # Free of layers: they see everything, nothing includes them.
 TOPS = ["tests", "bench", "deploy"]
 WORDS = re.compile(r"\b(TODO|FIXME|XXX)\b")
@@ -88,6 +81,7 @@ class Check:
     def __init__(self, root):
         self.root = root
         self.layers = read_layers(root)
+        self.used = set()  # (folder, the other folder of which it includes a header)
         self.violations = []
 
     def report(self, path, line, what):
@@ -102,20 +96,36 @@ class Check:
                     self.report("cmake/layers.txt", 1, f"{folder} names {lower}, which does not stand above it")
             seen.append(folder)
 
+    def owners(self):
+        """A folder that is gone owns nothing."""
+        for pattern, owners in FOREIGN.items():
+            for owner in owners:
+                if not (self.root / owner).is_dir():
+                    self.report("tests/tidy/tidy.py", 1, f"{owner}, which is to own {pattern}, does not exist")
+
+    def permissions(self):
+        """What the table allows and no source does; after all sources were read."""
+        for folder, below in self.layers.items():
+            for lower in below:
+                if (folder, lower) not in self.used:
+                    self.report("cmake/layers.txt", 1, f"{folder} may include {lower} and does not")
+
     def include(self, path, number, header):
         for pattern, owners in FOREIGN.items():
             if re.match(pattern, header) and not any(path.startswith(owner + "/") for owner in owners):
                 self.report(path, number, f"{header} belongs to {', '.join(owners)}")
+        own = layer_of(path, self.layers)
+        if GENERATED.match(header):
+            self.used.add((own, "proto"))
         if not (self.root / header).is_file():
             return
-        for parent, folders in BACKENDS.items():
-            for folder in folders:
-                backend = f"{parent}/{folder}/"
-                free = path.startswith((backend, "tests/", "bench/"))
-                if header.startswith(backend) and not free:
-                    self.report(path, number, f"{header} is private to its backend; include {parent}/*.h")
-        own = layer_of(path, self.layers)
         target = layer_of(header, self.layers)
+        self.used.add((own, target))
+        # A folder below a floor is a backend: nothing outside it but tests and benchmarks includes its headers.
+        folder = pathlib.PurePosixPath(header).relative_to(target).parts[0] if target else ""
+        backend = f"{target}/{folder}/"
+        if header.startswith(backend) and not path.startswith((backend, "tests/", "bench/")):
+            self.report(path, number, f"{header} is private to its backend; include {target}/*.h")
         if own is None or target is None:
             if target is None and own is not None and header.split("/")[0] in TOPS:
                 self.report(path, number, f"{own} may not include {header}: nothing sees {header.split('/')[0]}")
@@ -168,6 +178,7 @@ class Check:
 
     def run(self):
         self.table()
+        self.owners()
         files = list(sources(self.root))
         for path, file in files:
             lines = file.read_text(errors="replace").split("\n")
@@ -180,6 +191,7 @@ class Check:
                 if found:
                     self.include(path, number, found.group(1))
             self.sizes(path, lines)
+        self.permissions()
         self.format(files)
         if not files:
             self.report(".", 0, "no sources found")
@@ -201,6 +213,12 @@ PLANTED = {
         "a function of 71 lines",
     ),
     "an unguarded header": ("transport/bad.h", "int x;\n", "no #pragma once"),
+    "an unused permission": (
+        "cmake/layers.txt",
+        "transport:\ncollectives: transport\nruntime/text: transport\nruntime/model: collectives\n",
+        "runtime/text may include transport and does not",
+    ),
+    "an owner that is gone": ("transport/rdma", None, "transport/rdma, which is to own"),
     "a wrong arrow": ("cmake/layers.txt", "transport: collectives\ncollectives:\n", "does not stand above it"),
     "unfinished work": ("transport/bad.cc", "// TO" + "DO\n", "unfinished"),
     "bad format": ("transport/bad.cc", "int   x  ;\n", "not formatted"),
@@ -212,7 +230,7 @@ CLEAN = {
     "transport/tcp/link.cc": '#include "transport/tcp/link.h"\n',
     "collectives/group.h": '#pragma once\n#include "transport/link.h"\n',
     "tests/support.h": '#pragma once\n#include "collectives/group.h"\n#include "transport/tcp/link.h"\n',
-    "runtime/model/table.cc": "int F(int x) {\n  static const int table[] = {\n" + "      1,  // row\n" * 90 + "  };\n  return table[x];\n}\n",
+    "runtime/model/table.cc": '#include "collectives/group.h"\n\n' + "int F(int x) {\n  static const int table[] = {\n" + "      1,  // row\n" * 90 + "  };\n  return table[x];\n}\n",
     "runtime/model/fine.cc": "int F(int x) {\n" + "  ++x;\n" * 68 + "}\n",
 }
 
@@ -226,11 +244,15 @@ def self_test(root):
             for path, text in CLEAN.items():
                 (tree / path).parent.mkdir(parents=True, exist_ok=True)
                 (tree / path).write_text(text)
+            for owner in sum(FOREIGN.values(), []):
+                (tree / owner).mkdir(parents=True, exist_ok=True)
             shutil.copy(root / ".clang-format", tree / ".clang-format")
             if name == "bad format" and not (shutil.which("clang-format") or shutil.which("clang-format-14")):
                 print("skipped: bad format (clang-format is not installed)")
                 continue
-            if planted is not None:
+            if planted is not None and planted[1] is None:
+                shutil.rmtree(tree / planted[0])
+            elif planted is not None:
                 (tree / planted[0]).parent.mkdir(parents=True, exist_ok=True)
                 (tree / planted[0]).write_text(planted[1])
             found = Check(tree).run()
