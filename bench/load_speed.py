@@ -135,11 +135,12 @@ def main():
         if arguments.whole:
             results.append(measure(arguments, arguments.model, [arguments.model], ranks))
         shards = arguments.model.with_name(f"{arguments.model.stem}-{ranks}-ranks")
-        if not shards.exists():
-            run(arguments, "shard", "--model", arguments.model, "--ranks", ranks, "--out", shards)
+        made_here = not shards.exists()
+        # Goes on with what an earlier start left, and refuses files of another checkpoint.
+        run(arguments, "shard", "--model", arguments.model, "--ranks", ranks, "--out", shards)
         files = sorted(shards.glob("*.lockstep"))
         results.append(measure(arguments, shards, files, ranks))
-        if not arguments.keep:
+        if made_here and not arguments.keep:
             shutil.rmtree(shards)
     out = arguments.out or ROOT / f"bench/results/load-{platform.node()}-{datetime.date.today()}.json"
     out.write_text(json.dumps({"bench": "load", "commit": commit(), "machine": machine(), "results": results}, indent=1)

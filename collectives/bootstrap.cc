@@ -12,6 +12,7 @@
 #include "collectives/membership.h"
 #include "collectives/rendezvous.h"
 #include "runtime/base/os.h"
+#include "transport/fabric.h"
 #include "transport/socket.h"
 
 namespace lockstep {
@@ -36,7 +37,7 @@ Status CheckOptions(const BootstrapOptions& options) {
                       options.size, options.size - 1);
   }
   const std::string& collective = options.collective;
-  if (collective != "tcp" && collective != "shm" && collective != "rdma" && collective != "mpi") {
+  if (FindTransport(collective) == nullptr && collective != "mpi") {
     return UsageError("there is no collective '%s': use tcp, shm, rdma or mpi", collective);
   }
   if (options.slot_bytes < 64 || options.slot_bytes % 64 != 0 ||
@@ -46,6 +47,10 @@ Status CheckOptions(const BootstrapOptions& options) {
   }
   if (!options.interface.empty())
     LOCKSTEP_RETURN_IF_ERROR(AddressOfInterface(options.interface).status());
+  if (options.verify_exchanges && collective == "mpi") {
+    return UsageError(
+        "--verify-exchanges works over tcp, shm and rdma: Open MPI carries its own messages");
+  }
   int rank = 0, size = 0, local_rank = 0, local_size = 0;
   if (options.collective == "mpi" && options.size > 1 &&
       !DetectMpirun(&rank, &size, &local_rank, &local_size)) {

@@ -37,7 +37,13 @@ SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t bytes) {
 }
 
 const char* NameOf(SumAlgorithm algorithm) {
-  return algorithm == SumAlgorithm::kDirect ? "direct" : "two-step";
+  switch (algorithm) {
+    case SumAlgorithm::kDirect:
+      return "direct";
+    case SumAlgorithm::kTwoStep:
+      return "two-step";
+  }
+  return "?";
 }
 
 }  // namespace lockstep

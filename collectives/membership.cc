@@ -118,7 +118,7 @@ class LinkedMembership final : public Membership {
     }
     const size_t window_bytes = LinkWindowBytes(slot_bytes);
     LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh(collective, window_bytes, number));
-    return MakeLinkGroup(std::move(group), NameOfLinks(collective), std::move(mesh));
+    return MakeLinkGroup(std::move(group), FindTransport(collective), std::move(mesh));
   }
 
   StatusOr<Mesh> TryOpenMesh(const std::string& transport, size_t window_bytes, uint32_t number) {
@@ -131,11 +131,6 @@ class LinkedMembership final : public Membership {
     StatusOr<Mesh> connected = fabric->Connect(addresses, deadline);
     if (!connected.ok()) return lifeline_->Overrule(connected.status());
     return connected;
-  }
-
-  static const char* NameOfLinks(const std::string& collective) {
-    if (collective == "rdma") return "rdma";
-    return collective == "shm" ? "shm" : "tcp";
   }
 
   bool SameMachine(int rank) const {

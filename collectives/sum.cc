@@ -124,8 +124,13 @@ Status SumInTwoSteps(Group& group, std::span<float> sum, size_t chunks) {
 
 Status SumSlots(Group& group, std::span<float> sum) {
   const SumPlan plan = ChooseSum(group.traits(), group.size(), sum.size_bytes());
-  if (plan.algorithm == SumAlgorithm::kDirect) return SumDirectly(group, sum, plan.chunks);
-  return SumInTwoSteps(group, sum, plan.chunks);
+  switch (plan.algorithm) {
+    case SumAlgorithm::kDirect:
+      return SumDirectly(group, sum, plan.chunks);
+    case SumAlgorithm::kTwoStep:
+      return SumInTwoSteps(group, sum, plan.chunks);
+  }
+  return InternalError("sums have no algorithm %d", static_cast<int>(plan.algorithm));
 }
 
 Status AllReduceSum(Group& group, std::span<float> data) {

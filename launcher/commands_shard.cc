@@ -119,14 +119,15 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
     const StatusOr<std::string> text = ReadTextFile(path);
     LOCKSTEP_RETURN_IF_ERROR(text.status());
     const StatusOr<ProbeRecord> there = ParseProbe(*text, config.vocab_size, path);
-    if (there.ok() && there->settings == result.settings) return OkStatus();
+    if (there.ok() && there->settings == result.settings && there->from_source) return OkStatus();
     std::error_code error;
     std::filesystem::remove(path, error);  // of files that are no more
   }
   ProbeQuestion question;
   question.formats = result.formats;
   question.kernels = options.kernels;
-  question.threads = threads;
+  // Of those that wait for a network, as many as can compute.
+  question.threads = std::min(threads, static_cast<int>(os::AllowedCpus().size()));
   question.available_bytes = MemoryForRank(1);
   question.settings = result.settings;
   question.stop = Interrupted;
@@ -148,6 +149,8 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
   const std::optional<ProbeRecord>& record = *computed;
   if (Interrupted()) return InterruptedError();
   if (!record.has_value()) {
+    if (options.record)
+      return UsageError("--record: the probe prompt cannot be computed here: %s", too_large);
     log::Warning(
         "no probe prompt recorded: %s; record it where the files are used: lockstep verify --model "
         "%s --exact --record",

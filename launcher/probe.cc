@@ -133,6 +133,7 @@ StatusOr<std::optional<ProbeRecord>> ComputeSourceProbe(const Checkpoint& source
   alone.membership->Leave();
   ProbeRecord record;
   record.settings = question.settings;
+  record.from_source = true;
   record.computed = "from the source as one rank, " + exact->name();
   LOCKSTEP_ASSIGN_OR_RETURN(record.rows, DigestProbe(logits.front(), vocab_size));
   // The same if no product is quantized.

@@ -90,6 +90,7 @@ class OpenedSession final : public Session {
   const kernels::Backend& backend() const override { return *backend_; }
   kernels::Precision precision() const override { return precision_; }
   Model& model() override { return *model_; }
+  double load_seconds() const override { return load_seconds_; }
   const std::vector<double>& shares() const override { return world_.shares; }
   std::optional<uint64_t> files_settings() const override { return files_settings_; }
 
@@ -124,7 +125,7 @@ class OpenedSession final : public Session {
   Status LoadWeights(const OpenedModel& opened, const ModelLimits& limits);
   Status CheckFiles(const SessionNeeds& needs, const OpenedModel& opened);
   // Files of ranks: their probe prompt, if one is recorded.
-  Status CheckText(const SessionNeeds& needs, const Checkpoint& checkpoint);
+  Status CheckProbe(const SessionNeeds& needs, const Checkpoint& checkpoint);
   // A line about this rank: where the user looks at its own output, for the curious elsewhere.
   void Report(const std::string& text) const;
   // Tells all ranks why this one cannot go on.
@@ -142,6 +143,7 @@ class OpenedSession final : public Session {
   std::unique_ptr<Membership> membership_;
   std::unique_ptr<Group> group_;
   std::unique_ptr<Model> model_;
+  double load_seconds_ = 0;
   std::optional<uint64_t> files_settings_;
   bool closed_ = false;
 };
@@ -304,7 +306,8 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
   progress.Finish();
   LOCKSTEP_RETURN_IF_ERROR(model.status());
   model_ = std::move(model).value();
-  const double seconds = static_cast<double>(NowNs() - start_ns) * 1e-9;
+  load_seconds_ = static_cast<double>(NowNs() - start_ns) * 1e-9;
+  const double seconds = load_seconds_;
   const auto bytes = static_cast<double>(model_->bytes_read());
   Report(absl::StrFormat("loaded %s in %.2f s (%.2f GB/s)", FormatBytes(model_->bytes_read()),
                          seconds, bytes / std::max(seconds, 1e-9) * 1e-9));
@@ -321,7 +324,7 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   LOCKSTEP_RETURN_IF_ERROR(OpenStepGroup(needs, StepSlotBytes(opened.config, *limits)));
   // A fault here strikes one rank alone, while the others wait for its part.
   const Status loaded = LoadWeights(opened, *limits);
-  return loaded.ok() ? CheckText(needs, *opened.checkpoint) : TellAll(loaded);
+  return loaded.ok() ? CheckProbe(needs, *opened.checkpoint) : TellAll(loaded);
 }
 
 Status OpenedSession::CheckFiles(const SessionNeeds& needs, const OpenedModel& opened) {
@@ -331,7 +334,7 @@ Status OpenedSession::CheckFiles(const SessionNeeds& needs, const OpenedModel& o
   return AgreeThatOk(*group_, *membership_, mine);
 }
 
-Status OpenedSession::CheckText(const SessionNeeds& needs, const Checkpoint& checkpoint) {
+Status OpenedSession::CheckProbe(const SessionNeeds& needs, const Checkpoint& checkpoint) {
   if (!checkpoint.is_of_one_rank()) return OkStatus();
   LOCKSTEP_ASSIGN_OR_RETURN(files_settings_, checkpoint.Digest());
   if (!needs.probe) return OkStatus();

@@ -52,6 +52,8 @@ class Session {
   virtual const kernels::Backend& backend() const = 0;
   virtual kernels::Precision precision() const = 0;
   virtual Model& model() = 0;
+  // From the first byte of the weights to the last one packed, without waiting for other ranks.
+  virtual double load_seconds() const = 0;
   // One per rank, validated.
   virtual const std::vector<double>& shares() const = 0;
   // The settings digest of the files of ranks that were loaded; nothing if they are none.

@@ -25,6 +25,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/digest.h"
 #include "runtime/base/log.h"
+#include "runtime/weights/http_client.h"
 #include "runtime/weights/shard_file.h"
 #include "transport/socket.h"
 
@@ -256,12 +257,9 @@ Status CopyFile(ShardCopy* copy, const Options& options, int threads) {
 }  // namespace
 
 bool IsHuggingFace(const std::string& url) {
-  constexpr std::string_view kScheme = "https://", kHost = "huggingface.co";
-  if (!absl::StartsWithIgnoreCase(url, {kScheme.data(), kScheme.size()})) return false;
-  std::string host =
-      url.substr(kScheme.size(), url.find_first_of("/?#", kScheme.size()) - kScheme.size());
-  host = host.substr(0, host.find(':'));
-  return absl::EqualsIgnoreCase(host, {kHost.data(), kHost.size()});
+  const StatusOr<HttpPlace> place = ParseHttpUrl(url);
+  return place.ok() && place->scheme == "https" &&
+         absl::EqualsIgnoreCase(place->host, "huggingface.co");
 }
 
 StatusOr<std::string> HuggingFaceToken(const char* value) {

@@ -274,10 +274,16 @@ class MeshFabric final : public Fabric {
 
 }  // namespace
 
+const char* FindTransport(std::string_view name) {
+  for (const char* transport : {"tcp", "shm", "rdma"}) {
+    if (name == transport) return transport;
+  }
+  return nullptr;
+}
+
 StatusOr<std::unique_ptr<Fabric>> OpenFabric(FabricOptions options) {
-  const std::string& transport = options.transport;
-  if (transport != "tcp" && transport != "shm" && transport != "rdma") {
-    return InternalError("there is no transport '%s'", transport);
+  if (FindTransport(options.transport) == nullptr) {
+    return InternalError("there is no transport '%s'", options.transport);
   }
   auto fabric = std::make_unique<MeshFabric>(std::move(options));
   LOCKSTEP_RETURN_IF_ERROR(fabric->Open());

@@ -9,6 +9,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/base/clock.h"
@@ -18,6 +19,9 @@
 #include "transport/window.h"
 
 namespace lockstep {
+
+// The transport of that name, as a string that lives on; null if there is none.
+const char* FindTransport(std::string_view name);
 
 using Proof = std::array<std::byte, 32>;
 

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
@@ -55,10 +56,12 @@ class LocalFile final : public RandomAccessFile {
     std::call_once(direct_once_, [this] { OpenDirect(); });
     const uint64_t bytes = BytesInFile(offset, out);
     uint64_t done = 0;
-    while (direct_fd_ >= 0 && done < bytes) {
+    while (direct_ && done < bytes) {
       const ssize_t got = pread(direct_fd_, out.data() + done, out.size() - done,
                                 static_cast<off_t>(offset + done));
       if (got < 0 && errno == EINTR) continue;
+      // Some file systems open a file for direct reads and then do none.
+      if (got < 0 && (errno == EINVAL || errno == EOPNOTSUPP)) HasNoDirectReads();
       // What is wrong, the other way finds out as well, or it does what this one cannot.
       if (got < static_cast<ssize_t>(std::min(bytes - done, kDirectBytes))) break;
       done = std::min(bytes, done + static_cast<uint64_t>(got));
@@ -70,15 +73,28 @@ class LocalFile final : public RandomAccessFile {
  private:
   void OpenDirect() const {
     direct_fd_ = os::OpenDirect(path().c_str());
-    if (direct_fd_ >= 0) return;
+    if (direct_fd_ < 0) return HasNoDirectReads();
+    // Another file may have that name by now.
+    struct stat mine {
+    }, direct{};
+    direct_ = fstat(fd_, &mine) == 0 && fstat(direct_fd_, &direct) == 0 &&
+              mine.st_dev == direct.st_dev && mine.st_ino == direct.st_ino;
+  }
+
+  void HasNoDirectReads() const {
+    const char* const why = std::strerror(errno);
+    direct_ = false;
+    static std::atomic<bool> told = false;
+    if (told.exchange(true)) return;
     log::Info("%s: is read through the page cache, since its file system has no direct reads (%s)",
-              path(), std::strerror(errno));
+              path(), why);
   }
 
   const ErrorKind kind_;
   const int fd_;
   mutable std::once_flag direct_once_;
   mutable int direct_fd_ = -1;  // opened by the first direct read
+  mutable std::atomic<bool> direct_ = false;
 };
 
 StatusOr<std::unique_ptr<RandomAccessFile>> OpenLocal(const std::string& path, ErrorKind kind) {

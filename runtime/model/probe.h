@@ -58,9 +58,10 @@ std::vector<double> ProbeDistances(const ProbeDigest& recorded, const ProbeDiges
 
 // probe.json.
 struct ProbeRecord {
-  uint64_t settings = 0;  // of the set of files (ShardHeader)
-  std::string computed;   // by whom and how, for people
-  ProbeDigest rows;       // with full precision
+  uint64_t settings = 0;     // of the set of files (ShardHeader)
+  bool from_source = false;  // a witness against a wrong cut too
+  std::string computed;      // by whom and how, for people
+  ProbeDigest rows;          // with full precision
   // The largest of ProbeDistances when the same build computed the same weights with 8-bit
   // activations. Absent: not measured.
   std::optional<double> fast_distance;

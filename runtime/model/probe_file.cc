@@ -81,6 +81,7 @@ std::string ProbeText(const ProbeRecord& record, int64_t vocab_size) {
   ordered_json root;
   root["lockstep_probe"] = kVersion;
   root["settings"] = absl::StrFormat("%016x", record.settings);
+  root["from_source"] = record.from_source;
   root["computed"] = record.computed;
   root["fast_distance"] =
       record.fast_distance.has_value() ? ordered_json(*record.fast_distance) : ordered_json();
@@ -110,6 +111,10 @@ StatusOr<ProbeRecord> ParseProbe(const std::string& text, int64_t vocab_size,
   if (settings.size() != 16 || settings.find_first_not_of("0123456789abcdef") != std::string::npos)
     return reader.Bad("settings", "16 hexadecimal digits");
   record.settings = std::stoull(settings, nullptr, 16);
+  if (const auto source = root.find("from_source"); source != root.end()) {
+    if (!source->is_boolean()) return reader.Bad("from_source", "true or false");
+    record.from_source = source->get<bool>();
+  }
   LOCKSTEP_ASSIGN_OR_RETURN(record.computed, reader.Text("computed"));
   const auto fast = root.find("fast_distance");
   if (fast != root.end() && !fast->is_null()) {

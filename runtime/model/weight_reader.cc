@@ -91,8 +91,6 @@ StatusOr<FusedMatrix> WeightReader::Rows(const std::vector<RowPart>& parts, int6
     LOCKSTEP_ASSIGN_OR_RETURN(const WeightFormat format, CommonFormat(checkpoint_, part.names));
     formats.push_back(format);
   }
-  for (size_t index = 0; index < (parts.empty() ? 0 : parts[0].names.size()); ++index)
-    for (const RowPart& part : parts) Record(part.names[index], SliceKind::kRows, part.rows);
   for (size_t begin = 0, end = 0; begin < parts.size(); begin = end) {
     std::vector<const RowPart*> run;
     int64_t outputs = 0;
@@ -100,6 +98,8 @@ StatusOr<FusedMatrix> WeightReader::Rows(const std::vector<RowPart>& parts, int6
       run.push_back(&parts[end]);
       outputs += parts[end].rows.size();
     }
+    for (size_t index = 0; index < run.front()->names.size(); ++index)
+      for (const RowPart* part : run) Record(part->names[index], SliceKind::kRows, part->rows);
     for (const RowPart* part : run)
       for (const std::string& name : part->names) CountStaging(name, formats[begin], 0);
     const HostMatrix shape = Shape(formats[begin], parts[begin].names.size(), outputs, inputs);

@@ -171,6 +171,8 @@ StatusOr<HttpPlace> ParseHttpUrl(const std::string& url) {
   if (!parts.Get(CURLUPART_FRAGMENT).empty())
     return UsageError("--from '%s': leave out the part behind '#'", url);
   HttpPlace place;
+  place.scheme = scheme;
+  place.host = parts.Get(CURLUPART_HOST);
   place.query = parts.Get(CURLUPART_QUERY);
   if (!place.query.empty()) place.query = "?" + place.query;
   std::string path = parts.Get(CURLUPART_PATH);
@@ -180,8 +182,7 @@ StatusOr<HttpPlace> ParseHttpUrl(const std::string& url) {
   }
   while (!path.empty() && path.back() == '/') path.pop_back();
   const std::string port = parts.Get(CURLUPART_PORT);
-  place.directory =
-      scheme + "://" + parts.Get(CURLUPART_HOST) + (port.empty() ? "" : ":" + port) + path;
+  place.directory = scheme + "://" + place.host + (port.empty() ? "" : ":" + port) + path;
   return place;
 }
 

@@ -42,6 +42,8 @@ struct HttpOptions {
 
 // A directory's URL, taken apart.
 struct HttpPlace {
+  std::string scheme;  // "http" or "https"
+  std::string host;
   std::string directory;  // "https://host:port/path", no slash at its end
   std::string file;       // of the URL of a .gguf file: its name, as in the URL
   std::string query;      // "?..." of the URL, sent along with every request

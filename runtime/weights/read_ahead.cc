@@ -91,9 +91,7 @@ void ReadAhead::ReadPieces() {
 }
 
 ReadAhead::Piece* ReadAhead::Find(const RandomAccessFile& file, uint64_t offset) {
-  const size_t soon = std::min(pieces_.size(), next_ + static_cast<size_t>(limits_.blocks));
-  for (size_t index = 0; index < soon; ++index) {
-    Piece& piece = pieces_[index];
+  for (Piece& piece : pieces_) {
     const bool holds = piece.file == &file && piece.begin <= offset && offset < piece.end;
     if (holds && piece.state != State::kTaken) return &piece;
   }

@@ -50,8 +50,8 @@ class ReadAhead {
   ReadAhead& operator=(const ReadAhead&) = delete;
 
   // Fills `out` from `offset` of `file`. What the plan has is waited for; the order may differ from
-  // the plan's by what the blocks hold. Anything else is read here and now. Any thread, as long as
-  // no two ask for the same planned bytes.
+  // the plan's by what the blocks hold. What is asked for earlier than that, or is not planned, is
+  // read here and now. Any thread, as long as no two ask for the same planned bytes.
   Status Read(const RandomAccessFile& file, uint64_t offset, std::span<std::byte> out);
 
  private:

@@ -16,7 +16,7 @@ using nlohmann::json;
 using nlohmann::ordered_json;
 
 constexpr char kMagic[] = "LOCKSHRD";
-constexpr uint64_t kVersion = 1;
+constexpr uint64_t kVersion = 2;  // 1 held the reciprocals of NVFP4 scales that divide
 constexpr uint64_t kMostHeaderBytes = uint64_t{256} << 20;
 constexpr int64_t kMostWeights = int64_t{1} << 48;
 constexpr size_t kMostRanks = 1024;

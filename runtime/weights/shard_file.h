@@ -2,7 +2,7 @@
 // every tensor, so that each rank reads its own file from the first byte to the last.
 //
 //     bytes 0..7    "LOCKSHRD"
-//           8..15   version (1)          all numbers little-endian
+//           8..15   version (2)          all numbers little-endian
 //          16..23   bytes of the header
 //          24..31   Digest64 of the header
 //          32..     the header, JSON; spaces behind it

@@ -12,6 +12,7 @@
 #include "runtime/weights/shard_output.h"
 #include "runtime/weights/slice_loader.h"
 #include "runtime/weights/stored_rows.h"
+#include "runtime/weights/transcode.h"
 
 namespace lockstep {
 namespace {
@@ -97,7 +98,7 @@ StatusOr<Plan> MakePlan(const Checkpoint& source, const ShardOptions& options) {
     for (size_t rank = 0; rank < plan.headers.size(); ++rank)
       plan.headers[rank].tensors[task.places[rank]].format = format;
   }
-  uint64_t settings = plan.formats.empty() ? 0 : kQuantizerVersion;
+  uint64_t settings = kTranscoderVersion << 32 | (plan.formats.empty() ? 0 : kQuantizerVersion);
   for (ShardHeader& header : plan.headers) {
     plan.sizes.push_back(PlaceShardTensors(&header));
     settings = ShardSettings(header, settings);

@@ -13,6 +13,10 @@
 
 namespace lockstep {
 
+// Counts up with every change of the portable rows that a file's rows become: work that an older
+// build began is then not continued with other bytes.
+inline constexpr uint64_t kTranscoderVersion = 2;
+
 // A piece of a file.
 struct FileRange {
   uint64_t offset = 0;

@@ -283,6 +283,9 @@ TEST(Bootstrap, WrongOptionsAreRefused) {
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "tcp, shm, rdma or mpi");
   options.collective = "mpi";
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "mpirun -n 2");
+  options.verify_exchanges = true;
+  EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "--verify-exchanges works over tcp");
+  options.verify_exchanges = false;
   options.collective = "tcp";
   options.rank = 2;
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "rank 2 does not exist");

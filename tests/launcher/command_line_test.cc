@@ -110,6 +110,8 @@ TEST(CommandLine, UnknownCommandsAndFlagsAreRefusedWithTheNearestOne) {
 TEST(CommandLine, WrongValuesAreRefusedWithTheAllowedOnes) {
   EXPECT_THAT(ErrorOf({"run", "--kernels", "gpu"}),
               AllOf(HasSubstr("--kernels"), HasSubstr("auto, ref, cpu")));
+  EXPECT_THAT(ErrorOf({"run", "--kernels", "cpu/none"}), HasSubstr("cpu/i8mm"));
+  EXPECT_EQ(ErrorOf({"run", "--kernels", "cpu/i8mm", "hello"}), "");
   EXPECT_THAT(ErrorOf({"run", "--ranks", "two"}), AllOf(HasSubstr("--ranks"), HasSubstr("'two'")));
   EXPECT_THAT(ErrorOf({"run", "--ranks", "0"}), HasSubstr("outside"));
   EXPECT_THAT(ErrorOf({"run", "--ranks", "99999999999999999999"}), HasSubstr("--ranks"));

@@ -137,11 +137,11 @@ TEST(ShardFromTest, OnlyHuggingFaceIsShownItsToken) {
   EXPECT_TRUE(IsHuggingFace("https://huggingface.co/zai-org/GLM-4.7/resolve/main"));
   EXPECT_TRUE(IsHuggingFace("HTTPS://HuggingFace.co:443/x"));
   EXPECT_TRUE(IsHuggingFace("https://huggingface.co"));
-  for (const char* other :
-       {"http://huggingface.co/x", "https://huggingface.co.example.org/x",
-        "https://huggingface.com", "https://example.org/huggingface.co",
-        "https://example.org/?https://huggingface.co/x", "https://huggingface.co@example.org/x",
-        "https://xhuggingface.co/", "huggingface.co/x", ""}) {
+  for (const char* other : {"http://huggingface.co/x", "https://huggingface.co.example.org/x",
+                            "https://huggingface.com", "https://example.org/huggingface.co",
+                            "https://example.org/?https://huggingface.co/x",
+                            "https://huggingface.co@example.org/x", "https://xhuggingface.co/",
+                            "huggingface.co/x", "https://huggingface.co:x@example.org/", ""}) {
     EXPECT_FALSE(IsHuggingFace(other)) << other;
   }
   EXPECT_EQ(HuggingFaceToken(nullptr).value(), "");

@@ -26,9 +26,20 @@ Units UnitsOf(const WeightFormat& format) {
     case Encoding::kIq4Xs:
     case Encoding::kMxfp4:
       return {2, 1};
-    default:
+    case Encoding::kQ4_0:
+    case Encoding::kQ4_1:
+    case Encoding::kQ5_0:
+    case Encoding::kQ5_1:
+    case Encoding::kQ8_0:
+    case Encoding::kIq4Nl:
       return {2, 2};
+    case Encoding::kF32:
+    case Encoding::kF16:
+    case Encoding::kBF16:
+    case Encoding::kFp8:
+      break;  // have no panels
   }
+  return {};
 }
 
 // Bit 8 b + i of the result is bit 4 i + b of `plane`.
@@ -244,11 +255,33 @@ void PickEntry(const std::byte* panel, int64_t lane, uint64_t entry_bytes, uint6
 }  // namespace
 
 bool HasPanels(const WeightFormat& format) {
-  if (format.encoding == Encoding::kMlx) {
-    const bool whole_groups = (format.group_blocks & (format.group_blocks - 1)) == 0;
-    return whole_groups && format.bits >= 2 && format.bits <= 8 && format.bits != 7;
+  switch (format.encoding) {
+    case Encoding::kF32:
+    case Encoding::kF16:
+    case Encoding::kBF16:
+    case Encoding::kFp8:
+      return false;
+    case Encoding::kQ4_0:
+    case Encoding::kQ4_1:
+    case Encoding::kQ5_0:
+    case Encoding::kQ5_1:
+    case Encoding::kQ8_0:
+    case Encoding::kQ2_K:
+    case Encoding::kQ3_K:
+    case Encoding::kQ4_K:
+    case Encoding::kQ5_K:
+    case Encoding::kQ6_K:
+    case Encoding::kIq4Nl:
+    case Encoding::kIq4Xs:
+    case Encoding::kMxfp4:
+    case Encoding::kNvfp4:
+      return true;
+    case Encoding::kMlx:
+      // Groups of a power of two of blocks; codes whose words are listed in ForParts.
+      return (format.group_blocks & (format.group_blocks - 1)) == 0 && format.bits >= 2 &&
+             format.bits <= 8 && format.bits != 7;
   }
-  return !format.plain() && format.encoding != Encoding::kFp8;
+  return false;
 }
 
 void Interleave(const WeightFormat& format, int64_t inputs, int64_t phase, const std::byte* rows,

@@ -292,8 +292,11 @@ inline __attribute__((always_inline)) void WithFormat(const WeightFormat& format
         default:
           return body(Format<Codes<8>, MlxScaleBias, 32, -128>{});
       }
-    default:
-      return;
+    case Encoding::kF32:
+    case Encoding::kF16:
+    case Encoding::kBF16:
+    case Encoding::kFp8:
+      return;  // have no panels (interleave.h)
   }
 }
 

@@ -61,6 +61,7 @@ ProbeDigest Probe(const std::string& model, const std::vector<double>& shares,
 ProbeRecord RecordOf(const std::string& model) {
   ProbeRecord record;
   record.settings = 0x1234;
+  record.from_source = true;
   record.computed = "by a test";
   record.rows = Probe(model, {1});
   record.fast_distance = 0.03;
@@ -309,6 +310,7 @@ TEST(ProbeFile, ComesBackAsItWas) {
   const auto again = ParseProbe(ProbeText(record, kVocab), kVocab, "p");
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ(again->settings, record.settings);
+  EXPECT_EQ(again->from_source, record.from_source);
   EXPECT_EQ(again->computed, record.computed);
   EXPECT_EQ(again->fast_distance, record.fast_distance);
   EXPECT_EQ(again->rows[3].top, record.rows[3].top);
@@ -332,6 +334,7 @@ TEST(ProbeFile, BadOnesAreRefusedByName) {
   };
   EXPECT_THAT(error("\"lockstep_probe\": 1", "\"lockstep_probe\": 2"), HasSubstr("version"));
   EXPECT_THAT(error("\"0000000000001234\"", "\"12\""), HasSubstr("settings"));
+  EXPECT_THAT(error("\"from_source\": true", "\"from_source\": 1"), HasSubstr("from_source"));
   EXPECT_THAT(error("\"computed\"", "\"compute\""), HasSubstr("computed"));
   EXPECT_THAT(error("0.03", "-1"), HasSubstr("fast_distance"));
   EXPECT_THAT(error("0.03", "1e999"), HasSubstr("probe.json"));

@@ -97,6 +97,45 @@ TEST_F(ReadAheadOf, ManyThreadsTakeWhatIsPlanned) {
   }
 }
 
+// Counts what is asked for behind the middle of the file and past its direct reads.
+class WatchedFile final : public RandomAccessFile {
+ public:
+  explicit WatchedFile(const RandomAccessFile& file)
+      : RandomAccessFile(file.path(), file.size_bytes()), file_(file) {}
+  Status Read(uint64_t offset, std::span<std::byte> out) const override {
+    if (offset >= size_bytes() / 2) late_bytes_ += out.size();
+    return file_.Read(offset, out);
+  }
+  Status ReadDirect(uint64_t offset, std::span<std::byte> out) const override {
+    return file_.ReadDirect(offset, out);
+  }
+  uint64_t late_bytes() const { return late_bytes_; }
+
+ private:
+  const RandomAccessFile& file_;
+  mutable std::atomic<uint64_t> late_bytes_{0};
+};
+
+TEST_F(ReadAheadOf, AnotherOrderThanPlannedDoesNotEndIt) {
+  const WatchedFile watched(*files_[0]);
+  constexpr uint64_t kHalf = kFileBytes / 2 / kLimits.block_bytes * kLimits.block_bytes;
+  std::vector<PlannedRead> plan, first, second;
+  for (uint64_t at = 0; at < kHalf; at += kLimits.block_bytes) {
+    first.push_back({&watched, at, kLimits.block_bytes});
+    second.push_back({&watched, kHalf + at, kLimits.block_bytes});
+    plan.insert(plan.end(), {first.back(), second.back()});
+  }
+  const auto ahead = ReadAhead::Start(plan, kLimits).value();
+  for (const std::vector<PlannedRead>* half : {&first, &second}) {
+    for (const PlannedRead& read : *half) {
+      std::string got(read.bytes, '\0');
+      ASSERT_TRUE(ahead->Read(watched, read.offset, std::as_writable_bytes(std::span(got))).ok());
+      ASSERT_TRUE(got == contents_[0].substr(read.offset, read.bytes)) << read.offset;
+    }
+  }
+  EXPECT_EQ(watched.late_bytes(), 0);
+}
+
 TEST_F(ReadAheadOf, HoldsItsBlocksAndNoMore) {
   const uint64_t before = Buffer::LiveBytes();
   const std::vector<PlannedRead> all = {{files_[0].get(), 0, kFileBytes}};

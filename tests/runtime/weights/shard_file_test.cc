@@ -178,8 +178,8 @@ TEST(ShardFile, FilesWithAWrongBeginningAreRefused) {
   refused(file.substr(0, 31), "does not begin");
   refused("X" + file.substr(1), "does not begin");
   std::string wrong = file;
-  wrong[8] = 2;
-  refused(wrong, "version 2");
+  wrong[8] = 1;
+  refused(wrong, "version 1");
   wrong = file;
   wrong[22] = 1;
   refused(wrong, "claims a header");
