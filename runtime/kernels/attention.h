@@ -15,8 +15,10 @@ namespace lockstep::kernels {
 
 inline constexpr int64_t kAttentionChunk = 256;
 
-// Heads of latent attention that one thread computes together.
-inline constexpr int64_t kLatentHeads = 4;
+// Heads of latent attention that one thread computes together: few, so that all threads have some
+// of a single row; of many rows more, since all heads read the same latents, and a chunk of them is
+// larger than a core's second-level cache.
+constexpr int64_t LatentHeads(int64_t rows, int64_t threads) { return rows < 4 * threads ? 4 : 20; }
 
 // Chunks that may wait to be folded, for each thread.
 inline constexpr int64_t kWaitingChunks = 4;
@@ -117,7 +119,7 @@ inline AttentionScratch ScratchOf(const AttentionArgs& args, int64_t threads) {
   return {args.rows, args.query_heads, args.group, args.head_dim, threads};
 }
 inline AttentionScratch ScratchOf(const LatentAttentionArgs& args, int64_t threads) {
-  return {args.rows, args.heads, kLatentHeads, args.latent_dim, threads};
+  return {args.rows, args.heads, LatentHeads(args.rows, threads), args.latent_dim, threads};
 }
 
 }  // namespace lockstep::kernels

@@ -42,7 +42,7 @@ Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const Mo
   const bool latent = config.has_latent_attention();
   const kernels::AttentionScratch attention{
       rows, shape.query_heads.size(),
-      latent ? kernels::kLatentHeads : config.query_heads_per_kv_head(),
+      latent ? kernels::LatentHeads(rows, threads) : config.query_heads_per_kv_head(),
       latent ? config.kv_lora_rank : config.head_dim, threads};
   scratch.attention = arena->Take<float>(attention.floats());
   if (latent) scratch.latent = TakeLatent(config, shape, rows, arena);

@@ -41,6 +41,9 @@ struct Case {
   int victim;
   bool idle;
 };
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << "rank " << c.victim << ", " << c.collective;
+}
 
 class ADeadRank : public ::testing::TestWithParam<Case> {
  protected:

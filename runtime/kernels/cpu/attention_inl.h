@@ -14,8 +14,10 @@
 namespace lockstep::kernels {
 namespace {
 
-// Sums that fit the registers: 4 x 4 of sixteen lanes, or 2 x 2 of two or four registers each.
-constexpr int kAttentionTile = kParts == 1 ? 4 : 2;
+// Sums that fit the registers, heads x tokens: 4 x 4 of one register each, 3 x 2 of two (of sixteen
+// registers), 2 x 2 of four.
+constexpr int kHeadTile = kParts == 1 ? 4 : kParts == 2 ? 3 : 2;
+constexpr int kTokenTile = kParts == 1 ? 4 : 2;
 
 void RotateHead(const AttentionArgs& args, int64_t row, float* head) {
   const int64_t half = args.rotary_dim / 2;
@@ -79,6 +81,33 @@ struct QueryPart {
   int64_t row_begin;  // bytes into a position's row
 };
 
+// AddProducts for sixteen dimensions, one register's lanes after the other's, so that operands need
+// few registers.
+template <CacheType kType, int kPart, int kHeads, int kTokens>
+inline __attribute__((always_inline)) void AddLanes(const float* queries, int64_t query_stride,
+                                                    const std::byte* rows, int64_t stride,
+                                                    int64_t dim, int64_t i,
+                                                    F32x16 (&sums)[kHeads][kTokens]) {
+  if constexpr (kPart < kParts) {
+    NativeF32 tokens[kTokens];
+#pragma GCC unroll 4
+    for (int t = 0; t < kTokens; ++t) {
+      const F32x16 token = LoadCached<kType>(rows + t * stride, dim, i);
+      tokens[t] = Part<kPart>(token);
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+      const auto query = LoadNative<NativeF32>(queries + h * query_stride + i + kPart * kWidth);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTokens; ++t) {
+        NativeF32& sum = Part<kPart>(sums[h][t]);
+        sum = FusedNative(query, tokens[t], sum);
+      }
+    }
+    AddLanes<kType, kPart + 1>(queries, query_stride, rows, stride, dim, i, sums);
+  }
+}
+
 // sums[h][t] += the products of query h and position t, lane by lane.
 template <CacheType kType, int kHeads, int kTokens>
 inline void AddProducts(const QueryPart& part, int64_t head, const std::byte* rows, int64_t stride,
@@ -86,17 +115,8 @@ inline void AddProducts(const QueryPart& part, int64_t head, const std::byte* ro
   const float* queries = part.first + head * part.stride;
   rows += part.row_begin;
   int64_t i = 0;
-  for (; i + kLanes <= part.dim; i += kLanes) {
-    F32x16 query[kHeads];
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) query[h] = Load(queries + h * part.stride + i);
-#pragma GCC unroll 4
-    for (int t = 0; t < kTokens; ++t) {
-      const F32x16 token = LoadCached<kType>(rows + t * stride, part.dim, i);
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) sums[h][t] = MulAdd(query[h], token, sums[h][t]);
-    }
-  }
+  for (; i + kLanes <= part.dim; i += kLanes)
+    AddLanes<kType, 0>(queries, part.stride, rows, stride, part.dim, i, sums);
   if (i == part.dim) return;
   for (int t = 0; t < kTokens; ++t) {
     const F32x16 token = LoadCachedPart<kType>(rows + t * stride, part.dim, i);
@@ -115,7 +135,9 @@ inline void StoreScores(const F32x16 (&sums)[kHeads][kTokens], float scale, floa
     return;
   }
 #endif
+#pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t)
       scores[h * kAttentionChunk + t] = SumLanes(sums[h][t]) * scale;
   }
@@ -124,7 +146,9 @@ inline void StoreScores(const F32x16 (&sums)[kHeads][kTokens], float scale, floa
 template <CacheType kType, int kHeads, int kTokens>
 void ScoreTile(const ChunkPart& part, int64_t head, const std::byte* rows, float* scores) {
   F32x16 sums[kHeads][kTokens];
+#pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) sums[h][t] = Splat(0);
   }
   const QueryPart plain{part.queries, part.query_stride, part.dim, 0};
@@ -142,11 +166,32 @@ template <CacheType kType, int kHeads>
 void ScorePage(const ChunkPart& part, int64_t head, const std::byte* page, int64_t count,
                float* scores) {
   int64_t t = 0;
-  for (; t + kAttentionTile <= count; t += kAttentionTile) {
-    ScoreTile<kType, kHeads, kAttentionTile>(part, head, page + t * part.row_bytes, scores + t);
+  for (; t + kTokenTile <= count; t += kTokenTile) {
+    ScoreTile<kType, kHeads, kTokenTile>(part, head, page + t * part.row_bytes, scores + t);
   }
   for (; t < count; ++t)
     ScoreTile<kType, kHeads, 1>(part, head, page + t * part.row_bytes, scores + t);
+}
+
+// sums[h][v] += weights[h] * value, one register's lanes after the other's.
+template <CacheType kType, int kPart, int kHeads, int kVectors>
+inline __attribute__((always_inline)) void AddValueLanes(const std::byte* row, int64_t dim,
+                                                         int64_t i,
+                                                         const NativeF32 (&weights)[kHeads],
+                                                         F32x16 (&sums)[kHeads][kVectors]) {
+  if constexpr (kPart < kParts) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const F32x16 all = LoadCached<kType>(row, dim, i + v * kLanes);
+      const NativeF32 value = Part<kPart>(all);
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+        NativeF32& sum = Part<kPart>(sums[h][v]);
+        sum = FusedNative(value, weights[h], sum);
+      }
+    }
+    AddValueLanes<kType, kPart + 1>(row, dim, i, weights, sums);
+  }
 }
 
 // weighted[h] += sum over the page's first `count` positions of weights[h] * value, kVectors times
@@ -155,23 +200,21 @@ template <CacheType kType, int kHeads, int kVectors>
 inline void AddValues(const ChunkPart& part, const std::byte* page, int64_t count, int64_t i,
                       const float* weights, float* weighted) {
   F32x16 sums[kHeads][kVectors];
+#pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
       sums[h][v] = Load(weighted + h * part.value_dim + i + v * kLanes);
   }
   for (int64_t t = 0; t < count; ++t) {
-    F32x16 values[kVectors];
+    NativeF32 weight[kHeads];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      values[v] = LoadCached<kType>(page + t * part.row_bytes, part.value_dim, i + v * kLanes);
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-      const F32x16 weight = Splat(weights[h * kAttentionChunk + t]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[h][v] = MulAdd(values[v], weight, sums[h][v]);
-    }
+    for (int h = 0; h < kHeads; ++h) weight[h] = weights[h * kAttentionChunk + t] - NativeF32{};
+    AddValueLanes<kType, 0>(page + t * part.row_bytes, part.value_dim, i, weight, sums);
   }
+#pragma GCC unroll 4
   for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
       Store(sums[h][v], weighted + h * part.value_dim + i + v * kLanes);
   }
@@ -182,8 +225,8 @@ void AddPage(const ChunkPart& part, const std::byte* page, int64_t count, const 
              float* weighted) {
   const int64_t dim = part.value_dim;
   int64_t i = 0;
-  for (; i + kAttentionTile * kLanes <= dim; i += kAttentionTile * kLanes)
-    AddValues<kType, kHeads, kAttentionTile>(part, page, count, i, weights, weighted);
+  for (; i + kTokenTile * kLanes <= dim; i += kTokenTile * kLanes)
+    AddValues<kType, kHeads, kTokenTile>(part, page, count, i, weights, weighted);
   for (; i + kLanes <= dim; i += kLanes)
     AddValues<kType, kHeads, 1>(part, page, count, i, weights, weighted);
   if (i == dim) return;
@@ -235,8 +278,8 @@ inline void ForPages(const ChunkPart& part, const std::byte* pages, const F& f) 
 template <typename F>
 inline void ForHeads(int64_t heads, const F& f) {
   int64_t head = 0;
-  for (; head + kAttentionTile <= heads; head += kAttentionTile)
-    f.template operator()<kAttentionTile>(head);
+  for (; head + kHeadTile <= heads; head += kHeadTile) f.template operator()<kHeadTile>(head);
+  for (; head + 2 <= heads; head += 2) f.template operator()<2>(head);
   for (; head < heads; ++head) f.template operator()<1>(head);
 }
 

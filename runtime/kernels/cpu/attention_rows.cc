@@ -31,7 +31,7 @@ struct Heads {
 // What the two kinds of attention differ in.
 class GroupedHeads {
  public:
-  explicit GroupedHeads(const AttentionArgs& args) : args_(args) {}
+  GroupedHeads(const AttentionArgs& args, const AttentionScratch&) : args_(args) {}
   int64_t tiles() const { return args_.kv_heads; }
   // The local query heads that read one local KV head.
   Heads HeadsOf(int64_t tile) const {
@@ -61,11 +61,12 @@ class GroupedHeads {
 
 class LatentTiles {
  public:
-  explicit LatentTiles(const LatentAttentionArgs& args) : args_(args) {}
-  int64_t tiles() const { return (args_.heads + kLatentHeads - 1) / kLatentHeads; }
+  LatentTiles(const LatentAttentionArgs& args, const AttentionScratch& scratch)
+      : args_(args), together_(scratch.together) {}
+  int64_t tiles() const { return (args_.heads + together_ - 1) / together_; }
   Heads HeadsOf(int64_t tile) const {
-    const int64_t first = tile * kLatentHeads;
-    return {first, std::min(kLatentHeads, args_.heads - first)};
+    const int64_t first = tile * together_;
+    return {first, std::min(together_, args_.heads - first)};
   }
   int64_t PlaceOf(int64_t row, int64_t head) const { return head * args_.rows + row; }
   ChunkPart PartOf(int64_t row, int64_t tile) const {
@@ -87,6 +88,7 @@ class LatentTiles {
 
  private:
   const LatentAttentionArgs& args_;
+  const int64_t together_;
 };
 
 template <typename Args, typename Tiles>
@@ -96,8 +98,8 @@ class Attention {
       : kernels_(kernels),
         pool_(*queue.pool),
         args_(args),
-        tiles_(args),
-        scratch_(ScratchOf(args, queue.pool->count())) {}
+        scratch_(ScratchOf(args, queue.pool->count())),
+        tiles_(args, scratch_) {}
 
   void Run() {
     if (args_.rows == 0 || tiles_.tiles() == 0) return;
@@ -222,8 +224,8 @@ class Attention {
   const AttentionKernels& kernels_;
   ThreadPool& pool_;
   const Args& args_;
-  const Tiles tiles_;
   const AttentionScratch scratch_;
+  const Tiles tiles_;
   int64_t row_chunks_ = 0;  // of all rows
 };
 

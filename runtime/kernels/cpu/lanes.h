@@ -55,6 +55,15 @@ struct Registers<4> {
 };
 using F32x16 = Registers<kParts>;
 
+// Register kPart of `registers`.
+template <int kPart, typename Registers>
+inline auto& Part(Registers& registers) {
+  if constexpr (kPart == 0) return registers.a;
+  if constexpr (kPart == 1) return registers.b;
+  if constexpr (kPart == 2) return registers.c;
+  if constexpr (kPart == 3) return registers.d;
+}
+
 // f(lane offset) for every register.
 template <typename F>
 inline __attribute__((always_inline)) F32x16 Make(const F& f) {

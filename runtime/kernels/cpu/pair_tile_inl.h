@@ -58,14 +58,6 @@ struct LanePairs {
   }
 };
 
-template <int kPart, typename Registers>
-inline auto& Part(Registers& registers) {
-  if constexpr (kPart == 0) return registers.a;
-  if constexpr (kPart == 1) return registers.b;
-  if constexpr (kPart == 2) return registers.c;
-  if constexpr (kPart == 3) return registers.d;
-}
-
 // kRows, an even number, rows of one panel.
 template <typename F, int kRows>
 class PairTile {

@@ -118,9 +118,23 @@ inline F32x16 AsFloat(const U32x16& x) {
 inline I32x16 MagnitudeBits(const F32x16& x) {
   return MapAs<I32x16>([](NativeF32 a) { return (NativeI32)a & 0x7fffffff; }, x);
 }
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// `combine` of all eight lanes.
+template <typename Combine>
+inline int32_t ReduceEight(__m256i x, const Combine& combine) {
+  __m128i four = combine(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  four = combine(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(combine(four, _mm_shuffle_epi32(four, 0xb1)));
+}
+#endif
 inline int32_t MaxInts(const I32x16& x, const I32x16& y) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_epi32(_mm512_max_epi32((__m512i)x.a, (__m512i)y.a));
+#elif defined(__AVX2__)
+  const __m256i of_x = _mm256_max_epi32((__m256i)x.a, (__m256i)x.b);
+  const __m256i of_y = _mm256_max_epi32((__m256i)y.a, (__m256i)y.b);
+  return ReduceEight(_mm256_max_epi32(of_x, of_y),
+                     [](__m128i a, __m128i b) { return _mm_max_epi32(a, b); });
 #else
   const I32x16 both = MapAs<I32x16>([](NativeI32 a, NativeI32 b) { return a > b ? a : b; }, x, y);
   int32_t lanes[kLanes];
@@ -135,6 +149,9 @@ inline int32_t MaxInts(const I32x16& x, const I32x16& y) {
 inline int32_t SumInts(const I32x16& x) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_epi32((__m512i)x.a);
+#elif defined(__AVX2__)
+  return ReduceEight(_mm256_add_epi32((__m256i)x.a, (__m256i)x.b),
+                     [](__m128i a, __m128i b) { return _mm_add_epi32(a, b); });
 #else
   int32_t lanes[kLanes];
   std::memcpy(lanes, &x, sizeof(lanes));
@@ -148,6 +165,12 @@ inline int32_t SumInts(const I32x16& x) {
 inline void StoreBytes(const I32x16& x, int8_t* to) {
 #if defined(__AVX512F__)
   _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8((__m512i)x.a));
+#elif defined(__AVX2__)
+  // Both halves of a register are packed by themselves: their quarters come to lie 0, 2, 1, 3.
+  const __m256i shorts = _mm256_packs_epi32((__m256i)x.a, (__m256i)x.b);
+  const __m256i ordered = _mm256_permute4x64_epi64(shorts, 0xd8);
+  _mm_storeu_si128((__m128i*)to, _mm_packs_epi16(_mm256_castsi256_si128(ordered),
+                                                 _mm256_extracti128_si256(ordered, 1)));
 #else
   int32_t lanes[kLanes];
   std::memcpy(lanes, &x, sizeof(lanes));

@@ -34,6 +34,7 @@ struct Case {
   std::vector<double> shares;
   std::string collective = "tcp";
 };
+void PrintTo(const Case& c, std::ostream* out) { *out << c.model << ", " << c.kernels; }
 
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
   const Case& c = info.param;

@@ -42,6 +42,7 @@ struct Case {
   int threads = 1;
   std::string file = "tiny-flash";
 };
+void PrintTo(const Case& c, std::ostream* out) { *out << c.file << ", " << c.kernels; }
 
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
   const Case& c = info.param;

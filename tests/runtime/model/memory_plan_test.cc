@@ -20,6 +20,7 @@ struct Case {
   std::string backend = "cpu";
   kernels::Precision precision = kernels::Precision::kFast;
 };
+void PrintTo(const Case& c, std::ostream* out) { *out << c.model << ", " << c.backend; }
 
 class MemoryPlanOf : public ::testing::TestWithParam<Case> {};
 

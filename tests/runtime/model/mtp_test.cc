@@ -36,6 +36,7 @@ struct Case {
   std::vector<double> shares;
   std::string collective = "tcp";
 };
+void PrintTo(const Case& c, std::ostream* out) { *out << c.kernels << ", " << c.ranks << " ranks"; }
 
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
   const Case& c = info.param;

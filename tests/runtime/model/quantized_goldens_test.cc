@@ -31,6 +31,7 @@ struct Case {
   std::string kernels;
   std::vector<double> shares;  // one per rank
 };
+void PrintTo(const Case& c, std::ostream* out) { *out << c.file << ", " << c.kernels; }
 
 std::string NameOf(const ::testing::TestParamInfo<Case>& info) {
   std::string name = info.param.file + "_" + info.param.kernels + "_" +

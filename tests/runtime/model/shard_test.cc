@@ -78,6 +78,9 @@ struct Case {
   std::string model;
   std::vector<double> shares;
 };
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.model << ", " << c.shares.size() << " ranks";
+}
 
 class ShardedModel : public ::testing::TestWithParam<Case> {};
 

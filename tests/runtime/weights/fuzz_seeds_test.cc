@@ -23,6 +23,7 @@ struct Target {
   const char* name;
   void (*run)(std::string_view data);
 };
+void PrintTo(const Target& target, std::ostream* out) { *out << target.name; }
 
 void FuzzSafetensorsHeader(std::string_view text) {
   (void)ParseSafetensorsHeader(text, 8 + text.size() + 4096, "fuzz.safetensors");
