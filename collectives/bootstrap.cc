@@ -49,7 +49,8 @@ Status CheckOptions(const BootstrapOptions& options) {
     LOCKSTEP_RETURN_IF_ERROR(AddressOfInterface(options.interface).status());
   if (options.verify_exchanges && collective == "mpi") {
     return UsageError(
-        "--verify-exchanges works over tcp, shm and rdma: Open MPI carries its own messages");
+        "--verify-exchanges works over tcp, shm and rdma, not over Open MPI's messages: leave it "
+        "out, or choose another --collective");
   }
   int rank = 0, size = 0, local_rank = 0, local_size = 0;
   if (options.collective == "mpi" && options.size > 1 &&

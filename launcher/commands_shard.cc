@@ -119,9 +119,11 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
     const StatusOr<std::string> text = ReadTextFile(path);
     LOCKSTEP_RETURN_IF_ERROR(text.status());
     const StatusOr<ProbeRecord> there = ParseProbe(*text, config.vocab_size, path);
-    if (there.ok() && there->settings == result.settings && there->from_source) return OkStatus();
+    const bool of_these_files = there.ok() && there->settings == result.settings;
+    // What a cluster recorded is better than nothing, until it can be replaced.
+    if (of_these_files && (there->from_source || !options.record)) return OkStatus();
     std::error_code error;
-    std::filesystem::remove(path, error);  // of files that are no more
+    if (!of_these_files) std::filesystem::remove(path, error);
   }
   ProbeQuestion question;
   question.formats = result.formats;

@@ -145,6 +145,24 @@ class Shard(TestCase):
         self.assertEqual(result.returncode, 2)
         self.assertIn("--exact", result.stderr.decode())
 
+    def test_what_a_cluster_recorded_stays_until_the_source_is_asked_for(self):
+        out = self.path("out")
+
+        def is_from_source():
+            with open(os.path.join(out, "probe.json"), encoding="utf-8") as file:
+                return json.load(file)["from_source"]
+
+        self.shard("tiny-a", out, "--ranks", 2)
+        self.assertTrue(is_from_source())
+        os.remove(os.path.join(out, "probe.json"))
+        result = run("verify", "--model", out, "--ranks", 2, "--exact", "--record")
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.assertFalse(is_from_source())
+        self.shard("tiny-a", out, "--ranks", 2)
+        self.assertFalse(is_from_source())
+        self.shard("tiny-a", out, "--ranks", 2, "--record")
+        self.assertTrue(is_from_source())
+
     def test_inspect_names_what_is_missing_or_foreign(self):
         out, other = self.path("out"), self.path("other")
         self.shard("tiny-b", out, "--ranks", 2, "--shares", "3,2")

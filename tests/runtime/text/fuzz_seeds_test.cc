@@ -43,6 +43,7 @@ TEST(TextFuzzSeedsTest, Detokenize) {
 
 TEST(TextFuzzSeedsTest, ChatTemplate) {
   const TestJson golden = ReadJson("tests/goldens/goldens/chat_template.json");
+  ASSERT_FALSE(golden["cases"].empty());
   for (const TestJson& item : golden["cases"]) {
     const TestJson line = {
         {"messages", item["messages"]}, {"tools", item["tools"]}, {"form", item["form"]}};
@@ -52,6 +53,7 @@ TEST(TextFuzzSeedsTest, ChatTemplate) {
 
 TEST(TextFuzzSeedsTest, ReplyParser) {
   const TestJson golden = ReadJson("tests/goldens/goldens/tool_parse.json");
+  ASSERT_FALSE(golden["cases"].empty());
   for (const TestJson& item : golden["cases"]) {
     for (char choice : {'\x00', '\x50', '\xA1'}) {
       ReplayDamaged(choice + item["text"].get<std::string>(), 40, FuzzReplyParser);
