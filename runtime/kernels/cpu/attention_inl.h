@@ -121,7 +121,7 @@ inline void AddProducts(const QueryPart& part, int64_t head, const std::byte* ro
   for (int t = 0; t < kTokens; ++t) {
     const F32x16 token = LoadCachedPart<kType>(rows + t * stride, part.dim, i);
     for (int h = 0; h < kHeads; ++h) {
-      sums[h][t] = MulAdd(LoadPart(queries + h * part.stride + i, part.dim - i), token, sums[h][t]);
+      sums[h][t] = Fused(LoadPart(queries + h * part.stride + i, part.dim - i), token, sums[h][t]);
     }
   }
 }
@@ -234,7 +234,7 @@ void AddPage(const ChunkPart& part, const std::byte* page, int64_t count, const 
     F32x16 sum = LoadPart(weighted + h * dim + i, dim - i);
     for (int64_t t = 0; t < count; ++t) {
       const F32x16 value = LoadCachedPart<kType>(page + t * part.row_bytes, dim, i);
-      sum = MulAdd(value, Splat(weights[h * kAttentionChunk + t]), sum);
+      sum = Fused(value, Splat(weights[h * kAttentionChunk + t]), sum);
     }
     StorePart(sum, weighted + h * dim + i, dim - i);
   }

@@ -122,7 +122,6 @@ inline NativeF32 FusedNative(NativeF32 x, NativeF32 y, NativeF32 z) {
 inline F32x16 Fused(const F32x16& x, const F32x16& y, const F32x16& z) {
   return Map([](NativeF32 a, NativeF32 b, NativeF32 c) { return FusedNative(a, b, c); }, x, y, z);
 }
-inline F32x16 MulAdd(const F32x16& x, const F32x16& y, const F32x16& z) { return Fused(x, y, z); }
 inline F32x16 Max(const F32x16& x, const F32x16& y) {
   return Map([](NativeF32 a, NativeF32 b) { return b > a ? b : a; }, x, y);
 }
@@ -249,16 +248,18 @@ inline NativeF32 ExpNative(NativeF32 x) {
   const NativeI32 tiny = x < -87.0f;
   const NativeF32 low = tiny ? NativeF32{} - 87.0f : x;
   const NativeF32 clamped = low > 88.0f ? NativeF32{} + 88.0f : low;
-  const NativeF32 shifted =
-      clamped * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: rounds to nearest
+  const auto all = [](float value) { return value - NativeF32{}; };
+  const NativeF32 shifted =  // 1.5 * 2^23: rounds to nearest
+      FusedNative(clamped, all(1.44269504088896341f), all(12582912.0f));
   const NativeF32 n = shifted - 12582912.0f;
-  const NativeF32 r = (clamped - n * 0.693359375f) - n * -2.12194440e-4f;
-  NativeF32 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
+  const NativeF32 r =
+      FusedNative(n, all(2.12194440e-4f), FusedNative(n, all(-0.693359375f), clamped));
+  NativeF32 p = FusedNative(r, all(1.9875691500e-4f), all(1.3981999507e-3f));
+  p = FusedNative(p, r, all(8.3334519073e-3f));
+  p = FusedNative(p, r, all(4.1665795894e-2f));
+  p = FusedNative(p, r, all(1.6666665459e-1f));
+  p = FusedNative(p, r, all(5.0000001201e-1f));
+  p = FusedNative(p, r * r, r) + 1.0f;
   const NativeI32 exponent = __builtin_convertvector(n, NativeI32) << 23;
   const NativeF32 scaled = (NativeF32)((NativeI32)p + exponent);
   return tiny ? NativeF32{} : scaled;

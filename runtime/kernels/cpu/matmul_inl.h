@@ -37,7 +37,7 @@ inline __attribute__((always_inline)) void AddInputs(const float* const (&x)[kRo
     for (int n = 0; n < kOutputs; ++n) {
       const F32x16 weight = LoadWide(w[n] + k);
 #pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) added[r][n] = MulAdd(lanes[r], weight, added[r][n]);
+      for (int r = 0; r < kRows; ++r) added[r][n] = Fused(lanes[r], weight, added[r][n]);
     }
   }
 #pragma GCC unroll 8
@@ -49,7 +49,7 @@ inline __attribute__((always_inline)) void AddInputs(const float* const (&x)[kRo
     // Weights may be read past the row's end (the matrix has spare bytes): zeros in x cancel them.
     for (int r = 0; r < kRows; ++r) {
       const F32x16 rest = LoadPart(x[r] + k, end - k);
-      for (int n = 0; n < kOutputs; ++n) sums[r][n] = MulAdd(rest, LoadWide(w[n] + k), sums[r][n]);
+      for (int n = 0; n < kOutputs; ++n) sums[r][n] = Fused(rest, LoadWide(w[n] + k), sums[r][n]);
     }
   }
 }
@@ -76,7 +76,7 @@ inline void AddGroups(const MatMulPart& part, const float* const (&x)[kRows],
       std::memcpy(&scale, rows[n] + entry * 4, 4);
       // LoadWide gives a 256th.
       for (int r = 0; r < kRows; ++r)
-        sums[r][n] = MulAdd(lanes[r][n], Splat(scale * 256), sums[r][n]);
+        sums[r][n] = Fused(lanes[r][n], Splat(scale * 256), sums[r][n]);
     }
   }
 }
@@ -187,14 +187,14 @@ inline void AddPiece(const float* x, const float* weights, int64_t count, F32x16
     const F32x16 value = Load(x + k);
 #pragma GCC unroll 8
     for (int n = 0; n < kOutputs; ++n)
-      lanes[n] = MulAdd(value, Load(weights + n * kPiece + k), lanes[n]);
+      lanes[n] = Fused(value, Load(weights + n * kPiece + k), lanes[n]);
   }
 #pragma GCC unroll 8
   for (int n = 0; n < kOutputs; ++n) sums[n] = lanes[n];
   if (k < count) {
     const F32x16 rest = LoadPart(x + k, count - k);
     for (int n = 0; n < kOutputs; ++n)
-      sums[n] = MulAdd(rest, LoadPart(weights + n * kPiece + k, count - k), sums[n]);
+      sums[n] = Fused(rest, LoadPart(weights + n * kPiece + k, count - k), sums[n]);
   }
 }
 

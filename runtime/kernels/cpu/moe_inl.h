@@ -103,8 +103,7 @@ void CombineRowImpl(const float* expert_out, const int32_t* slot_of, const float
     const int64_t width = dim - i < kLanes ? dim - i : kLanes;
     F32x16 sum = Splat(0);
     for (int64_t slot = 0; slot < top_k; ++slot) {
-      sum =
-          MulAdd(LoadPart(expert_out + slot_of[slot] * dim + i, width), Splat(weights[slot]), sum);
+      sum = Fused(LoadPart(expert_out + slot_of[slot] * dim + i, width), Splat(weights[slot]), sum);
     }
     if (shared != nullptr) sum = sum + LoadPart(shared + i, width);
     StorePart(sum, y + i, width);
