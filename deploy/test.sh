@@ -16,7 +16,7 @@ asan_tests+='|runtime_tensor|runtime_kernels_(quantized|mla|attention)|runtime_e
 asan_tests+='|launcher_(cluster_yaml|command_line|file_server|memory|shard_source|token_file))_'
 tsan_tests='^(runtime_base|transport|collectives_(group|bootstrap|fault))_'
 # These start the (release) program under test or count allocations: nothing to find for a sanitizer.
-not_here='(launcher_session|launcher_generation_commands|launcher_bench_commands|commands_text|allocation)_test$'
+not_here='(launcher_session|launcher_commands_.*|allocation)_test$'
 
 # The Python that drives the server (tests/system/test_serve.py).
 venv=$root/build/venv

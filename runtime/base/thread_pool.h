@@ -19,7 +19,7 @@ class ThreadPool {
   // nothing wakes it on a core where it would wait for another one. With fewer threads than CPUs
   // nobody is bound, since another pool may share them. The caller's own thread is left alone, as
   // those that it starts would inherit its CPU. Throws std::system_error where the system allows no
-  // more threads, as every start of a thread does (launcher/main.cc).
+  // more threads, as every start of a thread does (launcher/commands/main.cc).
   explicit ThreadPool(int count, std::span<const int> cpus = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;

@@ -6,8 +6,8 @@
 #include <string>
 #include <thread>
 
-#include "launcher/commands.h"
-#include "launcher/generation.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/generation.h"
 #include "launcher/process.h"
 #include "launcher/world.h"
 #include "runtime/base/log.h"

@@ -10,7 +10,7 @@
 
 #include "collectives/bootstrap.h"
 #include "launcher/command_line.h"
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
 #include "launcher/process.h"
 #include "runtime/base/log.h"
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "launcher/agree.h"
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
 #include "launcher/probe.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"

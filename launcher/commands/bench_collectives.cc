@@ -13,7 +13,7 @@
 #include "collectives/choose.h"
 #include "collectives/open_mpi.h"
 #include "launcher/agree.h"
-#include "launcher/commands_bench.h"
+#include "launcher/commands/bench.h"
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
 

@@ -1,4 +1,4 @@
-#include "launcher/generation.h"
+#include "launcher/commands/generation.h"
 
 #include <algorithm>
 #include <atomic>

@@ -3,7 +3,7 @@
 #include <thread>
 
 #include "collectives/bootstrap.h"
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
 #include "launcher/file_server.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"

@@ -1,4 +1,4 @@
-#include "launcher/commands_text.h"
+#include "launcher/commands/text.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

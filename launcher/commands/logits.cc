@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "launcher/commands.h"
-#include "launcher/generation.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/generation.h"
 #include "launcher/process.h"
 #include "launcher/token_file.h"
 #include "launcher/world.h"

@@ -1,11 +1,11 @@
-#include "launcher/commands_text.h"
+#include "launcher/commands/text.h"
 
 #include <functional>
 #include <iostream>
 #include <string>
 #include <utility>
 
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
 #include "runtime/base/file.h"
 #include "runtime/base/gguf.h"
 #include "runtime/base/log.h"

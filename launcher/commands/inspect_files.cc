@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "launcher/commands_inspect.h"
+#include "launcher/commands/inspect.h"
 #include "launcher/progress.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/file.h"

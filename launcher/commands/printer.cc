@@ -1,4 +1,4 @@
-#include "launcher/printer.h"
+#include "launcher/commands/printer.h"
 
 #include <unistd.h>
 

@@ -8,7 +8,7 @@
 #include <optional>
 #include <string>
 
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
 #include "launcher/memory.h"
 #include "launcher/probe.h"
 #include "launcher/process.h"

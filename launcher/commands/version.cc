@@ -1,8 +1,9 @@
+#include "runtime/base/version.h"
+
 #include <cstdio>
 
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
 #include "nlohmann/json.hpp"
-#include "runtime/base/version.h"
 #include "runtime/kernels/backend.h"
 
 namespace lockstep {

@@ -6,10 +6,10 @@
 #include <random>
 #include <utility>
 
-#include "launcher/bench_report.h"
-#include "launcher/commands_bench.h"
+#include "launcher/commands/bench.h"
+#include "launcher/commands/bench_report.h"
+#include "launcher/commands/timed_group.h"
 #include "launcher/process.h"
-#include "launcher/timed_group.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/os.h"
 #include "runtime/kernels/timed_backend.h"

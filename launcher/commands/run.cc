@@ -6,9 +6,9 @@
 #include <utility>
 #include <vector>
 
-#include "launcher/commands.h"
-#include "launcher/generation.h"
-#include "launcher/printer.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/generation.h"
+#include "launcher/commands/printer.h"
 #include "launcher/process.h"
 #include "runtime/base/log.h"
 #include "runtime/text/chat_template.h"

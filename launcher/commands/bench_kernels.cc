@@ -9,7 +9,7 @@
 #include <random>
 #include <utility>
 
-#include "launcher/commands_bench.h"
+#include "launcher/commands/bench.h"
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/os.h"

@@ -1,7 +1,7 @@
 // lockstep worker: ranks 1.. of a cluster, started by hand on their nodes. They serve whatever rank
 // 0 runs.
-#include "launcher/commands.h"
-#include "launcher/generation.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/generation.h"
 #include "launcher/session.h"
 
 namespace lockstep {

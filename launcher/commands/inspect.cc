@@ -1,5 +1,5 @@
 // `lockstep inspect`: what a checkpoint holds, before anything is loaded.
-#include "launcher/commands_inspect.h"
+#include "launcher/commands/inspect.h"
 
 #include <array>
 #include <cstdio>
@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
 #include "nlohmann/json.hpp"
 #include "runtime/model/model.h"
 #include "runtime/model/tensor_groups.h"

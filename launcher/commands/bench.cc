@@ -1,12 +1,12 @@
 // `lockstep bench`: which benchmark, and what all of them measure of the machine.
-#include "launcher/commands_bench.h"
+#include "launcher/commands/bench.h"
 
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <span>
 
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
 
 namespace lockstep {
 namespace {

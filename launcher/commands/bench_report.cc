@@ -1,4 +1,4 @@
-#include "launcher/bench_report.h"
+#include "launcher/commands/bench_report.h"
 
 #include <algorithm>
 #include <cstdio>
