@@ -29,6 +29,7 @@ enum Group : unsigned {
   kSecret = 1 << 14,
   kTokens = 1 << 15,
   kBench = 1 << 16,
+  kLinks = 1 << 17,
 };
 
 struct GroupSpec {
@@ -63,8 +64,8 @@ const std::vector<GroupSpec>& Groups() {
       {kProbe, "Probe prompt", {"record"}},
       {kBench,
        "Benchmark",
-       {"benchmark", "prompt-tokens", "context", "repeat", "formats", "rows", "transports",
-        "sizes"}},
+       {"benchmark", "prompt-tokens", "context", "repeat", "formats", "rows", "sizes"}},
+      {kLinks, "Links", {"transports"}},
       {kFiles, "Files", {"out"}},
       {kOutput, "Output", {"json", "log-level"}},
   };
@@ -99,7 +100,9 @@ constexpr CommandSpec kCommands[] = {
     {"verify", "check files of ranks: their checksums and the logits of the probe prompt", "model",
      kTensorParallel | kProbe},
     {"bench", "measure kernels, exchanges, decode or prefill against what is possible here",
-     "benchmark", kTensorParallel | kTokens | kBench},
+     "benchmark", kTensorParallel | kTokens | kBench | kLinks},
+    {"doctor", "measure every link between ranks, and say what is wrong and what to use", "",
+     kRanks | kSecret | kLinks | kOutput},
     {"version", "print the version and how it was built", "", kOutput},
 };
 

@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 
 #include "runtime/base/status.h"
 
@@ -48,6 +49,8 @@ class Link {
  public:
   virtual ~Link() = default;  // closes
   virtual const LinkTraits& traits() const = 0;
+  // The own address of the connection, numeric; empty where it has none.
+  virtual std::string address() const { return ""; }
 
   // The peer's window as it is seen here, as long as the own one. What no completed arrival covers
   // is undefined.

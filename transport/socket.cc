@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@
 #include <memory>
 
 #include "absl/strings/str_join.h"
+#include "runtime/base/os.h"
 
 namespace lockstep {
 namespace {
@@ -76,6 +78,13 @@ Endpoint EndpointOf(const sockaddr_storage& address) {
     return {host, ntohs(v6.sin6_port)};
   }
   return {"local", 0};
+}
+
+int MtuOf(const char* interface) {
+  const UniqueFd fd(socket(AF_INET, SOCK_DGRAM, 0));
+  ifreq request{};
+  std::strncpy(request.ifr_name, interface, sizeof(request.ifr_name) - 1);
+  return ioctl(fd.get(), SIOCGIFMTU, &request) == 0 ? request.ifr_mtu : 0;
 }
 
 Status ListenFailed(const Endpoint& endpoint, int error) {
@@ -174,10 +183,11 @@ std::vector<NetworkInterface> ListInterfaces() {
           std::find_if(interfaces.begin(), interfaces.end(),
                        [&](const NetworkInterface& item) { return item.name == entry->ifa_name; });
       if (known == interfaces.end()) {
-        interfaces.push_back({entry->ifa_name,
-                              (entry->ifa_flags & IFF_UP) != 0,
-                              (entry->ifa_flags & IFF_LOOPBACK) != 0,
-                              {}});
+        interfaces.push_back({.name = entry->ifa_name,
+                              .up = (entry->ifa_flags & IFF_UP) != 0,
+                              .loopback = (entry->ifa_flags & IFF_LOOPBACK) != 0,
+                              .mtu = MtuOf(entry->ifa_name),
+                              .megabits = os::InterfaceMegabits(entry->ifa_name)});
         known = std::prev(interfaces.end());
       }
       if (entry->ifa_addr->sa_family != family) continue;

@@ -54,6 +54,8 @@ struct NetworkInterface {
   std::string name;
   bool up = false;
   bool loopback = false;
+  int mtu = 0;                         // bytes; 0: not known
+  int64_t megabits = 0;                // per second, as the driver says; 0: not known
   std::vector<std::string> addresses;  // numeric, IPv4 first
 };
 std::vector<NetworkInterface> ListInterfaces();

@@ -14,6 +14,7 @@
 #include "collectives/open_mpi.h"
 #include "launcher/agree.h"
 #include "launcher/commands/bench.h"
+#include "launcher/commands/ping_pong.h"
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
 
@@ -28,7 +29,6 @@ constexpr int64_t kRoundNs = 250'000'000;
 constexpr int64_t kMostRepetitions = 1000;
 constexpr int64_t kFewestRepetitions = 30;
 constexpr int64_t kWarmUp = 10;
-constexpr uint32_t kPollsPerLook = 4096;
 
 // What all ranks contribute to a sum: values of very different sizes, so that another order of
 // additions or a rank's older contribution shows in the bits. Repetitions differ by powers of two,
@@ -140,77 +140,27 @@ Contestant OpenMpi() {
   return {"mpi", Always("MPI_Allreduce"), run};
 }
 
-// Bounces messages between ranks 0 and 1 without anything around them; the others look on.
-class PingPong {
- public:
-  PingPong(std::unique_ptr<Link> link, Session& session)
-      : link_(std::move(link)), session_(session) {}
-
-  // Half a round trip on rank 0, which checks the echo; 0 elsewhere.
-  StatusOr<int64_t> Run(size_t repetition, const Values& values, std::span<float> data) {
-    if (session_.rank() > 1) return int64_t{0};
-    echo_.resize(data.size());
-    const auto in = std::as_writable_bytes(std::span(echo_));
-    if (session_.rank() == 1) {
-      LOCKSTEP_RETURN_IF_ERROR(Receive(in));
-      LOCKSTEP_RETURN_IF_ERROR(Send(in));
+// Messages between ranks 0 and 1 on bare links; the others look on.
+StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport) {
+  LOCKSTEP_ASSIGN_OR_RETURN(Mesh opened, session.membership().OpenMesh(transport, 0));
+  const auto mesh = std::make_shared<Mesh>(std::move(opened));
+  if (session.rank() > 1) {
+    return Contestant{transport, Always("ping-pong"),
+                      [mesh](size_t, const Values&, std::span<float>) { return int64_t{0}; }};
+  }
+  const int peer = 1 - session.rank();
+  const auto game = std::make_shared<PingPong>(*mesh->links[peer], session, peer);
+  const auto run = [mesh, game, asks = session.rank() == 0](
+                       size_t repetition, const Values& values,
+                       std::span<float> data) -> StatusOr<int64_t> {
+    if (!asks) {
+      LOCKSTEP_RETURN_IF_ERROR(game->Answer(data.size_bytes()));
       return int64_t{0};
     }
     values.Fill(repetition, data);
-    const int64_t start_ns = NowNs();
-    LOCKSTEP_RETURN_IF_ERROR(Send(std::as_bytes(data)));
-    LOCKSTEP_RETURN_IF_ERROR(Receive(in));
-    const int64_t took_ns = NowNs() - start_ns;
-    if (std::memcmp(echo_.data(), data.data(), data.size_bytes()) != 0) {
-      return InternalError("repetition %d: %d bytes came back changed", repetition,
-                           data.size_bytes());
-    }
-    return took_ns / 2;
-  }
-
- private:
-  Status Send(std::span<const std::byte> data) {
-    ++posted_.sends;
-    LOCKSTEP_RETURN_IF_ERROR(link_->PostSend(data, 0));
-    return Spin();
-  }
-  Status Receive(std::span<std::byte> buffer) {
-    ++posted_.receives;
-    LOCKSTEP_RETURN_IF_ERROR(link_->PostReceive(buffer));
-    return Spin();
-  }
-  Status Spin() {
-    const int64_t timeout_ms = session_.options().exchange_timeout_ms;
-    int64_t start_ns = 0;
-    for (uint32_t looks = 1;; ++looks) {
-      LOCKSTEP_ASSIGN_OR_RETURN(const LinkProgress done, link_->Poll());
-      if (done.sends >= posted_.sends && done.receives >= posted_.receives) return OkStatus();
-      if (looks % kPollsPerLook != 0) continue;
-      LOCKSTEP_RETURN_IF_ERROR(session_.membership().Health());
-      if (start_ns == 0) start_ns = NowNs();
-      if (NowNs() - start_ns > timeout_ms * 1'000'000) {
-        const RankInfo& peer = session_.membership().ranks()[1 - session_.rank()];
-        return PeerLostError("%s answered no ping for %d ms; see --exchange-timeout-ms",
-                             peer.Name(), timeout_ms);
-      }
-    }
-  }
-
-  const std::unique_ptr<Link> link_;
-  Session& session_;
-  LinkProgress posted_;
-  std::vector<float> echo_;
-};
-
-StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport) {
-  LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, session.membership().OpenMesh(transport, 0));
-  // Ranks 0 and 1 have each other, the others have rank 0, whom they send nothing.
-  const auto game =
-      std::make_shared<PingPong>(std::move(mesh.links[session.rank() == 0 ? 1 : 0]), session);
-  return Contestant{transport, Always("ping-pong"),
-                    [game](size_t repetition, const Values& values, std::span<float> data) {
-                      return game->Run(repetition, values, data);
-                    }};
+    return game->Ask(std::as_bytes(data));
+  };
+  return Contestant{transport, Always("ping-pong"), run};
 }
 
 // Slots are as long as the longest message, as those of a step are.

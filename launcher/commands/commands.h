@@ -20,6 +20,7 @@ Status ShardCommand(const Options& options);       // a checkpoint to one file p
 Status FilesCommand(const Options& options);       // a directory's files by HTTP
 Status VerifyCommand(const Options& options);      // the files of ranks: whole, and right
 Status BenchCommand(const Options& options);       // kernels, collectives, ...
+Status DoctorCommand(const Options& options);      // every link between ranks
 Status VersionCommand(const Options& options);
 
 }  // namespace lockstep

@@ -36,6 +36,7 @@ constexpr Command kCommands[] = {
     {"files", FilesCommand},
     {"verify", VerifyCommand},
     {"bench", BenchCommand},
+    {"doctor", DoctorCommand},
     {"version", VersionCommand},
 };
 

@@ -166,7 +166,8 @@ std::vector<OptionSpec> BenchOptions() {
           {"formats", &O::formats, "weight formats of bench kernels, by their names, or all"},
           {"rows", &O::rows, "rows that bench kernels multiplies at once"},
           {"transports", &O::transports,
-           "what bench collectives exchanges over; auto: tcp, and shm on one machine"},
+           "what bench collectives and doctor measure; auto: tcp, shm on one machine, and "
+           "for doctor rdma where every rank has it"},
           {"sizes", &O::sizes, "bytes of float32 values that bench collectives adds up"}};
 }
 

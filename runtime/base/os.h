@@ -37,6 +37,8 @@ uint64_t ResidentBytes();
 uint64_t PeakResidentBytes();
 // Asks the kernel to kill this process when its parent dies, so that no rank outlives its launcher.
 void DieWithParent();
+// What a network interface's driver says that it transfers in a second; 0: not known.
+int64_t InterfaceMegabits(const std::string& interface);
 // Hints that [offset, offset + bytes) of an open file will be read at exactly these places (no
 // read-ahead).
 void AdviseExactReads(int fd);

@@ -57,6 +57,8 @@ uint64_t ControlGroupBytesLeft(const std::string&) { return UINT64_MAX; }
 
 int MemoryNodes() { return 1; }
 
+int64_t InterfaceMegabits(const std::string&) { return 0; }
+
 uint64_t ResidentBytes() {
   rusage_info_current usage;
   if (proc_pid_rusage(getpid(), RUSAGE_INFO_CURRENT, reinterpret_cast<rusage_info_t*>(&usage)) != 0)

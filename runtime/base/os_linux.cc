@@ -138,6 +138,12 @@ uint64_t ControlGroupBytesLeft(const std::string& root) {
 uint64_t ResidentBytes() { return ProcNumber("/proc/self/status", "VmRSS:") * 1024; }
 uint64_t PeakResidentBytes() { return ProcNumber("/proc/self/status", "VmHWM:") * 1024; }
 
+int64_t InterfaceMegabits(const std::string& interface) {
+  std::ifstream file("/sys/class/net/" + interface + "/speed");
+  int64_t megabits = 0;
+  return file >> megabits && megabits > 0 ? megabits : 0;
+}
+
 void DieWithParent() { prctl(PR_SET_PDEATHSIG, SIGKILL); }
 
 #if defined(__aarch64__)

@@ -1,5 +1,6 @@
 """Ranks on different hosts: network namespaces of this machine, joined by a veth pair. Needs root and iproute2."""
 
+import json
 import os
 import shutil
 import signal
@@ -108,6 +109,24 @@ class Hosts(TestCase):
         self.assertEqual(code, 2, err)
         self.assertIn("secret", err)
         self.stop(second)
+
+    def test_doctor_sees_the_interfaces_of_both_hosts(self):
+        ip("-n", NAMES[1], "link", "set", "lockstep-b", "mtu", "1400")
+        self.addCleanup(ip, "-n", NAMES[1], "link", "set", "lockstep-b", "mtu", "1500")
+        # One kernel: the ranks take each other for processes of one machine, but share no Unix sockets.
+        flags = ("--ranks", 2, "--rendezvous", f"{ADDRESSES[NAMES[0]]}:29556", "--secret-file", self.secret(),
+                 "--transports", "tcp", "--json")
+        first, second = [self.launch(name, BINARY, "doctor", "--rank", rank, *flags) for rank, name in enumerate(NAMES)]
+        code, out, err = self.end(first)
+        self.assertEqual(code, 0, err)
+        report = json.loads(out)
+        link, = report["links"]
+        self.assertEqual([end["interface"] for end in link["ends"]], ["lockstep-a", "lockstep-b"])
+        self.assertEqual([end["address"] for end in link["ends"]], list(ADDRESSES.values()))
+        self.assertEqual([end["mtu"] for end in link["ends"]], [1500, 1400])
+        self.assertTrue(any("ip link set dev lockstep-b mtu 1500" in finding for finding in report["findings"]), report)
+        code, out, err = self.end(second)
+        self.assertEqual((code, out), (0, ""), err)
 
     def test_a_cable_that_is_pulled_is_named_by_both(self):
         first, second = self.pair(*ENDLESS, "--peer-timeout-ms", 1500, prompt="Once upon a time")

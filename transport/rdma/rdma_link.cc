@@ -69,6 +69,7 @@ class RdmaLink final : public Link {
         .name = "rdma", .detects_peer_death = true, .put_copies = true, .puts_need_polls = true};
     return kTraits;
   }
+  std::string address() const override { return LocalEndpoint(socket_.get()).host; }
   std::span<const std::byte> view() const override { return view_; }
 
   Status Put(size_t offset, size_t bytes, uint32_t tag) override {

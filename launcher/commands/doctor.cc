@@ -1,0 +1,374 @@
+// `lockstep doctor`: every pair of ranks over every transport that works between them, one pair at
+// a time: what 10 KB and 20 MB take, by which interfaces, what is wrong, and what to use.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "launcher/agree.h"
+#include "launcher/commands/bench.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/diagnosis.h"
+#include "launcher/commands/ping_pong.h"
+#include "launcher/process.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/os.h"
+#include "runtime/base/version.h"
+#include "transport/backends.h"
+#include "transport/fabric.h"
+#include "transport/socket.h"
+
+namespace lockstep {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr size_t kSmallBytes = size_t{10} << 10;
+constexpr size_t kLargeBytes = size_t{20} << 20;
+constexpr int kClockReadings = 32;
+
+// How often one size is measured: first a few times, whose duration says how often more.
+struct Series {
+  size_t bytes;
+  int64_t first;
+  int64_t fewest;
+  int64_t most;
+  int64_t budget_ns;
+};
+constexpr Series kSmall = {kSmallBytes, 20, 30, 2000, 200'000'000};
+constexpr Series kLarge = {kLargeBytes, 1, 1, 20, 300'000'000};
+
+std::vector<std::byte> Pattern(size_t bytes) {
+  std::vector<std::byte> data(bytes);
+  for (size_t i = 0; i < bytes; ++i) data[i] = static_cast<std::byte>(i * 131 >> 3);
+  return data;
+}
+
+std::span<std::byte> BytesOf(int64_t& number) {
+  return std::as_writable_bytes(std::span(&number, 1));
+}
+
+// Microseconds of half a round trip, ascending.
+StatusOr<std::vector<double>> AskSeries(PingPong& game, const Series& series) {
+  const std::vector<std::byte> data = Pattern(series.bytes);
+  int64_t first_ns = 1;
+  for (int64_t i = 0; i < series.first; ++i) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const int64_t took_ns, game.Ask(data));
+    first_ns += 2 * took_ns;
+  }
+  int64_t more = std::clamp(series.budget_ns * series.first / first_ns, series.fewest, series.most);
+  LOCKSTEP_RETURN_IF_ERROR(game.Send(BytesOf(more)));
+  std::vector<double> all_us;
+  for (int64_t i = 0; i < more; ++i) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const int64_t took_ns, game.Ask(data));
+    all_us.push_back(static_cast<double>(took_ns) * 1e-3);
+  }
+  std::sort(all_us.begin(), all_us.end());
+  return all_us;
+}
+
+Status AnswerSeries(PingPong& game, const Series& series) {
+  for (int64_t i = 0; i < series.first; ++i) LOCKSTEP_RETURN_IF_ERROR(game.Answer(series.bytes));
+  int64_t more = 0;
+  LOCKSTEP_RETURN_IF_ERROR(game.Receive(BytesOf(more)));
+  if (more < series.fewest || more > series.most) return InternalError("%d more pings", more);
+  for (int64_t i = 0; i < more; ++i) LOCKSTEP_RETURN_IF_ERROR(game.Answer(series.bytes));
+  return OkStatus();
+}
+
+int64_t WallNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// The reading of the peer's clock with the shortest round trip, against the middle of that trip.
+Status AskClock(PingPong& game, LinkFacts* link) {
+  int64_t best_ns = INT64_MAX;
+  for (int i = 0; i < kClockReadings; ++i) {
+    int64_t theirs_ns = 0;
+    const int64_t sent_ns = WallNs();
+    LOCKSTEP_RETURN_IF_ERROR(game.Send(BytesOf(theirs_ns)));
+    LOCKSTEP_RETURN_IF_ERROR(game.Receive(BytesOf(theirs_ns)));
+    const int64_t trip_ns = WallNs() - sent_ns;
+    if (trip_ns < 0 || trip_ns >= best_ns) continue;
+    best_ns = trip_ns;
+    link->clock_within_ms = static_cast<double>(trip_ns) / 2e6;
+    link->clock_ahead_ms = static_cast<double>(theirs_ns - sent_ns) / 1e6 - link->clock_within_ms;
+  }
+  return OkStatus();
+}
+
+Status AnswerClock(PingPong& game) {
+  for (int i = 0; i < kClockReadings; ++i) {
+    int64_t ignored = 0;
+    LOCKSTEP_RETURN_IF_ERROR(game.Receive(BytesOf(ignored)));
+    int64_t now_ns = WallNs();
+    LOCKSTEP_RETURN_IF_ERROR(game.Send(BytesOf(now_ns)));
+  }
+  return OkStatus();
+}
+
+Status AskPair(PingPong& game, LinkFacts* link) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<double> small_us, AskSeries(game, kSmall));
+  LOCKSTEP_RETURN_IF_ERROR(AskClock(game, link));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<double> large_us, AskSeries(game, kLarge));
+  link->p50_us = small_us[small_us.size() / 2];
+  link->p99_us = small_us[small_us.size() * 99 / 100];
+  link->gb_per_s = static_cast<double>(kLargeBytes) * 1e-3 / large_us[large_us.size() / 2];
+  return OkStatus();
+}
+
+Status AnswerPair(PingPong& game) {
+  LOCKSTEP_RETURN_IF_ERROR(AnswerSeries(game, kSmall));
+  LOCKSTEP_RETURN_IF_ERROR(AnswerClock(game));
+  return AnswerSeries(game, kLarge);
+}
+
+LinkEnd EndOf(const Link& link) {
+  LinkEnd end{.address = link.address()};
+  for (const NetworkInterface& interface : ListInterfaces()) {
+    const auto& own = interface.addresses;
+    if (end.address.empty() || std::find(own.begin(), own.end(), end.address) == own.end())
+      continue;
+    end.interface = interface.name;
+    end.mtu = interface.mtu;
+    end.megabits = interface.megabits;
+  }
+  return end;
+}
+
+// --- what a rank tells rank 0 ---
+
+// One link as one of its ranks sees it; the first of both also knows what it takes.
+Json WordOf(const LinkFacts& link, bool asked) {
+  const LinkEnd& end = link.ends[asked ? 0 : 1];
+  Json word = {{"transport", link.transport},
+               {"ranks", link.ranks},
+               {"asked", asked},
+               {"address", end.address},
+               {"interface", end.interface},
+               {"mtu", end.mtu},
+               {"megabits", end.megabits},
+               {"p50_us", link.p50_us},
+               {"p99_us", link.p99_us},
+               {"gb_per_s", link.gb_per_s},
+               {"clock_ahead_ms", link.clock_ahead_ms},
+               {"clock_within_ms", link.clock_within_ms}};
+  return word;
+}
+
+// Ranks of a session run the same program, so the words have these members.
+void AddWord(const Json& word, std::vector<LinkFacts>* links) {
+  const auto transport = word["transport"].get<std::string>();
+  const int first = word["ranks"][0].get<int>(), second = word["ranks"][1].get<int>();
+  auto known = std::find_if(links->begin(), links->end(), [&](const LinkFacts& link) {
+    return link.transport == transport && link.ranks[0] == first && link.ranks[1] == second;
+  });
+  if (known == links->end()) {
+    links->push_back({.transport = transport, .ranks = {first, second}});
+    known = std::prev(links->end());
+  }
+  const bool asked = word["asked"].get<bool>();
+  known->ends[asked ? 0 : 1] = {word["address"].get<std::string>(),
+                                word["interface"].get<std::string>(), word["mtu"].get<int>(),
+                                word["megabits"].get<int64_t>()};
+  if (!asked) return;
+  known->p50_us = word["p50_us"].get<double>();
+  known->p99_us = word["p99_us"].get<double>();
+  known->gb_per_s = word["gb_per_s"].get<double>();
+  known->clock_ahead_ms = word["clock_ahead_ms"].get<double>();
+  known->clock_within_ms = word["clock_within_ms"].get<double>();
+}
+
+// --- every rank ---
+
+// Empty: this machine has an RDMA port with one of its addresses; else why not.
+std::string WhyNoRdma(const Options& options) {
+  StatusOr<std::unique_ptr<RdmaDevices>> devices = OpenRdmaDevices(options.rdma_mode);
+  if (!devices.ok()) return MessageOf(devices.status());
+  std::vector<std::string> hosts;
+  for (const NetworkInterface& interface : ListInterfaces()) {
+    if (interface.up && !interface.loopback)
+      hosts.insert(hosts.end(), interface.addresses.begin(), interface.addresses.end());
+  }
+  const auto usable = (*devices)->Hosts(hosts);
+  return usable.ok() ? "" : MessageOf(usable.status());
+}
+
+StatusOr<std::vector<std::string>> TransportsFor(Session& session, bool rdma_here) {
+  const Options& options = session.options();
+  LOCKSTEP_RETURN_IF_ERROR(AgreeOnValue(
+      session.group(), session.membership(),
+      {"--transports", options.transports, "start every rank with the same --transports"}));
+  if (options.transports != "auto") return SplitAtCommas(options.transports);
+  std::vector<std::string> transports;
+  if (session.membership().local_size() == session.size()) transports.push_back("shm");
+  transports.push_back("tcp");
+  LOCKSTEP_ASSIGN_OR_RETURN(const int64_t rdma,
+                            AgreeOnSmallest(session.group(), rdma_here ? 1 : 0));
+  if (rdma == 1) transports.push_back("rdma");
+  return transports;
+}
+
+// One pair after the other; appends this rank's words.
+Status MeasureTransport(Session& session, const std::string& transport, Json* words) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const Mesh mesh, session.membership().OpenMesh(transport, 0));
+  const int rank = session.rank();
+  for (int first = 0; first < session.size(); ++first) {
+    for (int second = first + 1; second < session.size(); ++second) {
+      if (Interrupted()) return InterruptedError();
+      if (rank == first || rank == second) {
+        const bool asks = rank == first;
+        const int peer = asks ? second : first;
+        LinkFacts link{.transport = transport, .ranks = {first, second}};
+        link.ends[asks ? 0 : 1] = EndOf(*mesh.links[peer]);
+        PingPong game(*mesh.links[peer], session, peer);
+        LOCKSTEP_RETURN_IF_ERROR(asks ? AskPair(game, &link) : AnswerPair(game));
+        words->push_back(WordOf(link, asks));
+      }
+      LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
+    }
+  }
+  return OkStatus();
+}
+
+// --- the report ---
+
+std::string TextOf(const LinkEnd& end) {
+  if (end.interface.empty()) return "-";
+  std::string text = absl::StrFormat("%s mtu %d", end.interface, end.mtu);
+  if (end.megabits > 0)
+    text += absl::StrFormat(" %.3g Gb/s", static_cast<double>(end.megabits) / 1000);
+  return text;
+}
+
+Json JsonOf(const LinkFacts& link) {
+  Json ends = Json::array();
+  for (const LinkEnd& end : link.ends) {
+    ends.push_back({{"address", end.address},
+                    {"interface", end.interface},
+                    {"mtu", end.mtu},
+                    {"megabits", end.megabits}});
+  }
+  return {{"transport", link.transport},
+          {"ranks", link.ranks},
+          {"ends", ends},
+          {"p50_us", link.p50_us},
+          {"p99_us", link.p99_us},
+          {"gb_per_s", link.gb_per_s},
+          {"nominal_gb_per_s", NominalGbPerS(link)},
+          {"clock_ahead_ms", link.clock_ahead_ms},
+          {"clock_within_ms", link.clock_within_ms}};
+}
+
+std::string TextOf(const std::vector<Json>& nodes, const std::vector<LinkFacts>& links,
+                   const Diagnosis& diagnosis) {
+  std::string text;
+  for (const Json& node : nodes) {
+    text +=
+        absl::StrFormat("%s: lockstep %s, %s, %d CPUs, %.1f GB\n", node["name"].get<std::string>(),
+                        node["version"].get<std::string>(), node["kernels"].get<std::string>(),
+                        node["cpus"].get<int>(), node["memory_bytes"].get<double>() / 1e9);
+    const auto rdma = node["rdma"].get<std::string>();
+    text += "  RDMA: " + (rdma.empty() ? "usable" : rdma) + "\n";
+  }
+  text += absl::StrFormat("\n%-9s %-9s %10s %10s %8s %9s  %s\n", "transport", "ranks", "10 KB us",
+                          "p99 us", "GB/s", "clock ms", "interfaces");
+  for (const LinkFacts& link : links) {
+    text += absl::StrFormat("%-9s %3d - %-3d %10.1f %10.1f %8.2f %+9.2f  %s, %s\n", link.transport,
+                            link.ranks[0], link.ranks[1], link.p50_us, link.p99_us, link.gb_per_s,
+                            link.clock_ahead_ms, TextOf(link.ends[0]), TextOf(link.ends[1]));
+  }
+  text += "Half a round trip of 10 KB (median, 99th percentile); GB/s one way at 20 MB.\n\n";
+  const LinkFacts& slowest = *diagnosis.slowest;
+  const double nominal = NominalGbPerS(slowest);
+  text +=
+      absl::StrFormat("Slowest: rank %d - rank %d with %.2f GB/s, %s\n", slowest.ranks[0],
+                      slowest.ranks[1], slowest.gb_per_s,
+                      nominal == 0 ? "of an unknown nominal speed"
+                                   : absl::StrFormat("%.0f %% of the nominal %.2f",
+                                                     100 * slowest.gb_per_s / nominal, nominal));
+  text += absl::StrFormat("Use --collective %s: %s.\n", diagnosis.transport, diagnosis.why);
+  for (const std::string& finding : diagnosis.findings) text += "! " + finding + "\n";
+  return text;
+}
+
+void Report(const Options& options, const std::vector<Json>& nodes,
+            const std::vector<LinkFacts>& links, const Diagnosis& diagnosis) {
+  if (!options.json) {
+    std::fputs(TextOf(nodes, links, diagnosis).c_str(), stdout);
+    return;
+  }
+  Json all = {{"ranks", nodes}, {"links", Json::array()}};
+  for (const LinkFacts& link : links) all["links"].push_back(JsonOf(link));
+  all["slowest"] = JsonOf(*diagnosis.slowest);
+  all["collective"] = diagnosis.transport;
+  all["why"] = diagnosis.why;
+  all["findings"] = diagnosis.findings;
+  std::printf("%s\n", all.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+}
+
+Status Examine(Session& session) {
+  const Options& options = session.options();
+  if (session.size() < 2) {
+    return UsageError("links are between two ranks at least: --ranks 2, mpirun or --config");
+  }
+  const std::string rdma = WhyNoRdma(options);
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports, TransportsFor(session, rdma.empty()));
+  Json words = Json::array();
+  for (const std::string& transport : transports)
+    LOCKSTEP_RETURN_IF_ERROR(MeasureTransport(session, transport, &words));
+  const Json mine = {{"name", session.membership().ranks()[session.rank()].Name()},
+                     {"version", SourceVersion()},
+                     {"kernels", session.backend().name()},
+                     {"cpus", os::OnlineCpus().size()},
+                     {"memory_bytes", os::MemoryBytesTotal()},
+                     {"rdma", rdma},
+                     {"links", words}};
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const auto all,
+      GatherWords(session.group(), mine.dump(-1, ' ', false, Json::error_handler_t::replace)));
+  if (session.rank() != 0) return OkStatus();
+  std::vector<Json> nodes;
+  std::vector<NodeFacts> facts;
+  std::vector<LinkFacts> links;
+  for (const std::string& word : all) {
+    Json node = Json::parse(word, nullptr, false);
+    if (!node.is_object()) return InternalError("a rank's report cannot be read");
+    facts.push_back({node["name"].get<std::string>(), node["rdma"].get<std::string>()});
+    for (const Json& link : node["links"]) AddWord(link, &links);
+    node.erase("links");
+    nodes.push_back(std::move(node));
+  }
+  std::stable_sort(links.begin(), links.end(), [](const LinkFacts& a, const LinkFacts& b) {
+    return a.transport < b.transport;
+  });
+  Report(options, nodes, links, Diagnose(facts, links));
+  return OkStatus();
+}
+
+Status CheckTransports(const Options& options) {
+  if (options.transports == "auto") return OkStatus();
+  for (const std::string& transport : SplitAtCommas(options.transports)) {
+    if (FindTransport(transport) != nullptr) continue;
+    return UsageError("--transports: '%s' is not one of shm, tcp, rdma; auto means what works here",
+                      transport);
+  }
+  return OkStatus();
+}
+
+}  // namespace
+
+Status DoctorCommand(const Options& options) {
+  LOCKSTEP_RETURN_IF_ERROR(CheckTransports(options));
+  SessionNeeds needs;
+  needs.model = false;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(options, needs));
+  const InterruptScope interrupts([&] { session->membership().Abort(InterruptedError()); });
+  return session->Close(Examine(*session));
+}
+
+}  // namespace lockstep
