@@ -81,8 +81,11 @@ class Membership {
   // What a group as the options say takes of this rank's memory.
   virtual uint64_t GroupBytes(size_t slot_bytes) const = 0;
   // Bare links to all other ranks, to measure what a transport gives without a group. Collective,
-  // as OpenGroup, with equal windows; an error for a transport that has no links (mpi).
+  // as OpenGroup, with equal windows; an error for a transport that has no links (mpi). An error is
+  // this rank's alone: it ends nobody else, whom the caller or the start timeout must tell.
   virtual StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) = 0;
+  // The own addresses at which links over a transport may be opened, best first.
+  virtual StatusOr<std::vector<std::string>> DataHosts(const std::string& transport) const = 0;
 };
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);

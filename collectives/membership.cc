@@ -90,9 +90,29 @@ class LinkedMembership final : public Membership {
   }
 
   StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) override {
-    StatusOr<Mesh> mesh = TryOpenMesh(transport, window_bytes, meshes_++);
-    if (!mesh.ok()) lifeline_->Abort(mesh.status());
-    return mesh;
+    return TryOpenMesh(transport, window_bytes, meshes_++);
+  }
+
+  // Where the other ranks may find this one: the chosen interface, or the address by which it talks
+  // with rank 0, and where several machines take part every other address it has.
+  StatusOr<std::vector<std::string>> DataHosts(const std::string& transport) const override {
+    if (!options_.interface.empty()) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const std::string host, AddressOfInterface(options_.interface));
+      return std::vector<std::string>{host};
+    }
+    bool one_machine = true;
+    for (int rank = 0; rank < options_.size; ++rank) one_machine = one_machine && SameMachine(rank);
+    // An RDMA port hardly ever has the address by which ranks of one machine talk.
+    if (one_machine && transport != "rdma") return control_hosts_;
+    std::vector<std::string> hosts;
+    for (const std::string& host : control_hosts_) {
+      if (!IsLoopback(host)) AddOnce(&hosts, host);
+    }
+    for (const NetworkInterface& interface : ListInterfaces()) {
+      if (!interface.up || interface.loopback) continue;
+      for (const std::string& host : interface.addresses) AddOnce(&hosts, host);
+    }
+    return hosts;
   }
 
  private:
@@ -166,30 +186,8 @@ class LinkedMembership final : public Membership {
       }
       return mesh;
     }
-    LOCKSTEP_ASSIGN_OR_RETURN(mesh.hosts, DataHosts());
+    LOCKSTEP_ASSIGN_OR_RETURN(mesh.hosts, DataHosts(transport));
     return mesh;
-  }
-
-  // Where the other ranks may find this one: the chosen interface, or the address by which it talks
-  // with rank 0, and where several machines take part every other address it has.
-  StatusOr<std::vector<std::string>> DataHosts() const {
-    if (!options_.interface.empty()) {
-      LOCKSTEP_ASSIGN_OR_RETURN(const std::string host, AddressOfInterface(options_.interface));
-      return std::vector<std::string>{host};
-    }
-    bool one_machine = true;
-    for (int rank = 0; rank < options_.size; ++rank) one_machine = one_machine && SameMachine(rank);
-    // An RDMA port hardly ever has the address by which ranks of one machine talk.
-    if (one_machine && options_.collective != "rdma") return control_hosts_;
-    std::vector<std::string> hosts;
-    for (const std::string& host : control_hosts_) {
-      if (!IsLoopback(host)) AddOnce(&hosts, host);
-    }
-    for (const NetworkInterface& interface : ListInterfaces()) {
-      if (!interface.up || interface.loopback) continue;
-      for (const std::string& host : interface.addresses) AddOnce(&hosts, host);
-    }
-    return hosts;
   }
 
   const BootstrapOptions options_;
@@ -232,6 +230,9 @@ class SingleMembership final : public Membership {
     LOCKSTEP_ASSIGN_OR_RETURN(mesh.window, Window::Allocate(window_bytes));
     mesh.links.resize(1);
     return mesh;
+  }
+  StatusOr<std::vector<std::string>> DataHosts(const std::string&) const override {
+    return std::vector<std::string>{ranks_[0].address};
   }
 
  private:

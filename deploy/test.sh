@@ -15,8 +15,8 @@ asan_tests='^(runtime_base|runtime_text|runtime_weights|runtime_model_(config|ba
 asan_tests+='|runtime_tensor|runtime_kernels_(quantized|mla|attention)|runtime_engine_plan|transport|collectives'
 asan_tests+='|launcher_(cluster_yaml|command_line|file_server|memory|shard_source|token_file))_'
 tsan_tests='^(runtime_base|transport|collectives_(group|bootstrap|fault))_'
-# These start the (release) program under test or count allocations: nothing to find for a sanitizer.
-not_here='(launcher_session|launcher_commands_.*|allocation)_test$'
+# These count allocations: nothing to find for a sanitizer.
+not_here='allocation_test$'
 
 # The Python that drives the server (tests/system/test_serve.py).
 venv=$root/build/venv

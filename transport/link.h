@@ -37,6 +37,14 @@ struct LinkTraits {
                          // turns to something else must see its puts complete first
 };
 
+// Where a link leaves this machine; empty and 0 where there is no such thing.
+struct LinkPath {
+  std::string address;    // the own one, numeric
+  std::string device;     // rdma: "mlx5_0 (enp1s0f0), GID 3"
+  uint32_t mtu = 0;       // rdma: bytes of a packet
+  uint32_t megabits = 0;  // rdma: per second, nominal
+};
+
 // What was completed so far, in the order in which it was asked for.
 struct LinkProgress {
   uint64_t sends = 0;     // PostSend: `data` may change again
@@ -49,8 +57,8 @@ class Link {
  public:
   virtual ~Link() = default;  // closes
   virtual const LinkTraits& traits() const = 0;
-  // The own address of the connection, numeric; empty where it has none.
-  virtual std::string address() const { return ""; }
+  // This side's end, for people.
+  virtual LinkPath path() const { return {}; }
 
   // The peer's window as it is seen here, as long as the own one. What no completed arrival covers
   // is undefined.

@@ -6,6 +6,7 @@
 #include <map>
 #include <span>
 
+#include "absl/strings/str_join.h"
 #include "launcher/commands/commands.h"
 
 namespace lockstep {
@@ -42,6 +43,18 @@ StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* fl
     counts.push_back(value);
   }
   return counts;
+}
+
+StatusOr<std::vector<std::string>> ParseTransports(const Options& options,
+                                                   const std::vector<const char*>& allowed) {
+  if (options.transports == "auto") return std::vector<std::string>{};
+  std::vector<std::string> transports = SplitAtCommas(options.transports);
+  for (const std::string& transport : transports) {
+    if (std::find(allowed.begin(), allowed.end(), transport) != allowed.end()) continue;
+    return UsageError("--transports: '%s' is not one of %s; auto means what works here", transport,
+                      absl::StrJoin(allowed, ", "));
+  }
+  return transports;
 }
 
 StatusOr<double> MeasureRead(Session& session) {

@@ -1,4 +1,4 @@
-// What the benchmarks of `lockstep bench` share.
+// What the benchmarks of `lockstep bench` share, and `lockstep doctor` with them.
 #pragma once
 
 #include <cstdint>
@@ -22,6 +22,9 @@ Status BenchCollectives(const Options& options);
 StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* flag,
                                            int64_t highest);
 std::vector<std::string> SplitAtCommas(std::string_view text);
+// --transports: none for "auto", else those named, all of them among `allowed`.
+StatusOr<std::vector<std::string>> ParseTransports(const Options& options,
+                                                   const std::vector<const char*>& allowed);
 
 // Collective. GB/s that the threads of all ranks read together: per host, all of its ranks' bytes
 // over the slowest one's time, and hosts added up. The best of some passes that all ranks begin at

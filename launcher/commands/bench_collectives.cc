@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -300,20 +299,6 @@ StatusOr<std::vector<int64_t>> SizesOf(const Options& options) {
   return sizes;
 }
 
-StatusOr<std::vector<std::string>> TransportsOf(const Options& options) {
-  if (options.transports == "auto") return std::vector<std::string>{};
-  std::vector<std::string> transports = SplitAtCommas(options.transports);
-  const std::vector<const char*>& known = FindOption("collective")->allowed;
-  for (const std::string& transport : transports) {
-    if (std::find(known.begin(), known.end(), transport) != known.end()) continue;
-    std::string all;
-    for (const char* name : known) all += (all.empty() ? "" : ", ") + std::string(name);
-    return UsageError("--transports: '%s' is not one of %s; auto means what works here", transport,
-                      all);
-  }
-  return transports;
-}
-
 // Every rank.
 Status Measure(Session& session, const std::vector<int64_t>& sizes,
                std::vector<std::string> transports) {
@@ -349,7 +334,8 @@ Status Measure(Session& session, const std::vector<int64_t>& sizes,
 
 Status BenchCollectives(const Options& options) {
   LOCKSTEP_ASSIGN_OR_RETURN(const auto sizes, SizesOf(options));
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports, TransportsOf(options));
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports,
+                            ParseTransports(options, FindOption("collective")->allowed));
   Options join = options;
   // Only mpirun can start MPI's ranks; with it every transport works.
   if (std::find(transports.begin(), transports.end(), "mpi") != transports.end())

@@ -16,8 +16,9 @@ struct NodeFacts {
 struct LinkEnd {
   std::string address;
   std::string interface;
-  int mtu = 0;           // bytes
-  int64_t megabits = 0;  // per second, nominal
+  std::string device;    // rdma: device, port and GID
+  int64_t mtu = 0;       // bytes; rdma: of its packets
+  int64_t megabits = 0;  // per second, nominal; 0 too between ranks of one machine
 };
 
 // Two ranks over one transport.
@@ -27,7 +28,8 @@ struct LinkFacts {
   LinkEnd ends[2];        // of these ranks
   double p50_us = 0;      // half a round trip of 10 KB: the median
   double p99_us = 0;
-  double gb_per_s = 0;         // at 20 MB, one way
+  double gb_per_s = 0;         // one way, of `large_bytes`
+  int64_t large_bytes = 0;     // 20 MB; less where that would take seconds
   double clock_ahead_ms = 0;   // how far the second rank's wall clock is ahead of the first's
   double clock_within_ms = 0;  // half the round trip that found it
 };
@@ -39,7 +41,7 @@ struct Diagnosis {
   std::string transport;  // which --collective to use
   std::string why;
   const LinkFacts* slowest = nullptr;  // of that transport, into the given links
-  std::vector<std::string> findings;   // what to mend, each with its remedy
+  std::vector<std::string> findings;   // what to mend, each once, with its remedy
 };
 
 // `links`: every pair of ranks over every transport that was measured; at least one.

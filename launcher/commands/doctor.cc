@@ -3,21 +3,24 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
 #include <nlohmann/json.hpp>
+#include <span>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "absl/strings/str_join.h"
 #include "launcher/agree.h"
 #include "launcher/commands/bench.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/diagnosis.h"
 #include "launcher/commands/ping_pong.h"
 #include "launcher/process.h"
-#include "runtime/base/clock.h"
 #include "runtime/base/os.h"
 #include "runtime/base/version.h"
+#include "runtime/kernels/backend.h"
 #include "transport/backends.h"
-#include "transport/fabric.h"
+#include "transport/link.h"
 #include "transport/socket.h"
 
 namespace lockstep {
@@ -27,6 +30,9 @@ using Json = nlohmann::ordered_json;
 
 constexpr size_t kSmallBytes = size_t{10} << 10;
 constexpr size_t kLargeBytes = size_t{20} << 20;
+constexpr size_t kProbeBytes = size_t{1} << 20;
+// Where a megabyte takes longer, twenty are not sent.
+constexpr double kSlowUs = 200'000;
 constexpr int kClockReadings = 32;
 
 // How often one size is measured: first a few times, whose duration says how often more.
@@ -38,6 +44,7 @@ struct Series {
   int64_t budget_ns;
 };
 constexpr Series kSmall = {kSmallBytes, 20, 30, 2000, 200'000'000};
+constexpr Series kProbe = {kProbeBytes, 1, 1, 1, 0};
 constexpr Series kLarge = {kLargeBytes, 1, 1, 20, 300'000'000};
 
 std::vector<std::byte> Pattern(size_t bytes) {
@@ -114,29 +121,45 @@ Status AnswerClock(PingPong& game) {
 Status AskPair(PingPong& game, LinkFacts* link) {
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<double> small_us, AskSeries(game, kSmall));
   LOCKSTEP_RETURN_IF_ERROR(AskClock(game, link));
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<double> large_us, AskSeries(game, kLarge));
+  LOCKSTEP_ASSIGN_OR_RETURN(std::vector<double> large_us, AskSeries(game, kProbe));
+  int64_t bytes = large_us.front() > kSlowUs ? kProbeBytes : kLargeBytes;
+  LOCKSTEP_RETURN_IF_ERROR(game.Send(BytesOf(bytes)));
+  if (bytes == kLargeBytes) {
+    LOCKSTEP_ASSIGN_OR_RETURN(large_us, AskSeries(game, kLarge));
+  }
   link->p50_us = small_us[small_us.size() / 2];
   link->p99_us = small_us[small_us.size() * 99 / 100];
-  link->gb_per_s = static_cast<double>(kLargeBytes) * 1e-3 / large_us[large_us.size() / 2];
+  link->large_bytes = bytes;
+  link->gb_per_s = static_cast<double>(bytes) * 1e-3 / large_us[large_us.size() / 2];
   return OkStatus();
 }
 
 Status AnswerPair(PingPong& game) {
   LOCKSTEP_RETURN_IF_ERROR(AnswerSeries(game, kSmall));
   LOCKSTEP_RETURN_IF_ERROR(AnswerClock(game));
-  return AnswerSeries(game, kLarge);
+  LOCKSTEP_RETURN_IF_ERROR(AnswerSeries(game, kProbe));
+  int64_t bytes = 0;
+  LOCKSTEP_RETURN_IF_ERROR(game.Receive(BytesOf(bytes)));
+  if (bytes == kLargeBytes) LOCKSTEP_RETURN_IF_ERROR(AnswerSeries(game, kLarge));
+  return game.Linger();
 }
 
-LinkEnd EndOf(const Link& link) {
-  LinkEnd end{.address = link.address()};
+// `one_machine`: what passes between the two ends meets no interface, whatever their addresses.
+LinkEnd EndOf(const Link& link, bool one_machine) {
+  const LinkPath path = link.path();
+  LinkEnd end{.address = path.address, .device = path.device};
   for (const NetworkInterface& interface : ListInterfaces()) {
     const auto& own = interface.addresses;
-    if (end.address.empty() || std::find(own.begin(), own.end(), end.address) == own.end())
-      continue;
+    if (std::find(own.begin(), own.end(), end.address) == own.end()) continue;
     end.interface = interface.name;
     end.mtu = interface.mtu;
     end.megabits = interface.megabits;
   }
+  if (!path.device.empty()) {
+    end.mtu = path.mtu;
+    end.megabits = path.megabits;
+  }
+  if (one_machine) end.megabits = 0;
   return end;
 }
 
@@ -150,10 +173,12 @@ Json WordOf(const LinkFacts& link, bool asked) {
                {"asked", asked},
                {"address", end.address},
                {"interface", end.interface},
+               {"device", end.device},
                {"mtu", end.mtu},
                {"megabits", end.megabits},
                {"p50_us", link.p50_us},
                {"p99_us", link.p99_us},
+               {"large_bytes", link.large_bytes},
                {"gb_per_s", link.gb_per_s},
                {"clock_ahead_ms", link.clock_ahead_ms},
                {"clock_within_ms", link.clock_within_ms}};
@@ -173,11 +198,13 @@ void AddWord(const Json& word, std::vector<LinkFacts>* links) {
   }
   const bool asked = word["asked"].get<bool>();
   known->ends[asked ? 0 : 1] = {word["address"].get<std::string>(),
-                                word["interface"].get<std::string>(), word["mtu"].get<int>(),
+                                word["interface"].get<std::string>(),
+                                word["device"].get<std::string>(), word["mtu"].get<int64_t>(),
                                 word["megabits"].get<int64_t>()};
   if (!asked) return;
   known->p50_us = word["p50_us"].get<double>();
   known->p99_us = word["p99_us"].get<double>();
+  known->large_bytes = word["large_bytes"].get<int64_t>();
   known->gb_per_s = word["gb_per_s"].get<double>();
   known->clock_ahead_ms = word["clock_ahead_ms"].get<double>();
   known->clock_within_ms = word["clock_within_ms"].get<double>();
@@ -185,26 +212,23 @@ void AddWord(const Json& word, std::vector<LinkFacts>* links) {
 
 // --- every rank ---
 
-// Empty: this machine has an RDMA port with one of its addresses; else why not.
-std::string WhyNoRdma(const Options& options) {
-  StatusOr<std::unique_ptr<RdmaDevices>> devices = OpenRdmaDevices(options.rdma_mode);
+// Empty: one of the addresses that links would take is an RDMA port's; else why not.
+std::string WhyNoRdma(Session& session) {
+  const auto devices = OpenRdmaDevices(session.options().rdma_mode);
   if (!devices.ok()) return MessageOf(devices.status());
-  std::vector<std::string> hosts;
-  for (const NetworkInterface& interface : ListInterfaces()) {
-    if (interface.up && !interface.loopback)
-      hosts.insert(hosts.end(), interface.addresses.begin(), interface.addresses.end());
-  }
-  const auto usable = (*devices)->Hosts(hosts);
+  const auto hosts = session.membership().DataHosts("rdma");
+  if (!hosts.ok()) return MessageOf(hosts.status());
+  const auto usable = (*devices)->Hosts(*hosts);
   return usable.ok() ? "" : MessageOf(usable.status());
 }
 
-StatusOr<std::vector<std::string>> TransportsFor(Session& session, bool rdma_here) {
-  const Options& options = session.options();
-  LOCKSTEP_RETURN_IF_ERROR(AgreeOnValue(
-      session.group(), session.membership(),
-      {"--transports", options.transports, "start every rank with the same --transports"}));
-  if (options.transports != "auto") return SplitAtCommas(options.transports);
-  std::vector<std::string> transports;
+StatusOr<std::vector<std::string>> TransportsFor(Session& session,
+                                                 std::vector<std::string> transports,
+                                                 bool rdma_here) {
+  LOCKSTEP_RETURN_IF_ERROR(AgreeOnValue(session.group(), session.membership(),
+                                        {"--transports", session.options().transports,
+                                         "start every rank with the same --transports"}));
+  if (!transports.empty()) return transports;
   if (session.membership().local_size() == session.size()) transports.push_back("shm");
   transports.push_back("tcp");
   LOCKSTEP_ASSIGN_OR_RETURN(const int64_t rdma,
@@ -213,23 +237,40 @@ StatusOr<std::vector<std::string>> TransportsFor(Session& session, bool rdma_her
   return transports;
 }
 
-// One pair after the other; appends this rank's words.
-Status MeasureTransport(Session& session, const std::string& transport, Json* words) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const Mesh mesh, session.membership().OpenMesh(transport, 0));
-  const int rank = session.rank();
+// This rank's part of one pair over one link.
+Status MeasurePair(Session& session, Link& link, LinkFacts facts, Json* words) {
+  const auto& ranks = session.membership().ranks();
+  const bool asks = session.rank() == facts.ranks[0];
+  const int peer = facts.ranks[asks ? 1 : 0];
+  facts.ends[asks ? 0 : 1] = EndOf(link, ranks[session.rank()].host == ranks[peer].host);
+  PingPong game(link, session, peer);
+  LOCKSTEP_RETURN_IF_ERROR(asks ? AskPair(game, &facts) : AnswerPair(game));
+  words->push_back(WordOf(facts, asks));
+  return OkStatus();
+}
+
+// One pair after the other; appends this rank's words. A transport that cannot be opened is a
+// finding on rank 0 and no error.
+Status MeasureTransport(Session& session, const std::string& transport, Json* words,
+                        std::vector<std::string>* findings) {
+  const StatusOr<Mesh> mesh = session.membership().OpenMesh(transport, 0);
+  const Status opened = AgreeThatOk(session.group(), session.membership(), mesh.status());
+  LOCKSTEP_RETURN_IF_ERROR(session.membership().Health());
+  if (!opened.ok()) {
+    findings->push_back(transport + " cannot be used: " + MessageOf(opened));
+    return OkStatus();
+  }
   for (int first = 0; first < session.size(); ++first) {
     for (int second = first + 1; second < session.size(); ++second) {
       if (Interrupted()) return InterruptedError();
-      if (rank == first || rank == second) {
-        const bool asks = rank == first;
-        const int peer = asks ? second : first;
-        LinkFacts link{.transport = transport, .ranks = {first, second}};
-        link.ends[asks ? 0 : 1] = EndOf(*mesh.links[peer]);
-        PingPong game(*mesh.links[peer], session, peer);
-        LOCKSTEP_RETURN_IF_ERROR(asks ? AskPair(game, &link) : AnswerPair(game));
-        words->push_back(WordOf(link, asks));
+      if (session.rank() == first || session.rank() == second) {
+        Link& link = *mesh->links[session.rank() == first ? second : first];
+        LOCKSTEP_RETURN_IF_ERROR(
+            MeasurePair(session, link, {.transport = transport, .ranks = {first, second}}, words));
       }
-      LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
+      // The others sleep until this pair is done.
+      std::byte done{};
+      LOCKSTEP_RETURN_IF_ERROR(Broadcast(session.group(), {&done, 1}, first, Patience::kIdle));
     }
   }
   return OkStatus();
@@ -238,8 +279,9 @@ Status MeasureTransport(Session& session, const std::string& transport, Json* wo
 // --- the report ---
 
 std::string TextOf(const LinkEnd& end) {
-  if (end.interface.empty()) return "-";
-  std::string text = absl::StrFormat("%s mtu %d", end.interface, end.mtu);
+  if (end.interface.empty() && end.device.empty()) return "-";
+  std::string text =
+      absl::StrFormat("%s mtu %d", end.device.empty() ? end.interface : end.device, end.mtu);
   if (end.megabits > 0)
     text += absl::StrFormat(" %.3g Gb/s", static_cast<double>(end.megabits) / 1000);
   return text;
@@ -250,6 +292,7 @@ Json JsonOf(const LinkFacts& link) {
   for (const LinkEnd& end : link.ends) {
     ends.push_back({{"address", end.address},
                     {"interface", end.interface},
+                    {"device", end.device},
                     {"mtu", end.mtu},
                     {"megabits", end.megabits}});
   }
@@ -258,6 +301,7 @@ Json JsonOf(const LinkFacts& link) {
           {"ends", ends},
           {"p50_us", link.p50_us},
           {"p99_us", link.p99_us},
+          {"large_bytes", link.large_bytes},
           {"gb_per_s", link.gb_per_s},
           {"nominal_gb_per_s", NominalGbPerS(link)},
           {"clock_ahead_ms", link.clock_ahead_ms},
@@ -282,7 +326,9 @@ std::string TextOf(const std::vector<Json>& nodes, const std::vector<LinkFacts>&
                             link.ranks[0], link.ranks[1], link.p50_us, link.p99_us, link.gb_per_s,
                             link.clock_ahead_ms, TextOf(link.ends[0]), TextOf(link.ends[1]));
   }
-  text += "Half a round trip of 10 KB (median, 99th percentile); GB/s one way at 20 MB.\n\n";
+  text +=
+      "Half a round trip of 10 KB (median, 99th percentile); GB/s one way at 20 MB (1 MB if "
+      "slow).\n\n";
   const LinkFacts& slowest = *diagnosis.slowest;
   const double nominal = NominalGbPerS(slowest);
   text +=
@@ -311,19 +357,21 @@ void Report(const Options& options, const std::vector<Json>& nodes,
   std::printf("%s\n", all.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
 }
 
-Status Examine(Session& session) {
+Status Examine(Session& session, const std::vector<std::string>& wanted) {
   const Options& options = session.options();
   if (session.size() < 2) {
     return UsageError("links are between two ranks at least: --ranks 2, mpirun or --config");
   }
-  const std::string rdma = WhyNoRdma(options);
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports, TransportsFor(session, rdma.empty()));
+  const std::string rdma = WhyNoRdma(session);
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports, TransportsFor(session, wanted, rdma.empty()));
   Json words = Json::array();
+  std::vector<std::string> findings;
   for (const std::string& transport : transports)
-    LOCKSTEP_RETURN_IF_ERROR(MeasureTransport(session, transport, &words));
+    LOCKSTEP_RETURN_IF_ERROR(MeasureTransport(session, transport, &words, &findings));
+  const StatusOr<std::unique_ptr<kernels::Backend>> backend = kernels::MakeBackend("auto");
   const Json mine = {{"name", session.membership().ranks()[session.rank()].Name()},
                      {"version", SourceVersion()},
-                     {"kernels", session.backend().name()},
+                     {"kernels", backend.ok() ? (*backend)->name() : "none"},
                      {"cpus", os::OnlineCpus().size()},
                      {"memory_bytes", os::MemoryBytesTotal()},
                      {"rdma", rdma},
@@ -346,29 +394,27 @@ Status Examine(Session& session) {
   std::stable_sort(links.begin(), links.end(), [](const LinkFacts& a, const LinkFacts& b) {
     return a.transport < b.transport;
   });
-  Report(options, nodes, links, Diagnose(facts, links));
-  return OkStatus();
-}
-
-Status CheckTransports(const Options& options) {
-  if (options.transports == "auto") return OkStatus();
-  for (const std::string& transport : SplitAtCommas(options.transports)) {
-    if (FindTransport(transport) != nullptr) continue;
-    return UsageError("--transports: '%s' is not one of shm, tcp, rdma; auto means what works here",
-                      transport);
-  }
+  if (links.empty()) return UsageError("nothing was measured: %s", absl::StrJoin(findings, "; "));
+  Diagnosis diagnosis = Diagnose(facts, links);
+  diagnosis.findings.insert(diagnosis.findings.begin(), findings.begin(), findings.end());
+  Report(options, nodes, links, diagnosis);
   return OkStatus();
 }
 
 }  // namespace
 
 Status DoctorCommand(const Options& options) {
-  LOCKSTEP_RETURN_IF_ERROR(CheckTransports(options));
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports,
+                            ParseTransports(options, {"tcp", "shm", "rdma"}));
+  Options join = options;
+  // What works between all machines, whatever is sick: no kernels are compared, and no RDMA needed.
+  join.collective = "tcp";
+  join.kernels = "ref";
   SessionNeeds needs;
   needs.model = false;
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(options, needs));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(join, needs));
   const InterruptScope interrupts([&] { session->membership().Abort(InterruptedError()); });
-  return session->Close(Examine(*session));
+  return session->Close(Examine(*session, transports));
 }
 
 }  // namespace lockstep

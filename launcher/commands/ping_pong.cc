@@ -8,6 +8,7 @@ namespace lockstep {
 namespace {
 
 constexpr uint32_t kPollsPerLook = 4096;
+constexpr int64_t kLingerMs = 20;
 
 }  // namespace
 
@@ -40,6 +41,12 @@ Status PingPong::Receive(std::span<std::byte> buffer) {
   ++posted_.receives;
   LOCKSTEP_RETURN_IF_ERROR(link_.PostReceive(buffer));
   return Spin();
+}
+
+Status PingPong::Linger() {
+  const Deadline end = Deadline::After(kLingerMs);
+  while (!end.Passed()) LOCKSTEP_RETURN_IF_ERROR(link_.Poll().status());
+  return OkStatus();
 }
 
 Status PingPong::Spin() {

@@ -25,6 +25,9 @@ class PingPong {
   // The other end of Ask, for as many bytes.
   Status Answer(size_t bytes);
 
+  // Polls for a while after the last message: over UC what was lost is repeated by polling only.
+  Status Linger();
+
   // One message, one way.
   Status Send(std::span<const std::byte> data);
   Status Receive(std::span<std::byte> buffer);

@@ -57,8 +57,9 @@ struct Inbound {
 class RdmaLink final : public Link {
  public:
   RdmaLink(std::unique_ptr<QueuePair> queue_pair, UniqueFd socket,
-           std::span<const std::byte> window)
-      : socket_(std::move(socket)),
+           std::span<const std::byte> window, LinkPath path)
+      : path_(std::move(path)),
+        socket_(std::move(socket)),
         queue_pair_(std::move(queue_pair)),
         reliable_(queue_pair_->mode() == Mode::kReliable),
         window_(window),
@@ -69,7 +70,7 @@ class RdmaLink final : public Link {
         .name = "rdma", .detects_peer_death = true, .put_copies = true, .puts_need_polls = true};
     return kTraits;
   }
-  std::string address() const override { return LocalEndpoint(socket_.get()).host; }
+  LinkPath path() const override { return path_; }
   std::span<const std::byte> view() const override { return view_; }
 
   Status Put(size_t offset, size_t bytes, uint32_t tag) override {
@@ -399,6 +400,7 @@ class RdmaLink final : public Link {
     return queue_pair_->Receive(arrival.slot);
   }
 
+  const LinkPath path_;
   UniqueFd socket_;
   std::unique_ptr<QueuePair> queue_pair_;
   const bool reliable_;
@@ -432,8 +434,9 @@ class RdmaLink final : public Link {
 }  // namespace
 
 std::unique_ptr<Link> MakeLinkOver(std::unique_ptr<QueuePair> queue_pair, UniqueFd socket,
-                                   std::span<const std::byte> window) {
-  return std::make_unique<RdmaLink>(std::move(queue_pair), std::move(socket), window);
+                                   std::span<const std::byte> window, LinkPath path) {
+  return std::make_unique<RdmaLink>(std::move(queue_pair), std::move(socket), window,
+                                    std::move(path));
 }
 
 }  // namespace lockstep::rdma

@@ -13,6 +13,6 @@ namespace lockstep::rdma {
 // `socket` carries nothing any more; its end shows the death of the peer. `window` outlives the
 // link.
 std::unique_ptr<Link> MakeLinkOver(std::unique_ptr<QueuePair> queue_pair, UniqueFd socket,
-                                   std::span<const std::byte> window);
+                                   std::span<const std::byte> window, LinkPath path = {});
 
 }  // namespace lockstep::rdma

@@ -37,7 +37,12 @@ class Devices final : public RdmaDevices {
     LOCKSTEP_RETURN_IF_ERROR(pair->Connect(peer));
     LOCKSTEP_RETURN_IF_ERROR(AwaitReady(socket.get(), deadline));
     Describe(pair->terms(), peer);
-    return MakeLinkOver(std::move(pair), std::move(socket), window);
+    LinkPath path = {
+        .address = LocalEndpoint(socket.get()).host,
+        .device = absl::StrFormat("%s, GID %d", choice.port->Name(), choice.gid->index),
+        .mtu = pair->terms().mtu,
+        .megabits = pair->terms().megabits};
+    return MakeLinkOver(std::move(pair), std::move(socket), window, std::move(path));
   }
 
  private:

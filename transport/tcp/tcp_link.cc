@@ -25,7 +25,7 @@ class TcpLink final : public Link {
     return kTraits;
   }
 
-  std::string address() const override { return LocalEndpoint(socket_.get()).host; }
+  LinkPath path() const override { return {.address = LocalEndpoint(socket_.get()).host}; }
 
   std::span<const std::byte> view() const override { return view_.bytes(); }
   Status Put(size_t offset, size_t bytes, uint32_t tag) override {

@@ -2,7 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 
 #include "tests/launcher/program.h"
@@ -26,6 +28,7 @@ TEST(Doctor, MeasuresEveryPairOverEveryTransportAndChooses) {
     EXPECT_GT(link["p50_us"], 0);
     EXPECT_LE(link["p50_us"], link["p99_us"]);
     EXPECT_GT(link["gb_per_s"], 0);
+    EXPECT_EQ(link["large_bytes"], 20 << 20);
     // One machine, one clock: what is found is within what the reading allows.
     EXPECT_LE(std::abs(link["clock_ahead_ms"].get<double>()),
               link["clock_within_ms"].get<double>() + 1e-6);
@@ -54,7 +57,7 @@ TEST(Doctor, WrongQuestionsAreRefusedWithAnAnswer) {
   EXPECT_THAT(alone.error(), HasSubstr("--ranks 2"));
   Program unknown({"doctor", "--ranks", "2", "--transports", "carrier pigeon"});
   EXPECT_EQ(unknown.Wait(), 2);
-  EXPECT_THAT(unknown.error(), HasSubstr("'carrier pigeon' is not one of shm, tcp, rdma"));
+  EXPECT_THAT(unknown.error(), HasSubstr("'carrier pigeon' is not one of tcp, shm, rdma"));
 }
 
 }  // namespace
