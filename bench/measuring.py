@@ -24,3 +24,13 @@ def machine():
 def commit():
     said = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True)
     return said.stdout.strip() or "unknown"
+
+
+def command(script, arguments):
+    """The command as it can be repeated elsewhere: files of the repository from its root, others by their name alone."""
+    def shorten(word):
+        path = pathlib.Path(word)
+        if not path.is_absolute():
+            return word
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    return " ".join([script, *map(shorten, arguments)])

@@ -31,7 +31,7 @@ import smol_model
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from measuring import ROOT, commit, machine  # noqa: E402
+from measuring import ROOT, command, commit, machine  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROMPTS = ("The capital of France is", "Water boils when", "Once upon a time, in a small village by the sea,")
@@ -95,7 +95,7 @@ class Study:
         self.failures = []
         self.result = {"when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                        "commit": commit(), "machine": machine(), "package": smol_model.PACKAGE,
-                       "command": "bench/fidelity/run.sh " + " ".join(sys.argv[1:]), "tokens": len(self.ids),
+                       "command": command("bench/fidelity/run.sh", sys.argv[1:]), "tokens": len(self.ids),
                        "formats": {}}
 
     def encode(self, text):

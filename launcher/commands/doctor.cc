@@ -165,30 +165,34 @@ LinkEnd EndOf(const Link& link, bool one_machine) {
 
 // --- what a rank tells rank 0 ---
 
-// One link as one of its ranks sees it; the first of both also knows what it takes.
-Json WordOf(const LinkFacts& link, bool asked) {
-  const LinkEnd& end = link.ends[asked ? 0 : 1];
-  Json word = {{"transport", link.transport},
-               {"ranks", link.ranks},
-               {"asked", asked},
-               {"address", end.address},
-               {"interface", end.interface},
-               {"device", end.device},
-               {"mtu", end.mtu},
-               {"megabits", end.megabits},
-               {"p50_us", link.p50_us},
-               {"p99_us", link.p99_us},
-               {"large_bytes", link.large_bytes},
-               {"gb_per_s", link.gb_per_s},
-               {"clock_ahead_ms", link.clock_ahead_ms},
-               {"clock_within_ms", link.clock_within_ms}};
-  return word;
+Json JsonOf(const LinkFacts& link) {
+  Json ends = Json::array();
+  for (const LinkEnd& end : link.ends) {
+    ends.push_back({{"address", end.address},
+                    {"interface", end.interface},
+                    {"device", end.device},
+                    {"mtu", end.mtu},
+                    {"megabits", end.megabits}});
+  }
+  return {{"transport", link.transport},
+          {"ranks", link.ranks},
+          {"ends", ends},
+          {"p50_us", link.p50_us},
+          {"p99_us", link.p99_us},
+          {"large_bytes", link.large_bytes},
+          {"gb_per_s", link.gb_per_s},
+          {"nominal_gb_per_s", NominalGbPerS(link)},
+          {"clock_ahead_ms", link.clock_ahead_ms},
+          {"clock_within_ms", link.clock_within_ms}};
 }
 
+// Takes in a link as its rank number `side` (0 asked and knows what it takes, 1 answered) saw it.
 // Ranks of a session run the same program, so the words have these members.
 void AddWord(const Json& word, std::vector<LinkFacts>* links) {
-  const auto transport = word["transport"].get<std::string>();
-  const int first = word["ranks"][0].get<int>(), second = word["ranks"][1].get<int>();
+  const auto side = word["side"].get<size_t>();
+  const Json& seen = word["link"];
+  const auto transport = seen["transport"].get<std::string>();
+  const int first = seen["ranks"][0].get<int>(), second = seen["ranks"][1].get<int>();
   auto known = std::find_if(links->begin(), links->end(), [&](const LinkFacts& link) {
     return link.transport == transport && link.ranks[0] == first && link.ranks[1] == second;
   });
@@ -196,18 +200,17 @@ void AddWord(const Json& word, std::vector<LinkFacts>* links) {
     links->push_back({.transport = transport, .ranks = {first, second}});
     known = std::prev(links->end());
   }
-  const bool asked = word["asked"].get<bool>();
-  known->ends[asked ? 0 : 1] = {word["address"].get<std::string>(),
-                                word["interface"].get<std::string>(),
-                                word["device"].get<std::string>(), word["mtu"].get<int64_t>(),
-                                word["megabits"].get<int64_t>()};
-  if (!asked) return;
-  known->p50_us = word["p50_us"].get<double>();
-  known->p99_us = word["p99_us"].get<double>();
-  known->large_bytes = word["large_bytes"].get<int64_t>();
-  known->gb_per_s = word["gb_per_s"].get<double>();
-  known->clock_ahead_ms = word["clock_ahead_ms"].get<double>();
-  known->clock_within_ms = word["clock_within_ms"].get<double>();
+  const Json& end = seen["ends"][side];
+  known->ends[side] = {end["address"].get<std::string>(), end["interface"].get<std::string>(),
+                       end["device"].get<std::string>(), end["mtu"].get<int64_t>(),
+                       end["megabits"].get<int64_t>()};
+  if (side != 0) return;
+  known->p50_us = seen["p50_us"].get<double>();
+  known->p99_us = seen["p99_us"].get<double>();
+  known->large_bytes = seen["large_bytes"].get<int64_t>();
+  known->gb_per_s = seen["gb_per_s"].get<double>();
+  known->clock_ahead_ms = seen["clock_ahead_ms"].get<double>();
+  known->clock_within_ms = seen["clock_within_ms"].get<double>();
 }
 
 // --- every rank ---
@@ -245,7 +248,7 @@ Status MeasurePair(Session& session, Link& link, LinkFacts facts, Json* words) {
   facts.ends[asks ? 0 : 1] = EndOf(link, ranks[session.rank()].host == ranks[peer].host);
   PingPong game(link, session, peer);
   LOCKSTEP_RETURN_IF_ERROR(asks ? AskPair(game, &facts) : AnswerPair(game));
-  words->push_back(WordOf(facts, asks));
+  words->push_back({{"side", asks ? 0 : 1}, {"link", JsonOf(facts)}});
   return OkStatus();
 }
 
@@ -285,27 +288,6 @@ std::string TextOf(const LinkEnd& end) {
   if (end.megabits > 0)
     text += absl::StrFormat(" %.3g Gb/s", static_cast<double>(end.megabits) / 1000);
   return text;
-}
-
-Json JsonOf(const LinkFacts& link) {
-  Json ends = Json::array();
-  for (const LinkEnd& end : link.ends) {
-    ends.push_back({{"address", end.address},
-                    {"interface", end.interface},
-                    {"device", end.device},
-                    {"mtu", end.mtu},
-                    {"megabits", end.megabits}});
-  }
-  return {{"transport", link.transport},
-          {"ranks", link.ranks},
-          {"ends", ends},
-          {"p50_us", link.p50_us},
-          {"p99_us", link.p99_us},
-          {"large_bytes", link.large_bytes},
-          {"gb_per_s", link.gb_per_s},
-          {"nominal_gb_per_s", NominalGbPerS(link)},
-          {"clock_ahead_ms", link.clock_ahead_ms},
-          {"clock_within_ms", link.clock_within_ms}};
 }
 
 std::string TextOf(const std::vector<Json>& nodes, const std::vector<LinkFacts>& links,
@@ -410,6 +392,8 @@ Status DoctorCommand(const Options& options) {
   // What works between all machines, whatever is sick: no kernels are compared, and no RDMA needed.
   join.collective = "tcp";
   join.kernels = "ref";
+  // A rank whose transport cannot be opened waits for others that still try.
+  join.exchange_timeout_ms = std::max(options.exchange_timeout_ms, 2 * options.start_timeout_ms);
   SessionNeeds needs;
   needs.model = false;
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(join, needs));

@@ -113,14 +113,17 @@ class Hosts(TestCase):
     def test_doctor_sees_the_interfaces_of_both_hosts(self):
         ip("-n", NAMES[1], "link", "set", "lockstep-b", "mtu", "1400")
         self.addCleanup(ip, "-n", NAMES[1], "link", "set", "lockstep-b", "mtu", "1500")
-        # One kernel: the ranks take each other for processes of one machine, but share no Unix sockets.
+        # One kernel: the ranks take each other for processes of one machine, but share no Unix sockets, so that shm
+        # cannot be opened: a finding, and no reason to measure nothing.
         flags = ("--ranks", 2, "--rendezvous", f"{ADDRESSES[NAMES[0]]}:29556", "--secret-file", self.secret(),
-                 "--transports", "tcp", "--json")
+                 "--start-timeout-ms", 3000, "--json")
         first, second = [self.launch(name, BINARY, "doctor", "--rank", rank, *flags) for rank, name in enumerate(NAMES)]
         code, out, err = self.end(first)
         self.assertEqual(code, 0, err)
         report = json.loads(out)
         link, = report["links"]
+        self.assertEqual(link["transport"], "tcp")
+        self.assertTrue(any(finding.startswith("shm cannot be used: ") for finding in report["findings"]), report)
         self.assertEqual([end["interface"] for end in link["ends"]], ["lockstep-a", "lockstep-b"])
         self.assertEqual([end["address"] for end in link["ends"]], list(ADDRESSES.values()))
         self.assertEqual([end["mtu"] for end in link["ends"]], [1500, 1400])
