@@ -194,8 +194,10 @@ class CpuBackend final : public Backend {
   }
 
  private:
+  // Rows of NVFP4 may end with half a block, which no panel has: they keep float32 activations.
   bool BecomesPanels(const HostMatrix& matrix) const {
-    return precision_ == Precision::kFast && HasPanels(matrix.format);
+    return precision_ == Precision::kFast && HasPanels(matrix.format) &&
+           matrix.inputs % kBlockWeights == 0;
   }
   static MatMulPart PartOf(const CpuMatrix& matrix) {
     MatMulPart part;
