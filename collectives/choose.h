@@ -19,6 +19,7 @@ struct SumPlan {
   size_t longest_bytes = 0;  // longer sums of ordinary memory are made in several exchanges
 };
 
+// `bytes`: of a rank's values on the wire.
 SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t bytes);
 // "direct", "two-step".
 const char* NameOf(SumAlgorithm algorithm);

@@ -23,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "collectives/wire_format.h"
 #include "runtime/base/status.h"
 
 namespace lockstep {
@@ -105,10 +106,11 @@ class Group {
 // Ends an exchange of floats that Begin opened and whose slot is filled: sum[i] = left fold over
 // ranks 0, 1, 2, ... of their slot's [i], float32. The one place where ranks' values are added
 // (sum.cc), so every backend, every algorithm (choose.h) and every caller gets the same bits. Needs
-// at least two ranks.
-Status SumSlots(Group& group, std::span<float> sum);
+// at least two ranks. `wire`, the same on all ranks, is what each rank's values are rounded to
+// before; the slot is no longer the caller's.
+Status SumSlots(Group& group, std::span<float> sum, WireFormat wire = WireFormat::kF32);
 // The same for values in ordinary memory and of any length: data[i] becomes the sum over ranks.
-Status AllReduceSum(Group& group, std::span<float> data);
+Status AllReduceSum(Group& group, std::span<float> data, WireFormat wire = WireFormat::kF32);
 // all = the ranks' `mine` one after another; all.size() == size * mine.size(), sizes equal on all
 // ranks.
 Status AllGather(Group& group, std::span<const std::byte> mine, std::span<std::byte> all);

@@ -9,22 +9,22 @@
 namespace lockstep {
 namespace {
 
-// Parts of slots begin on a cache line.
-constexpr size_t kLineFloats = 16;
-
-// A range of a slot's floats.
+// A range of the values to add; it begins at a block of the wire, or is empty.
 struct Range {
   size_t first = 0;
   size_t count = 0;
-  SlotPart part() const { return {first * sizeof(float), count * sizeof(float)}; }
   std::span<float> Of(std::span<float> values) const { return values.subspan(first, count); }
+  // Where a slot has it.
+  SlotPart Packed(WireFormat wire) const {
+    return {WireBytes(wire, first), WireBytes(wire, count)};
+  }
 };
 
 // The `index`-th of `pieces` nearly equal pieces.
 Range Piece(Range whole, size_t pieces, size_t index) {
-  const size_t lines = (whole.count + kLineFloats - 1) / kLineFloats;
-  const size_t begin = std::min(lines * index / pieces * kLineFloats, whole.count);
-  const size_t end = std::min(lines * (index + 1) / pieces * kLineFloats, whole.count);
+  const size_t blocks = (whole.count + kWireBlock - 1) / kWireBlock;
+  const size_t begin = std::min(blocks * index / pieces * kWireBlock, whole.count);
+  const size_t end = std::min(blocks * (index + 1) / pieces * kWireBlock, whole.count);
   return {whole.first + begin, end - begin};
 }
 
@@ -37,13 +37,28 @@ void AddInto(float* __restrict sum, const float* __restrict a, const float* __re
 void AddInto(float* __restrict sum, const float* __restrict a, size_t count) {
   for (size_t i = 0; i < count; ++i) sum[i] += a[i];
 }
+void AddInto(std::span<float> sum, WireFormat wire, std::span<const std::byte> packed) {
+  float values[16 * kWireBlock];
+  while (!sum.empty()) {
+    const size_t count = std::min(sum.size(), std::size(values));
+    Unpack(wire, packed, {values, count});
+    AddInto(sum.data(), values, count);
+    packed = packed.subspan(WireBytes(wire, count));
+    sum = sum.subspan(count);
+  }
+}
 
 // sum = the fold of all slots in `range`, which is what every peer publishes next to this rank.
-Status Fold(Group& group, Range range, std::span<float> sum) {
+Status Fold(Group& group, WireFormat wire, Range range, std::span<float> sum) {
   const float* first = nullptr;
   for (int peer = 0; peer < group.size(); ++peer) {
     LOCKSTEP_ASSIGN_OR_RETURN(std::span<const std::byte> slot, group.Wait(peer));
-    if (peer == group.rank()) slot = slot.subspan(range.part().offset, range.part().bytes);
+    const SlotPart packed = range.Packed(wire);
+    if (peer == group.rank()) slot = slot.subspan(packed.offset, packed.bytes);
+    if (wire != WireFormat::kF32) {
+      peer == 0 ? Unpack(wire, slot, sum) : AddInto(sum, wire, slot);
+      continue;
+    }
     const float* values = reinterpret_cast<const float*>(slot.data());
     if (peer == 0) {
       first = values;
@@ -57,10 +72,10 @@ Status Fold(Group& group, Range range, std::span<float> sum) {
 }
 
 // Every rank adds everything.
-Status SumDirectly(Group& group, std::span<float> sum, size_t chunks) {
+Status SumDirectly(Group& group, WireFormat wire, std::span<float> sum, size_t chunks) {
   const Range whole{0, sum.size()};
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
-    const SlotPart part = Piece(whole, chunks, chunk).part();
+    const SlotPart part = Piece(whole, chunks, chunk).Packed(wire);
     for (int peer = 0; peer < group.size(); ++peer) {
       if (peer == group.rank()) continue;
       LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(peer, part));
@@ -69,44 +84,58 @@ Status SumDirectly(Group& group, std::span<float> sum, size_t chunks) {
   }
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
     const Range range = Piece(whole, chunks, chunk);
-    LOCKSTEP_RETURN_IF_ERROR(Fold(group, range, range.Of(sum)));
+    LOCKSTEP_RETURN_IF_ERROR(Fold(group, wire, range, range.Of(sum)));
   }
   return group.End();
 }
 
-// Every rank adds its own piece of all slots (reduce-scatter), puts the sum where its values were,
-// and reads the pieces of the others (all-gather). A chunk goes on to the second step while others
-// are still in the first.
-Status SumInTwoSteps(Group& group, std::span<float> sum, size_t chunks) {
-  const auto ranks = static_cast<size_t>(group.size());
+// Every rank adds its own piece of all slots (reduce-scatter), puts the sum into its slot, and
+// reads the pieces of the others (all-gather). A chunk goes on to the second step while others are
+// still in the first.
+Status SumInTwoSteps(Group& group, WireFormat wire, std::span<float> sum, size_t chunks) {
+  const auto piece_of = [&](int rank) {
+    return Piece({0, sum.size()}, static_cast<size_t>(group.size()), static_cast<size_t>(rank));
+  };
   const auto chunk_of = [&](int rank, size_t chunk) {
-    return Piece(Piece({0, sum.size()}, ranks, static_cast<size_t>(rank)), chunks, chunk);
+    return Piece(piece_of(rank), chunks, chunk);
+  };
+  // Sums are float32 on every wire, or another algorithm would have other bits. They stand where
+  // the values were, which nobody else reads, or, since packed values have moved to the front and
+  // may still be on their way, behind those.
+  const size_t packed_bytes = (WireBytes(wire, sum.size()) + 63) / 64 * 64;
+  const auto sum_part = [&](int owner, size_t chunk) -> SlotPart {
+    const Range range = chunk_of(owner, chunk);
+    if (wire == WireFormat::kF32) return range.Packed(wire);
+    const size_t before = (range.first - piece_of(owner).first) * sizeof(float);
+    return {packed_bytes + before, range.count * sizeof(float)};
   };
   const int me = group.rank();
   for (int peer = 0; peer < group.size(); ++peer) {
     if (peer == me) continue;
-    for (const int owner : {me, peer}) {
-      for (size_t chunk = 0; chunk < chunks; ++chunk) {
-        LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(peer, chunk_of(owner, chunk).part()));
-      }
+    for (size_t chunk = 0; chunk < chunks; ++chunk) {
+      LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(peer, chunk_of(me, chunk).Packed(wire)));
+    }
+    for (size_t chunk = 0; chunk < chunks; ++chunk) {
+      LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(peer, sum_part(peer, chunk)));
     }
   }
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
     for (int peer = 0; peer < group.size(); ++peer) {
       if (peer == me) continue;
-      LOCKSTEP_RETURN_IF_ERROR(group.PublishPart(peer, chunk_of(peer, chunk).part()));
+      LOCKSTEP_RETURN_IF_ERROR(group.PublishPart(peer, chunk_of(peer, chunk).Packed(wire)));
     }
   }
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
     const Range range = chunk_of(me, chunk);
     const std::span<float> added = range.Of(sum);
-    LOCKSTEP_RETURN_IF_ERROR(Fold(group, range, added));
+    LOCKSTEP_RETURN_IF_ERROR(Fold(group, wire, range, added));
+    const SlotPart part = sum_part(me, chunk);
     if (!added.empty()) {
-      std::memcpy(group.slot().data() + range.part().offset, added.data(), added.size_bytes());
+      std::memcpy(group.slot().subspan(part.offset).data(), added.data(), added.size_bytes());
     }
     for (int peer = 0; peer < group.size(); ++peer) {
       if (peer == me) continue;
-      LOCKSTEP_RETURN_IF_ERROR(group.PublishPart(peer, range.part()));
+      LOCKSTEP_RETURN_IF_ERROR(group.PublishPart(peer, part));
     }
   }
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
@@ -122,26 +151,27 @@ Status SumInTwoSteps(Group& group, std::span<float> sum, size_t chunks) {
 
 }  // namespace
 
-Status SumSlots(Group& group, std::span<float> sum) {
-  const SumPlan plan = ChooseSum(group.traits(), group.size(), sum.size_bytes());
+Status SumSlots(Group& group, std::span<float> sum, WireFormat wire) {
+  const SumPlan plan = ChooseSum(group.traits(), group.size(), WireBytes(wire, sum.size()));
+  Pack(wire, group.slot());
   switch (plan.algorithm) {
     case SumAlgorithm::kDirect:
-      return SumDirectly(group, sum, plan.chunks);
+      return SumDirectly(group, wire, sum, plan.chunks);
     case SumAlgorithm::kTwoStep:
-      return SumInTwoSteps(group, sum, plan.chunks);
+      return SumInTwoSteps(group, wire, sum, plan.chunks);
   }
   return InternalError("sums have no algorithm %d", static_cast<int>(plan.algorithm));
 }
 
-Status AllReduceSum(Group& group, std::span<float> data) {
+Status AllReduceSum(Group& group, std::span<float> data, WireFormat wire) {
   if (group.size() == 1) return OkStatus();
   const size_t longest_bytes =
-      ChooseSum(group.traits(), group.size(), data.size_bytes()).longest_bytes;
+      ChooseSum(group.traits(), group.size(), WireBytes(wire, data.size())).longest_bytes;
   do {
     const std::span<float> piece = data.first(std::min(data.size(), longest_bytes / sizeof(float)));
     LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(piece.size_bytes()));
     if (!piece.empty()) std::memcpy(slot.data(), piece.data(), piece.size_bytes());
-    LOCKSTEP_RETURN_IF_ERROR(SumSlots(group, piece));
+    LOCKSTEP_RETURN_IF_ERROR(SumSlots(group, piece, wire));
     data = data.subspan(piece.size());
   } while (!data.empty());
   return OkStatus();

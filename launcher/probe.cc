@@ -101,6 +101,36 @@ Status CheckProbeAtStart(Session& session) {
   return OkStatus();
 }
 
+Status MeasureWire(Session& session, WireFormat wire) {
+  Model& model = session.model();
+  const bool measured = model.limits().max_model_len >= kProbeTokens;
+  ProbeDigest before, after;
+  if (measured) {
+    LOCKSTEP_ASSIGN_OR_RETURN(before, ComputeProbe(model, session.group()));
+  }
+  model.SetWire(wire);
+  if (measured) {
+    LOCKSTEP_ASSIGN_OR_RETURN(after, ComputeProbe(model, session.group()));
+  }
+  if (session.rank() != 0) return OkStatus();
+  if (!measured) {
+    log::Warning(
+        "sums travel as %s; the probe prompt is longer than --max-model-len, so what that "
+        "does to logits is not measured",
+        NameOf(wire));
+    return OkStatus();
+  }
+  const std::vector<double> distances = ProbeDistances(before, after);
+  int same = 0;
+  for (size_t i = 0; i < before.size(); ++i)
+    same += before[i].top[0].first == after[i].top[0].first ? 1 : 0;
+  log::Info(
+      "sums travel as %s: the probe prompts' logits move by %.2g of their deviation at most, "
+      "and %d of %d best tokens stay",
+      NameOf(wire), *std::max_element(distances.begin(), distances.end()), same, before.size());
+  return OkStatus();
+}
+
 StatusOr<std::optional<ProbeRecord>> ComputeSourceProbe(const Checkpoint& source,
                                                         const ProbeQuestion& question,
                                                         std::string* too_large) {

@@ -25,6 +25,10 @@ ProbeArithmetic ArithmeticOf(Session& session);
 // warning on rank 0.
 Status CheckProbeAtStart(Session& session);
 
+// Makes the layers' sums travel as `wire` from now on (collective). Computes the probe before and
+// after, and rank 0 logs how far the logits moved.
+Status MeasureWire(Session& session, WireFormat wire);
+
 // What the probe of a whole checkpoint needs beside it.
 struct ProbeQuestion {
   std::map<std::string, WeightFormat> formats;  // of tensors that the files hold otherwise

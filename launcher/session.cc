@@ -58,6 +58,7 @@ std::vector<Setting> SettingsOf(const Options& options, const World& world,
       {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},
       {"prefill-chunk", std::to_string(options.prefill_chunk), same + "--prefill-chunk"},
       {"draft", options.draft ? "yes" : "no", same + "--draft"},
+      {"wire", options.wire, same + "--wire"},
       {"verify-exchanges", options.verify_exchanges ? "yes" : "no", same + "--verify-exchanges"},
       {"record", options.record ? "yes" : "no", same + "--record"},
   };
@@ -126,6 +127,8 @@ class OpenedSession final : public Session {
   Status CheckFiles(const SessionNeeds& needs, const OpenedModel& opened);
   // Files of ranks: their probe prompt, if one is recorded.
   Status CheckProbe(const SessionNeeds& needs, const Checkpoint& checkpoint);
+  // Sums of the layers as --wire wants them, and what that does to the probe prompt's logits.
+  Status StartWire();
   // A line about this rank: where the user looks at its own output, for the curious elsewhere.
   void Report(const std::string& text) const;
   // Tells all ranks why this one cannot go on.
@@ -324,7 +327,10 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   LOCKSTEP_RETURN_IF_ERROR(OpenStepGroup(needs, StepSlotBytes(opened.config, *limits)));
   // A fault here strikes one rank alone, while the others wait for its part.
   const Status loaded = LoadWeights(opened, *limits);
-  return loaded.ok() ? CheckProbe(needs, *opened.checkpoint) : TellAll(loaded);
+  if (!loaded.ok()) return TellAll(loaded);
+  LOCKSTEP_RETURN_IF_ERROR(CheckProbe(needs, *opened.checkpoint));
+  const Status started = StartWire();
+  return started.ok() ? started : TellAll(started);
 }
 
 Status OpenedSession::CheckFiles(const SessionNeeds& needs, const OpenedModel& opened) {
@@ -340,6 +346,13 @@ Status OpenedSession::CheckProbe(const SessionNeeds& needs, const Checkpoint& ch
   if (!needs.probe) return OkStatus();
   const Status checked = CheckProbeAtStart(*this);
   return checked.ok() ? checked : TellAll(checked);
+}
+
+Status OpenedSession::StartWire() {
+  // The option table allows no other names.
+  LOCKSTEP_ASSIGN_OR_RETURN(const WireFormat wire, WireFormatOf(options_.wire));
+  if (size() == 1 || wire == WireFormat::kF32) return OkStatus();
+  return MeasureWire(*this, wire);
 }
 
 void OpenedSession::Report(const std::string& text) const {

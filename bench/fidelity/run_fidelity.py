@@ -166,6 +166,9 @@ class Study:
         for type in self.cache_types if format in ("bf16", "q8_0") else ():
             rows = self.logits(model, "--kv-cache-dtype", type)
             entry[f"cache {type}"] = {"perplexity": perplexity(rows, self.ids), "exact": against(exact, rows)}
+        for ranks, wire in self.wires if format in ("bf16", "q8_0") else ():
+            rows = self.logits(model, "--ranks", ranks, "--wire", wire)
+            entry[f"wire {wire}, {ranks} ranks"] = {"perplexity": perplexity(rows, self.ids), "exact": against(exact, rows)}
         self.remove(model)
         return entry
 
@@ -195,6 +198,7 @@ class Study:
         self.result["reference"] = {"perplexity": perplexity(self.reference, self.ids)}
         help_text = run([self.arguments.binary, "logits", "--help"])
         self.cache_types = ("bf16", "f16", "q8") if "--kv-cache-dtype" in help_text else ()
+        self.wires = [(n, wire) for n in (2, 4) for wire in ("bf16", "int8")] if "--wire" in help_text else []
         print(f"reference: perplexity {self.result['reference']['perplexity']:.6f} over {len(self.ids)} tokens")
         for format in self.arguments.only or ALL:
             self.result["formats"][format] = entry = self.one(format)

@@ -34,11 +34,16 @@ constexpr int64_t kWarmUp = 10;
 // which scale every sum exactly.
 class Values {
  public:
-  Values(int rank, int ranks, size_t count) : ranks_(ranks), mine_(count), sum_(count) {
-    for (size_t i = 0; i < count; ++i) {
-      mine_[i] = Of(rank, i);
-      sum_[i] = Of(0, i);
-      for (int other = 1; other < ranks; ++other) sum_[i] += Of(other, i);
+  Values(int rank, int ranks, size_t count, WireFormat wire)
+      : ranks_(ranks), mine_(count), sum_(count) {
+    for (size_t i = 0; i < count; ++i) mine_[i] = Of(rank, i);
+    std::vector<float> values(count), rounded(count);
+    for (int from = 0; from < ranks; ++from) {
+      for (size_t i = 0; i < count; ++i) values[i] = Of(from, i);
+      const auto bytes = std::as_writable_bytes(std::span(values));
+      Pack(wire, bytes);
+      Unpack(wire, bytes.first(WireBytes(wire, count)), rounded);
+      for (size_t i = 0; i < count; ++i) sum_[i] = from == 0 ? rounded[i] : sum_[i] + rounded[i];
     }
   }
 
@@ -69,7 +74,7 @@ class Values {
 
   int ranks_;
   std::vector<float> mine_;
-  std::vector<float> sum_;  // the left fold in rank order
+  std::vector<float> sum_;  // the left fold in rank order of what travels
 };
 
 // One way to move or add, and what it took.
@@ -78,8 +83,13 @@ struct Contestant {
   std::function<std::string(size_t bytes)> algorithm;
   // One checked repetition over values of a size; returns its nanoseconds on this rank.
   std::function<StatusOr<int64_t>(size_t repetition, const Values&, std::span<float>)> run;
+  std::string dtype = "float32";                    // of what travels
   std::vector<std::vector<float>> samples_us = {};  // per size, of all rounds
 };
+
+std::string TypeName(WireFormat wire) {
+  return wire == WireFormat::kF32 ? "float32" : NameOf(wire);
+}
 
 std::function<std::string(size_t)> Always(const char* name) {
   return [name](size_t) { return std::string(name); };
@@ -87,42 +97,47 @@ std::function<std::string(size_t)> Always(const char* name) {
 
 // --- the contestants ---
 
+// How float32 values of `bytes` are added up, in one exchange.
+SumPlan PlanOf(const Group& group, size_t bytes, WireFormat wire) {
+  return ChooseSum(group.traits(), group.size(), WireBytes(wire, bytes / sizeof(float)));
+}
+
 // From values in ordinary memory to sums in ordinary memory.
-Contestant AllReduceOf(const std::shared_ptr<Group>& group, const std::string& transport) {
-  const auto algorithm = [group](size_t bytes) -> std::string {
+Contestant AllReduceOf(const std::shared_ptr<Group>& group, const std::string& transport,
+                       WireFormat wire) {
+  const auto algorithm = [group, wire](size_t bytes) -> std::string {
     const size_t longest = ChooseSum(group->traits(), group->size(), bytes).longest_bytes;
-    const SumPlan plan = ChooseSum(group->traits(), group->size(), std::min(bytes, longest));
-    return NameOf(plan.algorithm);
+    return NameOf(PlanOf(*group, std::min(bytes, longest), wire).algorithm);
   };
-  const auto run = [group](size_t repetition, const Values& values,
-                           std::span<float> data) -> StatusOr<int64_t> {
+  const auto run = [group, wire](size_t repetition, const Values& values,
+                                 std::span<float> data) -> StatusOr<int64_t> {
     values.Fill(repetition, data);
     const int64_t start_ns = NowNs();
-    LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(*group, data));
+    LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(*group, data, wire));
     const int64_t took_ns = NowNs() - start_ns;
     LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0));
     return took_ns;
   };
-  return {transport, algorithm, run};
+  return {transport, algorithm, run, TypeName(wire)};
 }
 
 // As a layer does it: its products have written the values into the slot.
-Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& transport) {
-  const auto algorithm = [group](size_t bytes) {
-    const SumPlan plan = ChooseSum(group->traits(), group->size(), bytes);
-    return NameOf(plan.algorithm) + std::string(", in slot");
+Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& transport,
+                      WireFormat wire) {
+  const auto algorithm = [group, wire](size_t bytes) {
+    return NameOf(PlanOf(*group, bytes, wire).algorithm) + std::string(", in slot");
   };
-  const auto run = [group](size_t repetition, const Values& values,
-                           std::span<float> data) -> StatusOr<int64_t> {
+  const auto run = [group, wire](size_t repetition, const Values& values,
+                                 std::span<float> data) -> StatusOr<int64_t> {
     LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group->Begin(data.size_bytes()));
     values.Fill(repetition, {reinterpret_cast<float*>(slot.data()), data.size()});
     const int64_t start_ns = NowNs();
-    LOCKSTEP_RETURN_IF_ERROR(SumSlots(*group, data));
+    LOCKSTEP_RETURN_IF_ERROR(SumSlots(*group, data, wire));
     const int64_t took_ns = NowNs() - start_ns;
     LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data, 0));
     return took_ns;
   };
-  return {transport, algorithm, run};
+  return {transport, algorithm, run, TypeName(wire)};
 }
 
 Contestant OpenMpi() {
@@ -139,8 +154,9 @@ Contestant OpenMpi() {
   return {"mpi", Always("MPI_Allreduce"), run};
 }
 
-// Messages between ranks 0 and 1 on bare links; the others look on.
-StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport) {
+// Messages between ranks 0 and 1 on bare links, as long as a rank's values on the wire; the others
+// look on.
+StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport, WireFormat wire) {
   LOCKSTEP_ASSIGN_OR_RETURN(Mesh opened, session.membership().OpenMesh(transport, 0));
   const auto mesh = std::make_shared<Mesh>(std::move(opened));
   if (session.rank() > 1) {
@@ -149,34 +165,35 @@ StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport
   }
   const int peer = 1 - session.rank();
   const auto game = std::make_shared<PingPong>(*mesh->links[peer], session, peer);
-  const auto run = [mesh, game, asks = session.rank() == 0](
+  const auto run = [mesh, game, wire, asks = session.rank() == 0](
                        size_t repetition, const Values& values,
                        std::span<float> data) -> StatusOr<int64_t> {
+    const size_t bytes = WireBytes(wire, data.size());
     if (!asks) {
-      LOCKSTEP_RETURN_IF_ERROR(game->Answer(data.size_bytes()));
+      LOCKSTEP_RETURN_IF_ERROR(game->Answer(bytes));
       return int64_t{0};
     }
     values.Fill(repetition, data);
-    return game->Ask(std::as_bytes(data));
+    return game->Ask(std::as_bytes(data).first(bytes));
   };
-  return Contestant{transport, Always("ping-pong"), run};
+  return Contestant{transport, Always("ping-pong"), run, TypeName(wire)};
 }
 
 // Slots are as long as the longest message, as those of a step are.
 StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
                                                   const std::vector<std::string>& transports,
-                                                  size_t longest_bytes) {
+                                                  size_t longest_bytes, WireFormat wire) {
   const size_t slot_bytes = (std::max(longest_bytes, size_t{1} << 20) + 63) / 64 * 64;
   std::vector<Contestant> all;
   for (const std::string& transport : transports) {
     if (transport != "mpi") {
-      LOCKSTEP_ASSIGN_OR_RETURN(Contestant bare, BarePingPong(session, transport));
+      LOCKSTEP_ASSIGN_OR_RETURN(Contestant bare, BarePingPong(session, transport, wire));
       all.push_back(std::move(bare));
     }
     LOCKSTEP_ASSIGN_OR_RETURN(const std::shared_ptr<Group> group,
                               session.membership().OpenGroup(transport, slot_bytes));
-    all.push_back(AllReduceOf(group, transport));
-    all.push_back(SumOfSlots(group, transport));
+    all.push_back(AllReduceOf(group, transport, wire));
+    all.push_back(SumOfSlots(group, transport, wire));
     if (transport == "mpi") all.push_back(OpenMpi());
   }
   return all;
@@ -215,11 +232,11 @@ Status RunRound(Session& session, const Values& values, std::span<float> data,
   return OkStatus();
 }
 
-Status RunRounds(Session& session, const std::vector<int64_t>& sizes,
+Status RunRounds(Session& session, const std::vector<int64_t>& sizes, WireFormat wire,
                  std::vector<Contestant>* contestants) {
   for (Contestant& contestant : *contestants) contestant.samples_us.resize(sizes.size());
   for (size_t s = 0; s < sizes.size(); ++s) {
-    const Values values(session.rank(), session.size(), sizes[s] / sizeof(float));
+    const Values values(session.rank(), session.size(), sizes[s] / sizeof(float), wire);
     std::vector<float> data(sizes[s] / sizeof(float));
     for (int64_t round = 0; round < session.options().repeat; ++round) {
       for (Contestant& contestant : *contestants) {
@@ -251,7 +268,7 @@ Json RowsOf(const Session& session, const std::vector<int64_t>& sizes,
       rows.push_back({{"transport", contestant.transport},
                       {"algorithm", contestant.algorithm(static_cast<size_t>(sizes[s]))},
                       {"ranks", session.size()},
-                      {"dtype", "float32"},
+                      {"dtype", contestant.dtype},
                       {"bytes", sizes[s]},
                       {"reps", samples_us.size()},
                       {"p50_us", p50_us},
@@ -264,9 +281,11 @@ Json RowsOf(const Session& session, const std::vector<int64_t>& sizes,
 
 void PrintTable(const Json& rows) {
   std::printf(
-      "%d ranks, float32; a ping-pong is half a round trip of bare links between ranks 0 and 1,\n"
-      "an all-reduce takes as long as its slowest rank; GB/s are the bytes over the median\n",
-      rows.front()["ranks"].get<int>());
+      "%d ranks, sums of float32 values that travel as %s; a ping-pong is half a round trip of "
+      "bare "
+      "links\nbetween ranks 0 and 1, an all-reduce takes as long as its slowest rank; GB/s are the "
+      "float32 bytes\nover the median\n",
+      rows.front()["ranks"].get<int>(), rows.front()["dtype"].get<std::string>().c_str());
   std::printf("%10s  %-9s  %-17s %10s %10s %8s  %s\n", "bytes", "transport", "algorithm", "p50 us",
               "p99 us", "GB/s", "of its ping-pong");
   double bare_us = 0;
@@ -301,7 +320,7 @@ StatusOr<std::vector<int64_t>> SizesOf(const Options& options) {
 
 // Every rank.
 Status Measure(Session& session, const std::vector<int64_t>& sizes,
-               std::vector<std::string> transports) {
+               std::vector<std::string> transports, WireFormat wire) {
   if (session.size() < 2) {
     return UsageError("an exchange needs two ranks at least: --ranks 2, mpirun or --config");
   }
@@ -309,17 +328,18 @@ Status Measure(Session& session, const std::vector<int64_t>& sizes,
   LOCKSTEP_RETURN_IF_ERROR(
       AgreeOnValue(session.group(), session.membership(),
                    {"what to measure",
-                    absl::StrFormat("%s of %s bytes, %d rounds", options.transports, options.sizes,
-                                    options.repeat),
-                    "start every rank with the same --transports, --sizes and --repeat"}));
+                    absl::StrFormat("%s of %s bytes as %s, %d rounds", options.transports,
+                                    options.sizes, NameOf(wire), options.repeat),
+                    "start every rank with the same --transports, --sizes, --dtype and --repeat"}));
   if (transports.empty()) {
     if (session.membership().local_size() == session.size()) transports.push_back("shm");
     transports.push_back("tcp");
   }
   const int64_t longest_bytes = *std::max_element(sizes.begin(), sizes.end());
   LOCKSTEP_ASSIGN_OR_RETURN(
-      auto contestants, MakeContestants(session, transports, static_cast<size_t>(longest_bytes)));
-  LOCKSTEP_RETURN_IF_ERROR(RunRounds(session, sizes, &contestants));
+      auto contestants,
+      MakeContestants(session, transports, static_cast<size_t>(longest_bytes), wire));
+  LOCKSTEP_RETURN_IF_ERROR(RunRounds(session, sizes, wire, &contestants));
   if (session.rank() != 0) return OkStatus();
   const Json rows = RowsOf(session, sizes, contestants);
   if (options.json) {
@@ -336,6 +356,9 @@ Status BenchCollectives(const Options& options) {
   LOCKSTEP_ASSIGN_OR_RETURN(const auto sizes, SizesOf(options));
   LOCKSTEP_ASSIGN_OR_RETURN(const auto transports,
                             ParseTransports(options, FindOption("collective")->allowed));
+  // The option table allows no other names.
+  LOCKSTEP_ASSIGN_OR_RETURN(const WireFormat wire,
+                            WireFormatOf(options.dtype.empty() ? options.wire : options.dtype));
   Options join = options;
   // Only mpirun can start MPI's ranks; with it every transport works.
   if (std::find(transports.begin(), transports.end(), "mpi") != transports.end())
@@ -344,7 +367,7 @@ Status BenchCollectives(const Options& options) {
   needs.model = false;
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(join, needs));
   const InterruptScope interrupts([&] { session->membership().Abort(InterruptedError()); });
-  return session->Close(Measure(*session, sizes, transports));
+  return session->Close(Measure(*session, sizes, transports, wire));
 }
 
 }  // namespace lockstep

@@ -164,6 +164,7 @@ class SafetensorsFile {
     std::memcpy(to + sizeof(length), header.data(), header.size());
     to += sizeof(length) + header.size();
     for (const std::vector<float>* part : parts_) {
+      if (part->empty()) continue;  // drafts of a sequence of one token
       std::memcpy(to, part->data(), part->size() * sizeof(float));
       to += part->size() * sizeof(float);
     }

@@ -50,6 +50,10 @@ std::vector<OptionSpec> RankOptions() {
        0,
        1023},
       {"collective", &O::collective, "how ranks exchange", {"tcp", "shm", "rdma", "mpi"}},
+      {"wire",
+       &O::wire,
+       "numbers of the layers' sums between ranks; bf16: half the bytes, int8: a quarter and more",
+       {"f32", "bf16", "int8"}},
       {"rdma-mode",
        &O::rdma_mode,
        "RDMA connections: rc (reliable), uc (Thunderbolt); auto: rc where the device has it",
@@ -168,7 +172,11 @@ std::vector<OptionSpec> BenchOptions() {
           {"transports", &O::transports,
            "what bench collectives and doctor measure; auto: tcp, shm on one machine, and "
            "for doctor rdma where every rank has it"},
-          {"sizes", &O::sizes, "bytes of float32 values that bench collectives adds up"}};
+          {"sizes", &O::sizes, "bytes of float32 values that bench collectives adds up"},
+          {"dtype",
+           &O::dtype,
+           "what those values travel as; default: as --wire",
+           {"float32", "bf16", "int8"}}};
 }
 
 std::vector<OptionSpec> OutputOptions() {

@@ -25,6 +25,7 @@ struct Options {
   int64_t ranks = 0;  // 0: as the launcher, the YAML or a single process says
   int64_t rank = -1;
   std::string collective = "tcp";
+  std::string wire = "f32";
   std::string rdma_mode = "auto";
   std::vector<double> shares;
   int64_t threads = 0;
@@ -84,6 +85,7 @@ struct Options {
   std::string rows = "1,8,32,128";
   std::string transports = "auto";
   std::string sizes = "4,1024,10240,20480,81920,1048576,5242880,20971520";
+  std::string dtype;  // empty: as `wire`
   // Output.
   bool json = false;
   std::string log_level = "info";

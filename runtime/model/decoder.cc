@@ -138,12 +138,13 @@ Status Decoder::RunLayer(const Layer& layer, size_t index, const std::vector<flo
                          int64_t rows, PartialSum* sum) {
   LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(rows * config_.hidden_size));
   Attention(layer, index, rows, partial);
-  LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum->Reduce());  // first exchange of the layer
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* attended,
+                            sum->Reduce(wire_));  // first exchange of the layer
   AddAndNorm(attended, layer.post_attention_norm, rows);
 
   LOCKSTEP_ASSIGN_OR_RETURN(partial, sum->Begin(rows * config_.hidden_size));
   FeedForwardPart(layer, rows, partial);
-  LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce());  // second exchange of the layer
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce(wire_));  // second exchange of the layer
   AddAndNorm(fed, next_norm, rows);
   return OkStatus();
 }
@@ -153,7 +154,7 @@ Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
   const int64_t width = config_.hidden_size;
   LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(batch.rows() * width));
   Attention(layer, static_cast<size_t>(config_.num_hidden_layers - 1), batch.rows(), partial);
-  LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum->Reduce());
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum->Reduce(wire_));
   // Behind the attention no row reads another: without a draft layer, which wants them all, those
   // that nobody asked for end here.
   std::vector<int32_t>& rows = last_rows_;
@@ -172,7 +173,7 @@ Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
   AddAndNorm(all ? attended : scratch_.final_hidden, layer.post_attention_norm, count);
   LOCKSTEP_ASSIGN_OR_RETURN(partial, sum->Begin(count * width));
   FeedForwardPart(layer, count, partial);
-  LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce());
+  LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce(wire_));
   AddAndNorm(fed, final_norm, count);
   return OkStatus();
 }

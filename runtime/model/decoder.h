@@ -28,6 +28,7 @@ class Decoder : public Model {
   uint64_t bytes_read() const override { return bytes_read_; }
   uint64_t bytes_per_token() const override { return weights_.bytes_per_token; }
   bool has_draft_layer() const override { return weights_.draft.has_value(); }
+  void SetWire(WireFormat wire) override { wire_ = wire; }
   StatusOr<StepOutput> Step(const Batch& batch) override;
   // Its pieces, each with the weights that it needs, for whoever has no others in memory
   // (layer_walk.h): the beginning, every layer in order, the end. One batch, which lives until
@@ -103,6 +104,7 @@ class Decoder : public Model {
   Buffer storage_;
   std::vector<int32_t> last_rows_;  // of RunLastLayer
   kernels::RouterArgs router_;
+  WireFormat wire_ = WireFormat::kF32;  // of the sums of the layers
   uint64_t digest_ = 0;
 };
 

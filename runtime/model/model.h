@@ -113,6 +113,8 @@ class Model {
   virtual uint64_t bytes_read() const = 0;
   // Weight bytes that one decoded token makes this rank read (top-k experts, not all).
   virtual uint64_t bytes_per_token() const = 0;
+  // What ranks round their parts of a layer's sums to in all later steps; equal on all ranks.
+  virtual void SetWire(WireFormat wire) = 0;
   // Computes one step together with all other ranks (collective). Allocates nothing.
   //
   // A row reads the cache up to its own position alone, and what its step writes there before. So

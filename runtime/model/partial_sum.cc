@@ -16,9 +16,10 @@ StatusOr<float*> PartialSum::Begin(int64_t count) {
   return reinterpret_cast<float*>(slot.data());
 }
 
-StatusOr<const float*> PartialSum::Reduce() {
+StatusOr<const float*> PartialSum::Reduce(WireFormat wire) {
   if (group_.size() == 1) return scratch_;
-  LOCKSTEP_RETURN_IF_ERROR(SumSlots(group_, std::span(scratch_, static_cast<size_t>(count_))));
+  const std::span<float> sum(scratch_, static_cast<size_t>(count_));
+  LOCKSTEP_RETURN_IF_ERROR(SumSlots(group_, sum, wire));
   return scratch_;
 }
 

@@ -21,8 +21,9 @@ class PartialSum {
 
   // Where this rank writes its `count` partial values.
   StatusOr<float*> Begin(int64_t count);
-  // The sum of all ranks' values; valid until the next Begin. Waits for every rank.
-  StatusOr<const float*> Reduce();
+  // The sum of all ranks' values, each rounded for the wire; valid until the next Begin. Waits for
+  // every rank. Where one rank has the values and the others zeros, nothing should be rounded.
+  StatusOr<const float*> Reduce(WireFormat wire = WireFormat::kF32);
 
  private:
   Group& group_;

@@ -114,7 +114,7 @@ TEST(Bootstrap, DifferentCollectivesAreRefused) {
 
 TEST(Bootstrap, AWrongSecretIsRefusedOnBothSides) {
   std::vector<BootstrapOptions> all = LocalRanks(2, "tcp");
-  all[0].start_timeout_ms = 500;
+  all[0].start_timeout_ms = 1500;
   all[1].secret = "another secret of this test";
   const std::vector<Status> results = RunAsThreads(all, Nothing);
   EXPECT_ERROR(results[0], ErrorKind::kUsage, "does not hold the same cluster secret");

@@ -24,15 +24,27 @@ inline std::vector<float> Contribution(int rank, size_t count, uint32_t seed) {
   return values;
 }
 
-inline Status CheckAllReduce(Group& group, size_t count, uint32_t seed) {
-  std::vector<float> data = Contribution(group.rank(), count, seed);
-  LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(group, data));
-  std::vector<float> expected = Contribution(0, count, seed);
-  for (int rank = 1; rank < group.size(); ++rank) {
-    const std::vector<float> other = Contribution(rank, count, seed);
-    for (size_t i = 0; i < count; ++i) expected[i] = expected[i] + other[i];
+// What a sum of all ranks' contributions has to be: the left fold in rank order of what each of
+// them is rounded to as a whole (wire_format_test.cc says to what).
+inline std::vector<float> ExpectedSum(int ranks, size_t count, uint32_t seed, WireFormat wire) {
+  std::vector<float> sum(count);
+  for (int rank = 0; rank < ranks; ++rank) {
+    std::vector<float> values = Contribution(rank, count, seed), rounded(count);
+    const std::span<std::byte> bytes = std::as_writable_bytes(std::span(values));
+    Pack(wire, bytes);
+    Unpack(wire, bytes.first(WireBytes(wire, count)), rounded);
+    for (size_t i = 0; i < count; ++i) sum[i] = rank == 0 ? rounded[i] : sum[i] + rounded[i];
   }
-  if (count > 0 && std::memcmp(data.data(), expected.data(), count * sizeof(float)) != 0) {
+  return sum;
+}
+
+inline Status CheckAllReduce(Group& group, size_t count, uint32_t seed,
+                             WireFormat wire = WireFormat::kF32) {
+  std::vector<float> data = Contribution(group.rank(), count, seed);
+  LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(group, data, wire));
+  const std::vector<float> expected = ExpectedSum(group.size(), count, seed, wire);
+  if (count > 0 && group.size() > 1 &&
+      std::memcmp(data.data(), expected.data(), count * sizeof(float)) != 0) {
     return InternalError("rank %d: the sum of %d values (seed %d) differs from the left fold",
                          group.rank(), count, seed);
   }
@@ -196,17 +208,15 @@ inline Status CheckUnaligned(Group& group, size_t shift, size_t bytes) {
 
 // Sums of slots in place: the same bits as of ordinary memory, at sizes around every choice of
 // choose.h, exchange after exchange.
-inline Status CheckSumSlots(Group& group, size_t count, uint32_t seed) {
+inline Status CheckSumSlots(Group& group, size_t count, uint32_t seed,
+                            WireFormat wire = WireFormat::kF32) {
   if (group.size() == 1) return OkStatus();
   const std::vector<float> mine = Contribution(group.rank(), count, seed);
   LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(count * sizeof(float)));
   if (count > 0) std::memcpy(slot.data(), mine.data(), slot.size());
-  std::vector<float> sum(count), expected = Contribution(0, count, seed);
-  LOCKSTEP_RETURN_IF_ERROR(SumSlots(group, sum));
-  for (int rank = 1; rank < group.size(); ++rank) {
-    const std::vector<float> other = Contribution(rank, count, seed);
-    for (size_t i = 0; i < count; ++i) expected[i] = expected[i] + other[i];
-  }
+  std::vector<float> sum(count);
+  LOCKSTEP_RETURN_IF_ERROR(SumSlots(group, sum, wire));
+  const std::vector<float> expected = ExpectedSum(group.size(), count, seed, wire);
   if (count > 0 && std::memcmp(sum.data(), expected.data(), count * sizeof(float)) != 0) {
     return InternalError("rank %d: the sum of slots of %d values (seed %d) is not the left fold",
                          group.rank(), count, seed);
@@ -224,6 +234,13 @@ inline Status CheckEverything(Group& group) {
   }
   for (const size_t count : {size_t{0}, size_t{3}, size_t{8191}, size_t{8193}, slot_floats}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(group, std::min(count, slot_floats), seed++));
+  }
+  // A rest behind the blocks, one chunk and several, one step and two, one exchange and two.
+  for (const WireFormat wire : {WireFormat::kBF16, WireFormat::kInt8}) {
+    for (const size_t count : {size_t{31}, size_t{5120}, size_t{29'157}, size_t{70'001}}) {
+      LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(group, std::min(count, slot_floats), seed++, wire));
+    }
+    LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(group, 70'001, seed++, wire));
   }
   for (const size_t bytes : {size_t{0}, size_t{1}, size_t{333}, slot, slot + 1, 2 * slot + 17}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckAllGather(group, bytes, seed++));

@@ -16,9 +16,11 @@ namespace lockstep {
 namespace {
 
 using testing::AllOf;
+using testing::Each;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
+using testing::Not;
 using testing::StartsWith;
 
 const std::string kModel = SourceFile("models/tiny");
@@ -73,6 +75,21 @@ TEST(Session, EveryWayToStartRanksGivesTheSameAnswer) {
     EXPECT_EQ(TextOf(program), text) << program.error();
     EXPECT_EQ(std::count(program.out().begin(), program.out().end(), '\n'), 1)
         << "only rank 0 prints";
+  }
+}
+
+TEST(Session, ANarrowWireGivesTheSameAnswerOverEveryTransportAndSaysWhatItDoes) {
+  for (const std::string wire : {"bf16", "int8"}) {
+    std::vector<std::string> texts;
+    for (const std::string collective : {"tcp", "shm", "mpi"}) {
+      Program program(ShortRun(
+          {"--ranks", "3", "--wire", wire, "--collective", collective, "--log-level", "info"}));
+      texts.push_back(TextOf(program));
+      EXPECT_THAT(program.error(), HasSubstr("sums travel as " + wire + ": the probe prompts' "));
+      EXPECT_THAT(program.error(), Not(HasSubstr("move by 0 of"))) << "nothing was rounded";
+    }
+    EXPECT_FALSE(texts[0].empty());
+    EXPECT_THAT(texts, Each(texts[0]));
   }
 }
 
