@@ -16,6 +16,8 @@
 #include <thread>
 #include <vector>
 
+#include "tests/support/sanitized.h"
+
 namespace lockstep {
 
 // The program under test; empty while ctest only lists the tests.
@@ -73,7 +75,7 @@ class Program {
 
   // Reads to the end and returns the exit code, or -signal; -1000 if it has not ended after
   // `seconds`.
-  int Wait(int seconds = 60) {
+  int Wait(int seconds = kSanitized ? 300 : 60) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
     while (ReadMore(100)) {
       if (std::chrono::steady_clock::now() > end) return -1000;

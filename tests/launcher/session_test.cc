@@ -25,6 +25,9 @@ using testing::StartsWith;
 
 const std::string kModel = SourceFile("models/tiny");
 
+// After which a program waits for the other ranks.
+constexpr std::chrono::milliseconds kUnderWay(kSanitized ? 3000 : 300);
+
 std::vector<std::string> ShortRun(std::vector<std::string> more) {
   std::vector<std::string> arguments = {
       "run",          "--model", kModel,         "--raw",           "--json", "--temperature", "0",
@@ -185,7 +188,7 @@ TEST(Session, AKilledRankEndsTheOthersWithinFiveSecondsAndIsNamed) {
   for (const std::string collective : {"tcp", "shm"}) {
     Program program(LongRun({"--ranks", "3", "--collective", collective}));
     ASSERT_TRUE(program.WaitForError("loaded")) << program.error();
-    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    std::this_thread::sleep_for(kUnderWay);
     const std::vector<pid_t> children = program.Children();
     ASSERT_EQ(children.size(), 2u);
     const auto start = std::chrono::steady_clock::now();
@@ -202,7 +205,7 @@ TEST(Session, AKilledRankEndsTheOthersWithinFiveSecondsAndIsNamed) {
 TEST(Session, CtrlCEndsAllRanksInOrder) {
   Program program(LongRun({"--ranks", "2"}));
   ASSERT_TRUE(program.WaitForError("loaded")) << program.error();
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  std::this_thread::sleep_for(kUnderWay);
   const std::vector<pid_t> children = program.Children();
   ASSERT_EQ(children.size(), 1u);
   ASSERT_EQ(kill(program.pid(), SIGINT), 0);
@@ -214,7 +217,7 @@ TEST(Session, CtrlCEndsAllRanksInOrder) {
 TEST(Session, CtrlCWhileRanksAreMissingEndsAtOnce) {
   Program program({"run", "--model", kModel, "--ranks", "2", "--rank", "0", "--rendezvous",
                    "127.0.0.1:" + FreePort(), "hello"});
-  std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  std::this_thread::sleep_for(kUnderWay);
   ASSERT_EQ(kill(program.pid(), SIGINT), 0);
   EXPECT_EQ(program.Wait(5), 130) << program.error();
 }
