@@ -13,6 +13,10 @@ namespace {
 using nlohmann::json;
 
 constexpr uint64_t kMaxHeaderBytes = uint64_t{100} << 20;  // the format's own limit
+constexpr size_t kMostTensors = 500'000;
+constexpr size_t kMostDimensions = 8;
+constexpr int kMostDepth = 8;
+constexpr char kMetadata[] = "__metadata__";  // texts about the file, beside the tensors
 constexpr char kRefetch[] = "the file is damaged, fetch it again";
 
 // Bytes of one element, 0 for a type that we do not know.
@@ -25,51 +29,158 @@ uint64_t ElementBytes(const std::string& type) {
   return found == sizes.end() ? 0 : found->second;
 }
 
-StatusOr<uint64_t> AsOffset(const json& value, const std::string& where) {
-  if (!value.is_number_unsigned())
-    return ModelError("%s is not a whole number >= 0; %s", where, kRefetch);
-  return value.get<uint64_t>();
-}
-
-StatusOr<StoredArray> ParseTensor(const json& entry, uint64_t data_begin, uint64_t file_bytes,
-                                  const std::string& where) {
-  if (!entry.is_object() || !entry.contains("dtype") || !entry["dtype"].is_string() ||
-      !entry.contains("shape") || !entry["shape"].is_array() || !entry.contains("data_offsets") ||
-      !entry["data_offsets"].is_array() || entry["data_offsets"].size() != 2) {
-    return ModelError("%s: needs dtype, shape and two data_offsets; %s", where, kRefetch);
-  }
-  StoredArray info;
-  info.type = entry["dtype"].get<std::string>();
-  uint64_t expected = ElementBytes(info.type);
+// The array that an entry of the header describes, once all of it was read.
+Status PlaceArray(uint64_t begin, uint64_t end, uint64_t data_begin, uint64_t file_bytes,
+                  const std::string& where, StoredArray* array) {
+  uint64_t expected = ElementBytes(array->type);
   const bool known_type = expected != 0;
-  if (entry["shape"].size() > 8)
-    return ModelError("%s: %d dimensions", where, entry["shape"].size());
-  for (const json& dimension : entry["shape"]) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const uint64_t size, AsOffset(dimension, where + ": a dimension"));
-    if (size > INT64_MAX / 2 || __builtin_mul_overflow(expected, size, &expected)) {
+  for (const int64_t size : array->shape) {
+    if (__builtin_mul_overflow(expected, static_cast<uint64_t>(size), &expected))
       return ModelError("%s: the shape overflows; %s", where, kRefetch);
-    }
-    info.shape.push_back(static_cast<int64_t>(size));
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(const uint64_t begin,
-                            AsOffset(entry["data_offsets"][0], where + ": data_offsets"));
-  LOCKSTEP_ASSIGN_OR_RETURN(const uint64_t end,
-                            AsOffset(entry["data_offsets"][1], where + ": data_offsets"));
   if (begin > end || end > file_bytes - data_begin) {
     return ModelError(
         "%s: data_offsets [%d, %d] lie outside the file's %d bytes of data; the file was cut or "
-        "its "
-        "header lies, fetch it again",
+        "its header lies, fetch it again",
         where, begin, end, file_bytes - data_begin);
   }
-  info.offset = data_begin + begin;
-  info.bytes = end - begin;
-  if (known_type && info.bytes != expected) {
-    return ModelError("%s: %s %s needs %d bytes but data_offsets give %d; %s", where, info.type,
-                      ShapeText(info.shape), expected, info.bytes, kRefetch);
+  array->offset = data_begin + begin;
+  array->bytes = end - begin;
+  if (known_type && array->bytes != expected) {
+    return ModelError("%s: %s %s needs %d bytes but data_offsets give %d; %s", where, array->type,
+                      ShapeText(array->shape), expected, array->bytes, kRefetch);
   }
-  return info;
+  return OkStatus();
 }
+
+// Takes a header's values as the parser meets them, so that a hostile one is refused where its lie
+// stands, and nothing is kept but the arrays. (A tree of JSON values takes twenty times the text,
+// and nlohmann's callback looks through the whole parent at the end of every object.)
+class HeaderReader final : public nlohmann::json_sax<json> {
+ public:
+  HeaderReader(uint64_t file_bytes, const std::string& name, SafetensorsHeader* header)
+      : file_bytes_(file_bytes), name_(name), header_(*header) {}
+
+  const Status& status() const { return status_; }
+
+  bool start_object(size_t) override { return Value(Kind::kObject) && Enter(); }
+  bool start_array(size_t) override { return Value(Kind::kArray) && Enter(); }
+  bool end_array() override { return --depth_, true; }
+  bool end_object() override { return --depth_ != 1 || metadata_ || FinishTensor(); }
+  bool key(std::string& text) override {
+    if (depth_ == 1) return StartTensor(text);
+    return depth_ != 2 || metadata_ || StartField(text);
+  }
+  bool string(std::string& text) override {
+    if (!Value(Kind::kText)) return false;
+    if (depth_ == 2 && field_ == kType) tensor_->second.type = text;
+    return true;
+  }
+  bool number_unsigned(uint64_t number) override {
+    if (!Value(Kind::kWhole)) return false;
+    if (field_ == kOther) return true;
+    return field_ == kShape ? AddSize(number) : AddOffset(number);
+  }
+  bool null() override { return Value(Kind::kOther); }
+  bool boolean(bool) override { return Value(Kind::kOther); }
+  bool number_integer(int64_t) override { return Value(Kind::kOther); }
+  bool number_float(double, const std::string&) override { return Value(Kind::kOther); }
+  bool binary(json::binary_t&) override { return Value(Kind::kOther); }
+  bool parse_error(size_t, const std::string&, const json::exception&) override {
+    return NoObject();
+  }
+
+ private:
+  enum class Kind : uint8_t { kObject, kArray, kText, kWhole, kOther };
+  enum Field : uint8_t { kType = 1, kShape = 2, kOffsets = 4, kOther = 0 };
+
+  // Whether a value of this kind may stand here.
+  bool Value(Kind kind) {
+    if (depth_ == 0) return kind == Kind::kObject || NoObject();
+    if (metadata_) return true;
+    if (depth_ == 1) return kind == Kind::kObject || Incomplete();
+    if (field_ == kOther) return true;
+    if (depth_ == 2) return kind == (field_ == kType ? Kind::kText : Kind::kArray) || Incomplete();
+    if (kind == Kind::kWhole) return true;
+    return Fail(ModelError("%s: %s is not a whole number >= 0; %s", Where(),
+                           field_ == kShape ? "a dimension" : "data_offsets", kRefetch));
+  }
+  bool Enter() {
+    if (++depth_ <= kMostDepth) return true;
+    return Fail(
+        ModelError("%s: the header nests deeper than %d levels; %s", name_, kMostDepth, kRefetch));
+  }
+  bool StartTensor(const std::string& tensor) {
+    const auto [added, is_new] = header_.tensors.try_emplace(tensor);
+    if (!is_new) {
+      return Fail(
+          ModelError("%s: the header names a tensor twice, %s; %s", name_, tensor, kRefetch));
+    }
+    if (header_.tensors.size() > kMostTensors)
+      return Fail(ModelError("%s: more than %d tensors; %s", name_, kMostTensors, kRefetch));
+    tensor_ = &*added;
+    metadata_ = tensor == kMetadata;
+    given_ = offsets_ = 0;
+    field_ = kOther;
+    return true;
+  }
+  bool StartField(const std::string& field) {
+    field_ = field == "dtype"          ? kType
+             : field == "shape"        ? kShape
+             : field == "data_offsets" ? kOffsets
+                                       : kOther;
+    if ((given_ & field_) != 0)
+      return Fail(ModelError("%s: names %s twice; %s", Where(), field, kRefetch));
+    given_ |= field_;
+    return true;
+  }
+  bool AddSize(uint64_t size) {
+    std::vector<int64_t>& shape = tensor_->second.shape;
+    if (shape.size() == kMostDimensions) {
+      return Fail(
+          ModelError("%s: more than %d dimensions; %s", Where(), kMostDimensions, kRefetch));
+    }
+    if (size > INT64_MAX / 2)
+      return Fail(ModelError("%s: the shape overflows; %s", Where(), kRefetch));
+    shape.push_back(static_cast<int64_t>(size));
+    return true;
+  }
+  bool AddOffset(uint64_t offset) {
+    if (offsets_ == 2) return Incomplete();
+    (offsets_++ == 0 ? begin_ : end_) = offset;
+    return true;
+  }
+  bool FinishTensor() {
+    if (given_ != (kType | kShape | kOffsets) || offsets_ != 2) return Incomplete();
+    const Status placed =
+        PlaceArray(begin_, end_, header_.data_begin, file_bytes_, Where(), &tensor_->second);
+    return placed.ok() || Fail(placed);
+  }
+
+  std::string Where() const { return name_ + ": tensor " + tensor_->first; }
+  bool NoObject() {
+    return Fail(ModelError("%s: the header is not a JSON object; %s", name_, kRefetch));
+  }
+  bool Incomplete() {
+    return Fail(ModelError("%s: needs dtype, shape and two data_offsets; %s", Where(), kRefetch));
+  }
+  bool Fail(Status status) {
+    status_ = std::move(status);
+    return false;
+  }
+
+  const uint64_t file_bytes_;
+  const std::string& name_;
+  SafetensorsHeader& header_;
+  Status status_;
+  int depth_ = 0;  // of objects and arrays around the next value: 1 is the header's own
+  std::pair<const std::string, StoredArray>* tensor_ = nullptr;  // whose entry is read
+  bool metadata_ = false;                                        // and it is no tensor
+  Field field_ = kOther;                                         // whose value is read
+  uint8_t given_ = 0;                                            // fields of the entry so far
+  int offsets_ = 0;
+  uint64_t begin_ = 0, end_ = 0;
+};
 
 Status CheckOverlaps(const SafetensorsHeader& header, const std::string& name) {
   std::vector<std::pair<const StoredArray*, const std::string*>> order;
@@ -118,26 +229,9 @@ StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view text, uint64
   header.data_begin = 8 + text.size();
   if (header.data_begin > file_bytes)
     return ModelError("%s: the header is longer than the file; %s", name, kRefetch);
-  bool duplicate = false;
-  std::vector<std::string> seen;
-  // nlohmann keeps the last of equal keys silently; a header that names a tensor twice is refused
-  // instead.
-  const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (event == json::parse_event_t::key && depth == 1) seen.push_back(parsed.get<std::string>());
-    return depth <= 4;
-  };
-  const json root = json::parse(text.begin(), text.end(), watch, false);
-  if (!root.is_object())
-    return ModelError("%s: the header is not a JSON object; %s", name, kRefetch);
-  std::sort(seen.begin(), seen.end());
-  duplicate = std::adjacent_find(seen.begin(), seen.end()) != seen.end();
-  if (duplicate) return ModelError("%s: the header names a tensor twice; %s", name, kRefetch);
-  for (const auto& [tensor, entry] : root.items()) {
-    if (tensor == "__metadata__") continue;
-    LOCKSTEP_ASSIGN_OR_RETURN(
-        header.tensors[tensor],
-        ParseTensor(entry, header.data_begin, file_bytes, name + ": tensor " + tensor));
-  }
+  HeaderReader reader(file_bytes, name, &header);
+  if (!json::sax_parse(text.begin(), text.end(), &reader)) return reader.status();
+  header.tensors.erase(kMetadata);
   LOCKSTEP_RETURN_IF_ERROR(CheckOverlaps(header, name));
   return header;
 }

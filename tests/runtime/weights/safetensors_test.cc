@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/str_format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/golden.h"
@@ -15,6 +16,7 @@ namespace lockstep {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::TemporaryDirectory;
 
@@ -82,9 +84,73 @@ TEST(Checkpoint, RefusesFilesThatAreCutOrLie) {
   EXPECT_THAT(ErrorOf(File(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},)"
                            R"("a":{"dtype":"F32","shape":[2],"data_offsets":[8,16]}})",
                            std::string(16, 'x'))),
-              HasSubstr("names a tensor twice"));
+              HasSubstr("names a tensor twice, a;"));
   EXPECT_THAT(ErrorOf(File(R"({"a":{"shape":[2]}})", "")), HasSubstr("needs dtype, shape"));
   EXPECT_THAT(ErrorOf(File(R"({"a":5})", "")), HasSubstr("needs dtype, shape"));
+}
+
+// Of a header that is not followed by data.
+std::string HeaderError(const std::string& header) {
+  const auto parsed = ParseSafetensorsHeader(header, 8 + header.size(), "m.safetensors");
+  return parsed.ok() ? "" : MessageOf(parsed.status());
+}
+
+std::string Repeated(const std::string& text, int times) {
+  std::string all;
+  all.reserve(text.size() * times);
+  for (int i = 0; i < times; ++i) all += text;
+  return all;
+}
+
+// GLM-4.7 in one file has 44,000 arrays; time must not grow with their square. The test has no
+// clock: it takes a minute and more if it does.
+TEST(SafetensorsHeader, FiftyThousandTensorsAreFew) {
+  constexpr int kTensors = 50'000;
+  std::string header = R"({"__metadata__":{"format":"pt"})";
+  for (int i = 0; i < kTensors; ++i) {
+    header += absl::StrFormat(R"(,"model.layers.%d.mlp.experts.%d.up_proj.weight":)"
+                              R"({"dtype":"BF16","shape":[2,3],"data_offsets":[%d,%d]})",
+                              i / 160, i % 160, 12 * i, 12 * (i + 1));
+  }
+  header += "}";
+  const auto parsed =
+      ParseSafetensorsHeader(header, 8 + header.size() + 12 * kTensors, "m.safetensors");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  ASSERT_EQ(parsed->tensors.size(), kTensors);
+  const StoredArray& array = parsed->tensors.at("model.layers.1.mlp.experts.2.up_proj.weight");
+  EXPECT_EQ(array.offset, 8 + header.size() + 12 * 162);
+  EXPECT_EQ(array.bytes, 12);
+  EXPECT_THAT(array.shape, ElementsAre(2, 3));
+}
+
+// The texts end in the middle: a reader that took all of it first would say that it is no JSON.
+TEST(SafetensorsHeader, LiesAreRefusedWhereTheyStand) {
+  const std::string many = Repeated("1,", 1'000'000);
+  EXPECT_THAT(HeaderError(R"({"a":{"dtype":"U8","shape":[)" + many),
+              AllOf(HasSubstr("m.safetensors: tensor a"), HasSubstr("more than 8 dimensions")));
+  EXPECT_THAT(HeaderError(R"({"a":{"data_offsets":[)" + many), HasSubstr("two data_offsets"));
+  EXPECT_THAT(HeaderError(R"({"a":{"shape":[[)"), HasSubstr("a dimension is not a whole number"));
+  EXPECT_THAT(HeaderError(R"({"a":{"dtype":{)"), HasSubstr("needs dtype, shape"));
+  EXPECT_THAT(HeaderError(R"({"a":{"shape":[1],"shape")"), HasSubstr("a: names shape twice"));
+  EXPECT_THAT(HeaderError(R"({"__metadata__":)" + Repeated("[", 100'000)),
+              HasSubstr("nests deeper than 8 levels"));
+  EXPECT_THAT(HeaderError(R"({"a":{"other":)" + Repeated(R"({"b":)", 100'000)),
+              HasSubstr("nests deeper than 8 levels"));
+  std::string names = "{";
+  for (int i = 0; i <= 500'000; ++i) {
+    names += absl::StrFormat(R"("%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},)", i);
+  }
+  EXPECT_THAT(HeaderError(names), HasSubstr("more than 500000 tensors"));
+}
+
+TEST(SafetensorsHeader, WhatTheFormatDoesNotNameIsPassedOver) {
+  const std::string header =
+      R"({"__metadata__":{"dtype":1,"shape":[[2]],"data_offsets":{}},)"
+      R"("a":{"note":{"shape":[-1]},"dtype":"U8","x":[1,[2]],"shape":[0],"data_offsets":[0,0]}})";
+  const auto parsed = ParseSafetensorsHeader(header, 8 + header.size(), "m.safetensors");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  ASSERT_EQ(parsed->tensors.size(), 1);
+  EXPECT_THAT(parsed->tensors.at("a").shape, ElementsAre(0));
 }
 
 TEST(Checkpoint, NamesTheShardThatIsMissing) {
