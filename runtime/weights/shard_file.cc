@@ -20,6 +20,7 @@ constexpr uint64_t kVersion = 2;  // 1 held the reciprocals of NVFP4 scales that
 constexpr uint64_t kMostHeaderBytes = uint64_t{256} << 20;
 constexpr int64_t kMostWeights = int64_t{1} << 48;
 constexpr size_t kMostRanks = 1024;
+constexpr size_t kMostFields = 64;  // of an object; fewer have a meaning
 constexpr char kAgain[] = "the file is damaged: copy it again, or run lockstep shard again";
 constexpr const char* kSliceNames[] = {"rows", "columns", "elements"};
 
@@ -175,7 +176,6 @@ Status ParseSlice(const Reader& reader, ShardTensor* tensor) {
 
 StatusOr<ShardTensor> ParseTensor(const json& entry, uint64_t data_begin, uint64_t file_bytes,
                                   const std::string& name) {
-  if (!entry.is_object()) return ModelError("%s: a tensor is no object; %s", name, kAgain);
   ShardTensor tensor;
   LOCKSTEP_RETURN_IF_ERROR(Reader(entry, name + ": a tensor").Text("name", &tensor.name));
   const Reader reader(entry, name + ": tensor " + tensor.name);
@@ -235,6 +235,89 @@ Status ParseShares(const Reader& reader, ShardHeader* header) {
     return reader.Bad("shares", "numbers >= 0 with one above 0");
   return OkStatus();
 }
+
+// Takes a header's values as the parser meets them. Each tensor is checked and forgotten at its
+// end, so that no header makes a tree of JSON values that is many times its size.
+class HeaderReader final : public nlohmann::json_sax<json> {
+ public:
+  HeaderReader(uint64_t data_begin, uint64_t file_bytes, const std::string& name)
+      : data_begin_(data_begin), file_bytes_(file_bytes), name_(name) {}
+
+  const Status& status() const { return status_; }
+  const json& root() const { return root_; }  // its list of tensors is empty
+  std::vector<ShardTensor>& tensors() { return tensors_; }
+
+  bool start_object(size_t) override {
+    if (depth_ != 0 && !in_tensors()) return NestsTooDeep();
+    if (++depth_ == 3) entry_ = json::object();
+    return true;
+  }
+  bool end_object() override {
+    if (--depth_ != 2) return true;
+    StatusOr<ShardTensor> tensor = ParseTensor(entry_, data_begin_, file_bytes_, name_);
+    if (!tensor.ok()) return Fail(tensor.status());
+    tensors_.push_back(*std::move(tensor));
+    return true;
+  }
+  bool start_array(size_t) override {
+    if (depth_ == 4 || (depth_ == 2 && !list_is_tensors_)) return NestsTooDeep();
+    if (depth_ == 1) list_is_tensors_ = key_ == "tensors";
+    return Add(json::array()) && ++depth_ > 0;
+  }
+  bool end_array() override { return --depth_ > 0; }
+  bool key(std::string& text) override {
+    key_ = text;
+    return object().size() < kMostFields ||
+           Fail(ModelError("%s: an object of more than %d values; %s", name_, kMostFields, kAgain));
+  }
+  bool null() override { return Add(nullptr); }
+  bool boolean(bool value) override { return Add(value); }
+  bool number_integer(int64_t value) override { return Add(value); }
+  bool number_unsigned(uint64_t value) override { return Add(value); }
+  bool number_float(double value, const std::string&) override { return Add(value); }
+  bool string(std::string& value) override { return Add(value); }
+  bool binary(json::binary_t& value) override { return Add(value); }
+  bool parse_error(size_t, const std::string&, const json::exception&) override {
+    return NoObject();
+  }
+
+ private:
+  bool in_tensors() const { return depth_ == 2 && list_is_tensors_; }
+  json& object() { return depth_ < 3 ? root_ : entry_; }
+
+  bool Add(json value) {
+    if (depth_ == 0) return NoObject();
+    if (in_tensors()) return Fail(ModelError("%s: a tensor is no object; %s", name_, kAgain));
+    json& place = object()[key_];
+    if (depth_ % 2 == 1) {
+      place = std::move(value);
+      return true;
+    }
+    if (place.size() == kMostRanks) {
+      return Fail(
+          ModelError("%s: %s has more than %d values; %s", name_, key_, kMostRanks, kAgain));
+    }
+    place.push_back(std::move(value));
+    return true;
+  }
+  bool NoObject() {
+    return Fail(ModelError("%s: the header is no JSON object; %s", name_, kAgain));
+  }
+  bool NestsTooDeep() { return Fail(ModelError("%s: %s nests too deep; %s", name_, key_, kAgain)); }
+  bool Fail(Status status) {
+    status_ = std::move(status);
+    return false;
+  }
+
+  const uint64_t data_begin_, file_bytes_;
+  const std::string& name_;
+  Status status_;
+  int depth_ = 0;  // the next value is of: 1 the header, 2 a list, 3 a tensor, 4 its list
+  bool list_is_tensors_ = false;  // at depths 2 to 4
+  std::string key_;
+  json root_ = json::object(), entry_;
+  std::vector<ShardTensor> tensors_;
+};
 
 }  // namespace
 
@@ -326,12 +409,10 @@ StatusOr<uint64_t> ShardHeaderBytes(std::string_view preamble, uint64_t file_byt
 
 StatusOr<ShardHeader> ParseShardHeader(std::string_view text, uint64_t file_bytes,
                                        const std::string& name) {
-  // Nothing in a header is nested deeper than a tensor's shape.
-  const auto flat = [](int depth, json::parse_event_t, json&) { return depth <= 4; };
-  const json root = json::parse(text.begin(), text.end(), flat, false);
-  if (!root.is_object()) return ModelError("%s: the header is no JSON object; %s", name, kAgain);
+  HeaderReader parsed(kShardPreambleBytes + text.size(), file_bytes, name);
+  if (!json::sax_parse(text.begin(), text.end(), &parsed)) return parsed.status();
   ShardHeader header;
-  const Reader reader(root, name);
+  const Reader reader(parsed.root(), name);
   LOCKSTEP_RETURN_IF_ERROR(reader.Hexadecimal("source", &header.source));
   LOCKSTEP_RETURN_IF_ERROR(reader.Hexadecimal("settings", &header.settings));
   LOCKSTEP_RETURN_IF_ERROR(reader.Text("config", &header.config));
@@ -339,13 +420,8 @@ StatusOr<ShardHeader> ParseShardHeader(std::string_view text, uint64_t file_byte
   int64_t rank = 0;
   LOCKSTEP_RETURN_IF_ERROR(reader.Integer("rank", header.ranks() - 1, &rank));
   header.rank = static_cast<int>(rank);
-  LOCKSTEP_ASSIGN_OR_RETURN(const json* tensors, reader.Array("tensors"));
-  for (const json& entry : *tensors) {
-    LOCKSTEP_ASSIGN_OR_RETURN(
-        ShardTensor tensor,
-        ParseTensor(entry, kShardPreambleBytes + text.size(), file_bytes, name));
-    header.tensors.push_back(std::move(tensor));
-  }
+  LOCKSTEP_RETURN_IF_ERROR(reader.Array("tensors").status());
+  header.tensors = std::move(parsed.tensors());
   LOCKSTEP_RETURN_IF_ERROR(CheckApart(header, name));
   return header;
 }

@@ -125,6 +125,25 @@ constexpr std::array<const char*, 3> kWrongValues[] = {
     {"{\"source\"", "[\"source\"", "no JSON object"},
 };
 
+// The texts end in the middle: a reader that took all of it first would say that it is no JSON.
+TEST(ShardFile, HostileHeadersAreRefusedWhereTheyStand) {
+  std::string numbers, fields;
+  for (int i = 0; i < 2000; ++i) {
+    numbers += "1,";
+    fields += absl::StrFormat("\"%d\":1,", i);
+  }
+  const uint64_t size = uint64_t{1} << 20;
+  ExpectRefused(R"({"tensors":[{"shape":[)" + numbers, size, "shape has more than 1024 values");
+  ExpectRefused(R"({"shares":[)" + numbers, size, "shares has more than 1024 values");
+  ExpectRefused("{" + fields, size, "an object of more than 64 values");
+  ExpectRefused(R"({"tensors":[{)" + fields, size, "an object of more than 64 values");
+  ExpectRefused(R"({"tensors":[{},)", size, "a tensor: name is not a text");
+  ExpectRefused(R"({"tensors":[{"shape":[[)", size, "shape nests too deep");
+  ExpectRefused(R"({"tensors":[{"shape":{)", size, "shape nests too deep");
+  ExpectRefused(R"({"shares":[[)", size, "shares nests too deep");
+  ExpectRefused(R"({"config":{)", size, "config nests too deep");
+}
+
 TEST(ShardFile, EveryWrongValueIsRefusedByName) {
   const Made made = Make(Example());
   const auto with = [&](const std::string& from, const std::string& to) {
@@ -138,6 +157,11 @@ TEST(ShardFile, EveryWrongValueIsRefusedByName) {
   for (const auto& [from, to, needle] : kWrongValues)
     ExpectRefused(with(from, to), made.file_bytes, needle);
   ExpectRefused(made.text, made.file_bytes - 1, "tensor norm ends");
+  ShardHeader empty = Example();
+  empty.tensors.clear();
+  Made listless = Make(empty);
+  listless.text.replace(listless.text.find("tensors"), 7, "sensors");
+  ExpectRefused(listless.text, listless.file_bytes, "tensors is not an array");
   // A tensor of which the rank holds nothing has its place all the same.
   ShardHeader placed = Example();
   PlaceShardTensors(&placed);
