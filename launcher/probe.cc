@@ -65,9 +65,28 @@ StatusOr<std::optional<ProbeRecord>> ReadProbe(Session& session) {
   if (record.settings == session.files_settings()) return std::optional<ProbeRecord>(record);
   return ModelError(
       "%s: is of other files than those beside it (settings %016x and %016x); copy the files of "
-      "one "
-      "lockstep shard together, or record the probe with lockstep verify --record",
-      path, record.settings, session.files_settings().value_or(0));
+      "one lockstep shard together, or record the probe of these: %s",
+      path, record.settings, session.files_settings().value_or(0),
+      RecordCommand(session.options().model, session.shares()));
+}
+
+std::string RecordCommand(std::string_view directory, const std::vector<double>& shares) {
+  std::string command = absl::StrFormat("lockstep verify --model %s", directory);
+  if (shares.size() > 1) command += absl::StrFormat(" --ranks %d", shares.size());
+  const bool even = std::all_of(shares.begin(), shares.end(),
+                                [&](double share) { return share == shares.front(); });
+  if (!even) command += " --shares " + FormatShares(shares);
+  return command + " --exact --record";
+}
+
+void WarnOfFastActivations(const ProbeRecord& record) {
+  const double allowed = ToleranceOf(record, {.precision = kernels::Precision::kFast}).far;
+  if (record.fast_distance.value_or(0) <= allowed) return;
+  log::Warning(
+      "8-bit activations do not compute this model: they move the logits of the probe prompt by "
+      "%.2g of their deviation (at most %.2g is let pass), so starts without --exact will be "
+      "refused; use --exact",
+      *record.fast_distance, allowed);
 }
 
 ProbeArithmetic ArithmeticOf(Session& session) {
@@ -81,9 +100,8 @@ Status CheckProbeAtStart(Session& session) {
   if (!record.has_value()) {
     if (session.rank() == 0) {
       log::Warning(
-          "%s: missing, so nothing tells whether these files give the right text; record it with "
-          "lockstep verify --exact --record",
-          path);
+          "%s: missing, so nothing tells whether these files give the right text; record it: %s",
+          path, RecordCommand(session.options().model, session.shares()));
     }
     return OkStatus();
   }

@@ -7,6 +7,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "launcher/session.h"
@@ -20,6 +21,14 @@ namespace lockstep {
 StatusOr<std::optional<ProbeRecord>> ReadProbe(Session& session);
 
 ProbeArithmetic ArithmeticOf(Session& session);
+
+// The command that records the probe of the files of ranks in `directory`, where all of them are on
+// one machine. One share per rank.
+std::string RecordCommand(std::string_view directory, const std::vector<double>& shares);
+
+// A line of warning if 8-bit activations move the logits so far that no start without --exact
+// would pass the record.
+void WarnOfFastActivations(const ProbeRecord& record);
 
 // Computes the probe and compares it (collective). A directory without a record is a line of
 // warning on rank 0.

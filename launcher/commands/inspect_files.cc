@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "launcher/commands/inspect.h"
+#include "launcher/probe.h"
 #include "launcher/progress.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/file.h"
@@ -57,7 +58,7 @@ RankFile Describe(std::string name, ShardHeader header, const ModelConfig& confi
 std::string ProbeState(const std::string& directory, const ShardHeader& header,
                        const ModelConfig& config) {
   const std::string path = directory + "/" + kProbeName;
-  if (!FileExists(path)) return "missing; record it with lockstep verify --exact --record";
+  if (!FileExists(path)) return "missing; record it: " + RecordCommand(directory, header.shares);
   const StatusOr<std::string> text = ReadTextFile(path, uint64_t{1} << 20, ErrorKind::kModel);
   if (!text.ok()) return MessageOf(text.status());
   const StatusOr<ProbeRecord> record = ParseProbe(*text, config.vocab_size, path);

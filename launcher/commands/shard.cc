@@ -112,7 +112,7 @@ void Report(const ShardResult& result, const std::vector<std::string>& left_out,
 
 // The logits of the probe prompt, computed from the source and not from what was written.
 Status RecordProbe(const Options& options, const Checkpoint& source, const ShardResult& result,
-                   int threads) {
+                   const ShardOptions& shard) {
   const std::string path = options.out + "/" + kProbeName;
   LOCKSTEP_ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(source));
   if (FileExists(path)) {
@@ -129,7 +129,7 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
   question.formats = result.formats;
   question.kernels = options.kernels;
   // Of those that wait for a network, as many as can compute.
-  question.threads = std::min(threads, static_cast<int>(os::AllowedCpus().size()));
+  question.threads = std::min(shard.threads, static_cast<int>(os::AllowedCpus().size()));
   question.available_bytes = MemoryForRank(1);
   question.settings = result.settings;
   question.stop = Interrupted;
@@ -153,16 +153,15 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
   if (!record.has_value()) {
     if (options.record)
       return UsageError("--record: the probe prompt cannot be computed here: %s", too_large);
-    log::Warning(
-        "no probe prompt recorded: %s; record it where the files are used: lockstep verify --model "
-        "%s --exact --record",
-        too_large, options.out);
+    log::Warning("no probe prompt recorded: %s; record it where the files are used: %s", too_large,
+                 RecordCommand(options.out, shard.shares));
     return OkStatus();
   }
   const std::string text = ProbeText(*record, config.vocab_size);
   LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(path, std::as_bytes(std::span(text))));
   log::Info("%s: the logits of the probe prompt (%.1f s)", path,
             static_cast<double>(NowNs() - start_ns) * 1e-9);
+  WarnOfFastActivations(*record);
   return OkStatus();
 }
 
@@ -199,11 +198,11 @@ Status ShardFrom(const Options& options, const ShardSource* remote) {
   Report(*result, left_out, shard);
   // Unasked only where all of the source is near: the probe prompt reads it once more.
   if (options.record || (remote == nullptr && shard.only_rank < 0))
-    return RecordProbe(options, *source, *result, shard.threads);
+    return RecordProbe(options, *source, *result, shard);
   log::Info(
       "no probe prompt recorded: say --record, which reads all of the source, or record it where "
-      "the files are used: lockstep verify --model %s --exact --record",
-      options.out);
+      "the files are used: %s",
+      RecordCommand(options.out, shares));
   return OkStatus();
 }
 

@@ -103,6 +103,7 @@ Status Record(Session& session, const std::optional<ProbeRecord>& there,
     record = *there;
     const std::vector<double> distances = ProbeDistances(record.rows, computed);
     record.fast_distance = *std::max_element(distances.begin(), distances.end());
+    WarnOfFastActivations(record);
   }
   const std::string text = ProbeText(record, vocab_size);
   return WriteFileAtomically(session.options().model + "/" + kProbeName,
@@ -115,37 +116,40 @@ Status Verify(Session& session, const FileCheck& mine) {
   LOCKSTEP_RETURN_IF_ERROR(AllGather(session.group(), std::as_bytes(std::span(&mine, 1)),
                                      std::as_writable_bytes(std::span(checks))));
   if (session.rank() == 0 && !options.json) PrintFiles(session, checks);
+  const std::string path = options.model + "/" + kProbeName;
   std::optional<ProbeRecord> record;
   // What is not to be compared may be damaged.
   if (!options.record || session.precision() != kernels::Precision::kExact) {
     LOCKSTEP_ASSIGN_OR_RETURN(record, ReadProbe(session));
     // Equal on all ranks, and before the probe is computed.
-    if (options.record && !record.has_value()) {
+    if (!record.has_value() && options.record) {
       return UsageError(
           "--record needs --exact: what is recorded is what others are compared with");
+    }
+    if (!record.has_value()) {
+      return ModelError(
+          "%s: missing, so nothing tells whether these files give the right text; run the same "
+          "lockstep shard again where the source is, or record what these files give: %s",
+          path, RecordCommand(options.model, session.shares()));
     }
   }
   LOCKSTEP_ASSIGN_OR_RETURN(const ProbeDigest computed,
                             ComputeProbe(session.model(), session.group()));
-  const std::string path = options.model + "/" + kProbeName;
   std::vector<double> distances;
   if (record.has_value()) distances = ProbeDistances(record->rows, computed);
-  const char* result = options.record ? "recorded" : record.has_value() ? "right" : "missing";
   if (options.record) {
     const Status written =
         session.rank() == 0 ? Record(session, record, computed, session.model().config().vocab_size)
                             : OkStatus();
     LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(session.group(), session.membership(), written));
-  } else if (record.has_value()) {
+  } else {
     LOCKSTEP_RETURN_IF_ERROR(CompareProbe(*record, computed, ArithmeticOf(session), path));
   }
   if (session.rank() != 0) return OkStatus();
   if (options.json) {
-    PrintJson(session, checks, distances, result);
+    PrintJson(session, checks, distances, options.record ? "recorded" : "right");
   } else if (options.record) {
     std::printf("probe prompt: recorded in %s\n", path.c_str());
-  } else if (!record.has_value()) {
-    std::printf("probe prompt: %s is missing; record it with --exact --record\n", path.c_str());
   } else {
     std::printf(
         "probe prompt: the recorded logits, %.2g of their deviation apart (allowed: %.2g)\n",

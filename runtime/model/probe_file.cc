@@ -1,4 +1,5 @@
-// probe.json: written by `lockstep shard` or `lockstep verify --record`, read by every start.
+// probe.json: written by `lockstep shard` or `lockstep verify --exact --record`, read by every
+// start.
 #include <cmath>
 
 #include "nlohmann/json.hpp"
@@ -12,7 +13,8 @@ using nlohmann::ordered_json;
 
 constexpr int64_t kVersion = 1;
 constexpr char kRemedy[] =
-    "run lockstep shard again, or lockstep verify --record with files that are known to be good";
+    "run lockstep shard again, or, with files that are known to be good, lockstep verify --model "
+    "DIR --ranks N --exact --record";
 
 // Reads values out of one object, each of which must be there and of its kind.
 class Reader {

@@ -3,7 +3,9 @@
 import json
 import os
 import resource
+import shlex
 import signal
+import struct
 import subprocess
 import time
 import unittest
@@ -15,6 +17,11 @@ TOKENS = [[(index * 7) % 200 for index in range(30)]]
 
 def names(ranks):
     return [f"rank-{rank}-of-{ranks}.lockstep" for rank in range(ranks)]
+
+
+def printed_command(result):
+    """The last `lockstep verify` that stderr advises, as arguments."""
+    return shlex.split(result.stderr.decode().rpartition("lockstep verify ")[2].splitlines()[0])
 
 
 class Shard(TestCase):
@@ -134,6 +141,13 @@ class Shard(TestCase):
         result = run("verify", "--model", out, "--ranks", 2, "--exact", "--record")
         self.assertEqual(result.returncode, 0, result.stderr.decode())
         self.assertEqual(run(*command).returncode, 0)
+        record["settings"] = "0" * 16
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(record, file)
+        result = run(*command)
+        self.assert_fails(result, 3, path, "other files")
+        self.assertEqual(run("verify", *printed_command(result)).returncode, 0)
+        self.assertEqual(run(*command).returncode, 0)
         with open(path, "w", encoding="utf-8") as file:
             file.write("{}")
         self.assert_fails(run(*command), 3, path, "lockstep_probe")
@@ -144,6 +158,48 @@ class Shard(TestCase):
         result = run("verify", "--model", out, "--ranks", 2, "--record")
         self.assertEqual(result.returncode, 2)
         self.assertIn("--exact", result.stderr.decode())
+
+    def test_without_a_record_nothing_is_right_until_the_printed_command_ran(self):
+        for cut in (("--ranks", 2), ("--shares", "3,2,1"), ("--ranks", 1)):
+            with self.subTest(cut=cut):
+                out = self.path("-".join(map(str, cut)))
+                # One rank alone records nothing.
+                for rank in range({"--shares": 3}.get(cut[0], cut[1])):
+                    made = self.shard("tiny-a", out, *cut, "--rank", rank)
+                self.assertFalse(os.path.exists(os.path.join(out, "probe.json")))
+                ranks = () if cut[0] == "--ranks" else ("--ranks", 3)
+                result = run("verify", "--model", out, *cut, *ranks)
+                self.fails_after_text(result, "probe.json: missing", "lockstep shard")
+                inspected = json.loads(run("inspect", "--model", out, "--json").stdout)["probe"]
+                command = printed_command(result)
+                self.assertEqual(command, printed_command(made))
+                self.assertEqual(command, shlex.split(inspected.rpartition("lockstep verify ")[2]))
+                recorded = run("verify", *command)
+                self.assertEqual(recorded.returncode, 0, recorded.stderr.decode())
+                self.assertEqual(run("verify", "--model", out, *cut, *ranks).returncode, 0)
+
+    def test_a_model_that_8_bit_activations_do_not_compute_is_named(self):
+        def edit(path):
+            # What the head is given has one large value in each block, which the head then ignores.
+            with open(path, "rb") as file:
+                data = bytearray(file.read())
+            size = struct.unpack("<Q", data[:8])[0]
+            header = json.loads(data[8:8 + size])
+            for name, bits in (("model.norm.weight", b"\x7a\x44"), ("lm_head.weight", b"\0\0")):
+                begin, end = header[name]["data_offsets"]
+                for at in range(8 + size + begin, 8 + size + end, 64):
+                    data[at:at + 2] = bits
+            with open(path, "wb") as file:
+                file.write(data)
+
+        model, out = self.copy_model("tiny-k"), self.path("out")
+        flags = ("--ranks", 2, "--quantize", "q8_0,head=q8_0")
+        self.assertNotIn("8-bit", self.shard(model, self.path("sound"), *flags).stderr.decode())
+        edit(os.path.join(model, "model-00002-of-00002.safetensors"))
+        self.assertRegex(self.shard(model, out, *flags).stderr.decode(), r"8-bit activations do not .* by [0-9.]+ of")
+        command = ("run", "--model", out, "--ranks", 2, "--raw", "--max-tokens", 2, "hello")
+        self.assert_fails(run(*command), 3, "probe prompt differ")
+        self.assertEqual(run(*command, "--exact").returncode, 0)
 
     def test_what_a_cluster_recorded_stays_until_the_source_is_asked_for(self):
         out = self.path("out")
