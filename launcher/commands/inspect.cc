@@ -1,7 +1,6 @@
 // `lockstep inspect`: what a checkpoint holds, before anything is loaded.
 #include "launcher/commands/inspect.h"
 
-#include <array>
 #include <cstdio>
 #include <map>
 #include <string>
@@ -17,17 +16,6 @@
 
 namespace lockstep {
 namespace {
-
-constexpr std::array<std::pair<TensorGroup, const char*>, 9> kComponents = {
-    {{TensorGroup::kEmbedding, "embedding"},
-     {TensorGroup::kAttention, "attention"},
-     {TensorGroup::kDense, "dense feed-forward"},
-     {TensorGroup::kRouter, "router"},
-     {TensorGroup::kExperts, "experts"},
-     {TensorGroup::kShared, "shared experts"},
-     {TensorGroup::kNorms, "norms"},
-     {TensorGroup::kDraft, "mtp layer"},
-     {TensorGroup::kHead, "head"}}};
 
 struct Sums {
   int64_t tensors = 0;
@@ -54,21 +42,12 @@ Table Count(const Checkpoint& checkpoint, const ModelConfig& config) {
   return table;
 }
 
-// What decoding one token reads of the files' bytes: everything but the embedding, the draft layer
-// and the experts that the router leaves out.
 uint64_t BytesPerToken(const Table& table, const ModelConfig& config) {
-  double bytes = 0;
-  using enum TensorGroup;
-  for (const TensorGroup part : {kAttention, kDense, kRouter, kShared, kNorms, kHead})
-    bytes += static_cast<double>(table.at(part).bytes);
-  if (table.at(kHead).tensors == 0)
-    bytes += static_cast<double>(table.at(kEmbedding).bytes);  // tied
-  if (config.n_routed_experts > 0) {
-    bytes += static_cast<double>(table.at(kExperts).bytes) *
-             static_cast<double>(config.num_experts_per_tok) /
-             static_cast<double>(config.n_routed_experts);
+  std::map<TensorGroup, uint64_t> bytes;
+  for (const auto& [group, sums] : table) {
+    if (sums.tensors > 0) bytes[group] = sums.bytes;
   }
-  return static_cast<uint64_t>(bytes);
+  return lockstep::BytesPerToken(std::move(bytes), config);
 }
 
 std::string FormatList(const Sums& sums) {
@@ -124,6 +103,20 @@ void PrintJson(const Table& table, const Checkpoint& checkpoint, const ModelConf
 
 }  // namespace
 
+uint64_t BytesPerToken(std::map<TensorGroup, uint64_t> bytes, const ModelConfig& config) {
+  using enum TensorGroup;
+  const TensorGroup head = bytes.contains(kHead) ? kHead : kEmbedding;
+  uint64_t sum = 0;
+  for (const TensorGroup part : {kAttention, kDense, kRouter, kShared, kNorms, head})
+    sum += bytes[part];
+  if (config.n_routed_experts > 0) {
+    sum += static_cast<uint64_t>(static_cast<double>(bytes[kExperts]) *
+                                 static_cast<double>(config.num_experts_per_tok) /
+                                 static_cast<double>(config.n_routed_experts));
+  }
+  return sum;
+}
+
 Status InspectCommand(const Options& options) {
   if (options.model.empty())
     return UsageError("--model is needed: a checkpoint directory or a .gguf file");
@@ -136,7 +129,8 @@ Status InspectCommand(const Options& options) {
   for (const auto& [group, sums] : table) total += sums.bytes;
   options.json ? PrintJson(table, *checkpoint, config, total)
                : PrintTable(table, *checkpoint, config, total);
-  return OkStatus();
+  // What a load looks at before it reads: a table of what cannot be loaded is no good news.
+  return PlanSlice(config, *checkpoint, {1}, 0).status();
 }
 
 }  // namespace lockstep

@@ -1,6 +1,7 @@
 // `lockstep inspect` of a directory that `lockstep shard` made.
 #include <cstdio>
 #include <map>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,21 +19,11 @@
 namespace lockstep {
 namespace {
 
-constexpr std::pair<TensorGroup, const char*> kComponents[] = {
-    {TensorGroup::kEmbedding, "embedding"},
-    {TensorGroup::kAttention, "attention"},
-    {TensorGroup::kDense, "dense"},
-    {TensorGroup::kRouter, "router"},
-    {TensorGroup::kExperts, "experts"},
-    {TensorGroup::kShared, "shared experts"},
-    {TensorGroup::kNorms, "norms"},
-    {TensorGroup::kDraft, "mtp layer"},
-    {TensorGroup::kHead, "head"}};
-
 struct RankFile {
   std::string name;
   ShardHeader header;
   uint64_t bytes = 0;
+  uint64_t bytes_per_token = 0;
   std::map<TensorGroup, std::map<std::string, uint64_t>> formats;  // bytes by name
 };
 
@@ -45,11 +36,14 @@ struct FileSet {
 RankFile Describe(std::string name, ShardHeader header, const ModelConfig& config) {
   RankFile file;
   file.name = std::move(name);
+  std::map<TensorGroup, uint64_t> groups;
   for (const ShardTensor& tensor : header.tensors) {
     file.bytes += tensor.bytes;
+    groups[GroupOf(config, tensor.name)] += tensor.bytes;
     if (tensor.bytes > 0)
       file.formats[GroupOf(config, tensor.name)][tensor.format.Name()] += tensor.bytes;
   }
+  file.bytes_per_token = BytesPerToken(std::move(groups), config);
   header.tensors.clear();
   file.header = std::move(header);
   return file;
@@ -72,24 +66,30 @@ StatusOr<FileSet> ReadSet(const std::string& directory) {
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, ShardFilesIn(directory));
   FileSet set;
   std::map<int, RankFile> ranks;
+  std::set<std::string> faulty;
+  const auto fault = [&](const std::string& name, std::string text) {
+    faulty.insert(name);
+    set.faults.push_back(std::move(text));
+  };
   Status first_error = OkStatus();
   ModelConfig config;
   for (const std::string& name : names) {
     StatusOr<ShardHeader> header = ReadShardHeader(directory + "/" + name);
     if (!header.ok()) {
       if (first_error.ok()) first_error = header.status();
-      set.faults.push_back(MessageOf(header.status()));
+      fault(name, MessageOf(header.status()));
       continue;
     }
     if (name != ShardName(header->rank, header->ranks())) {
-      set.faults.push_back(absl::StrFormat("%s/%s: holds rank %d of %d, so it has another's name",
-                                           directory, name, header->rank, header->ranks()));
+      fault(name, absl::StrFormat("%s/%s: holds rank %d of %d, so it has another's name", directory,
+                                  name, header->rank, header->ranks()));
       continue;
     }
     if (!ranks.empty() && header->settings != ranks.begin()->second.header.settings) {
-      set.faults.push_back(absl::StrFormat(
-          "%s/%s: is of another set (settings %016x; those of %s: %016x)", directory, name,
-          header->settings, ranks.begin()->second.name, ranks.begin()->second.header.settings));
+      const RankFile& first = ranks.begin()->second;
+      fault(name,
+            absl::StrFormat("%s/%s: is of another set (settings %016x; those of %s: %016x)",
+                            directory, name, header->settings, first.name, first.header.settings));
       continue;
     }
     if (ranks.empty()) {
@@ -101,9 +101,9 @@ StatusOr<FileSet> ReadSet(const std::string& directory) {
   if (ranks.empty()) return first_error;
   const ShardHeader& header = ranks.begin()->second.header;
   for (int rank = 0; rank < header.ranks(); ++rank) {
-    if (!ranks.contains(rank))
-      set.faults.push_back(
-          absl::StrFormat("%s/%s: missing", directory, ShardName(rank, header.ranks())));
+    const std::string name = ShardName(rank, header.ranks());
+    if (!ranks.contains(rank) && !faulty.contains(name))
+      set.faults.push_back(absl::StrFormat("%s/%s: missing", directory, name));
   }
   set.probe = ProbeState(directory, header, config);
   for (auto& [rank, file] : ranks) set.files.push_back(std::move(file));
@@ -116,11 +116,12 @@ void PrintSet(const std::string& directory, const FileSet& set) {
               header.ranks(), FormatShares(header.shares).c_str(),
               static_cast<unsigned long long>(header.settings));
   for (const RankFile& file : set.files) {
-    std::printf("%-28s share %-6g %12.3f MB\n", file.name.c_str(),
+    std::printf("%-28s share %-6g %12.3f MB; read per decoded token: %.3f MB\n", file.name.c_str(),
                 header.shares[static_cast<size_t>(file.header.rank)],
-                static_cast<double>(file.bytes) / 1e6);
+                static_cast<double>(file.bytes) / 1e6,
+                static_cast<double>(file.bytes_per_token) / 1e6);
   }
-  std::printf("\n%-16s %12s  %s\n", "component", "MB", "formats");
+  std::printf("\n%-20s %12s  %s\n", "component", "MB", "formats");
   for (const auto& [group, title] : kComponents) {
     uint64_t bytes = 0;
     std::map<std::string, uint64_t> formats;
@@ -132,7 +133,7 @@ void PrintSet(const std::string& directory, const FileSet& set) {
     if (bytes == 0) continue;
     std::string text;
     for (const auto& [name, count] : formats) text += (text.empty() ? "" : ", ") + name;
-    std::printf("%-16s %12.3f  %s\n", title, static_cast<double>(bytes) / 1e6, text.c_str());
+    std::printf("%-20s %12.3f  %s\n", title, static_cast<double>(bytes) / 1e6, text.c_str());
   }
   std::printf("\nprobe prompt: %s\n", set.probe.c_str());
   for (const std::string& fault : set.faults) std::printf("%s\n", fault.c_str());
@@ -153,6 +154,7 @@ void PrintSetJson(const std::string& directory, const FileSet& set) {
     line["files"].push_back({{"name", file.name},
                              {"rank", file.header.rank},
                              {"bytes", file.bytes},
+                             {"bytes_per_token", file.bytes_per_token},
                              {"components", std::move(components)}});
   }
   std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());

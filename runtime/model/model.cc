@@ -47,12 +47,14 @@ StatusOr<ModelConfig> ConfigOf(const Checkpoint& checkpoint) {
 StatusOr<SlicePlan> PlanSlice(const ModelConfig& config, const Checkpoint& checkpoint,
                               const std::vector<double>& shares, int rank, bool draft_layer,
                               const kernels::Backend* backend) {
+  LOCKSTEP_RETURN_IF_ERROR(CheckLayerNames(config, checkpoint));
   SlicePlan slice;
   slice.cuts = CutModel(config, shares, CutUnitsOf(checkpoint));
   if (draft_layer) slice.cuts.draft_rows = CutByShares(config.hidden_size, shares);
   WeightReader counter(checkpoint, rank, backend);
   counter.RecordTo(&slice.requests);
   LOCKSTEP_ASSIGN_OR_RETURN(const Weights counted, LoadWeights(config, slice.cuts, counter));
+  LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, counter.Unused()));
   slice.weight_bytes = counted.bytes;
   slice.weight_bytes_per_token = counted.bytes_per_token;
   slice.work_bytes = counter.work_bytes();
@@ -66,7 +68,6 @@ StatusOr<OpenedModel> OpenModelFiles(const std::string& path, const RankPlace& p
   OpenedModel opened;
   LOCKSTEP_ASSIGN_OR_RETURN(opened.checkpoint, Checkpoint::Open(path, place));
   LOCKSTEP_ASSIGN_OR_RETURN(opened.config, ConfigOf(*opened.checkpoint));
-  LOCKSTEP_RETURN_IF_ERROR(CheckLayerNames(opened.config, *opened.checkpoint));
   LOCKSTEP_ASSIGN_OR_RETURN(opened.slice, PlanSlice(opened.config, *opened.checkpoint, place.shares,
                                                     place.rank, draft_layer, &backend));
   return opened;
@@ -95,7 +96,6 @@ StatusOr<std::unique_ptr<Model>> LoadModel(const OpenedModel& opened, const Load
   LOCKSTEP_RETURN_IF_ERROR(loader->ReadAheadFor(opened.slice.requests));
   WeightReader reader(*loader, backend, pool);
   LOCKSTEP_ASSIGN_OR_RETURN(Weights weights, LoadWeights(config, cuts, reader));
-  LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, reader.Unused()));
   const uint64_t bytes_read = loader->bytes_read();
   loader.reset();
   auto model = MakeDecoder(config, options.limits, ShapeOf(config, cuts, rank), std::move(weights),

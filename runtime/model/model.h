@@ -161,9 +161,9 @@ StatusOr<std::unique_ptr<Model>> LoadModel(const LoadOptions& options, Group& gr
 // The configuration of a checkpoint, whatever its files.
 StatusOr<ModelConfig> ConfigOf(const Checkpoint& checkpoint);
 
-// The slice of `rank`, with the draft layer if that is wanted. Tensors that are missing or
-// contradict the configuration are errors. Reads a few rows where a checkpoint has copies. Bytes
-// are those of `backend`; without one, those of the portable layout.
+// The slice of `rank`, with the draft layer if that is wanted. Tensors that are missing,
+// contradict the configuration or have no place in the model are errors. Reads a few rows where a
+// checkpoint has copies. Bytes are those of `backend`; without one, those of the portable layout.
 StatusOr<SlicePlan> PlanSlice(const ModelConfig& config, const Checkpoint& checkpoint,
                               const std::vector<double>& shares, int rank, bool draft_layer = false,
                               const kernels::Backend* backend = nullptr);

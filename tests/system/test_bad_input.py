@@ -75,6 +75,10 @@ class Checkpoints(TestCase):
     def test_config_against_weights(self):
         self.edit("hidden_size", 128)
         self.refused("config.json means")
+        inspected = run("inspect", "--model", self.path("tiny-a"))
+        self.assertEqual(inspected.returncode, 3, inspected.stderr.decode())
+        self.assertIn("config.json means", inspected.stderr.decode())
+        self.assertIn("all tensors", inspected.stdout.decode())
 
     def test_vocabulary_smaller_than_the_tokenizer(self):
         self.edit("vocab_size", 900)

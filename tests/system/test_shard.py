@@ -229,9 +229,25 @@ class Shard(TestCase):
             self.assertIn(part, text)
         self.shard("tiny-b", other, "--ranks", 2)
         os.replace(os.path.join(other, "rank-1-of-2.lockstep"), os.path.join(out, "rank-1-of-2.lockstep"))
-        self.fails_after_text(run("inspect", "--model", out), "rank-1-of-2.lockstep", "another set")
+        result = run("inspect", "--model", out)
+        self.fails_after_text(result, "rank-1-of-2.lockstep", "another set")
+        self.assertNotIn("missing", result.stdout.decode())
+        self.assertNotIn("more fault", result.stderr.decode())
         os.remove(os.path.join(out, "rank-1-of-2.lockstep"))
         self.fails_after_text(run("inspect", "--model", out), "rank-1-of-2.lockstep: missing")
+
+    def test_inspect_says_what_a_token_reads_on_every_rank(self):
+        model, out = os.path.join(MODELS, "tiny-b"), self.path("out")
+        whole = json.loads(run("inspect", "--model", model, "--json").stdout)
+        self.shard("tiny-b", out, "--ranks", 2, "--shares", "3,1")
+        self.assertIn("read per decoded token", run("inspect", "--model", out).stdout.decode())
+        files = json.loads(run("inspect", "--model", out, "--json").stdout)["files"]
+        read = [file["bytes_per_token"] for file in files]
+        self.assertGreater(read[0], read[1])
+        # Routers, norms and straddled heads are on both.
+        self.assertLess(whole["bytes_per_token"], sum(read))
+        self.assertLess(sum(read), 1.2 * whole["bytes_per_token"])
+        self.assertEqual(list(files[0]["components"]), list(whole["components"]))
 
     def test_a_layer_that_does_not_fit_is_sharded_without_a_probe(self):
         def shard_within(mib):
