@@ -183,7 +183,8 @@ std::vector<OptionSpec> OutputOptions() {
   return {{"tokens", &O::tokens, "JSON file with token id lists; of bench: how many to decode, 32"},
           {"out", &O::out, "output file; of shard: directory"},
           {"quantize", &O::quantize,
-           "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0, fp8, or by group, experts=q4_k,head=q6_k"},
+           "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0 or fp8, of attention, dense, experts and "
+           "shared; draft, embedding and head by name alone: q4_k,head=q6_k,draft=q8_0"},
           {"record", &O::record,
            "record the probe prompt's logits; verify: with --exact; shard: reads all weights"},
           {"from", &O::from,

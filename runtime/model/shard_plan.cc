@@ -10,12 +10,14 @@
 namespace lockstep {
 namespace {
 
-constexpr const char* kGroups[] = {"attention", "dense", "experts", "shared", "embedding", "head"};
+constexpr const char* kGroups[] = {"attention", "dense",     "experts", "shared",
+                                   "draft",     "embedding", "head"};
 constexpr size_t kDefaultGroups = 4;  // those that a format without a group is for
 
 // What --quantize calls the group of a matrix; empty if it has no word for it.
 std::string_view WordOf(const ModelConfig& config, std::string_view name) {
-  if (!name.ends_with(".weight") || name.find(".kv_b_proj.") != std::string_view::npos) return {};
+  const auto has = [&](std::string_view part) { return name.find(part) != std::string_view::npos; };
+  if (!name.ends_with(".weight") || has(".kv_b_proj.")) return {};
   switch (GroupOf(config, name)) {
     case TensorGroup::kAttention:
       return "attention";
@@ -29,9 +31,13 @@ std::string_view WordOf(const ModelConfig& config, std::string_view name) {
       return "embedding";
     case TensorGroup::kHead:
       return "head";
+    case TensorGroup::kDraft:
+      // No router, and no tables of its own: most are copies of the model's, which are left out.
+      return has(".self_attn.") || (has(".mlp.") && !has(".mlp.gate.")) || has(".eh_proj.")
+                 ? "draft"
+                 : "";
     case TensorGroup::kRouter:
     case TensorGroup::kNorms:
-    case TensorGroup::kDraft:
       return {};
   }
   return {};
@@ -65,7 +71,7 @@ StatusOr<std::map<std::string, WeightFormat, std::less<>>> ParseChoices(std::str
     }
     if (!known) {
       return UsageError(
-          "--quantize: '%s' is not a group; these are: attention, dense, experts, shared, "
+          "--quantize: '%s' is not a group; these are: attention, dense, experts, shared, draft, "
           "embedding, head",
           group);
     }

@@ -14,9 +14,11 @@ namespace lockstep {
 
 // New formats of the matrices that `quantize` names: "q4_k" (attention, dense feed-forwards,
 // experts and shared experts), or by group, "experts=q4_k,attention=q8_0,head=q6_k", or both:
-// "q4_k, attention=q8_0". Groups are attention, dense, experts, shared, embedding and head. A
-// router, a norm, a bias and a draft layer never change; nor do matrices whose inputs are no
-// multiple of 32 (fp8: any), and kv_b_proj, of which one half is kept as float32 in memory anyway.
+// "q4_k, attention=q8_0". Groups are attention, dense, experts, shared, draft (the draft layer's
+// attention, feed-forwards and eh_proj), embedding and head; of these the last three change only if
+// they are named. A router, a norm, a bias and a draft layer's own tables never change; nor do
+// matrices whose inputs are no multiple of 32 (fp8: any), and kv_b_proj, of which one half is kept
+// as float32 in memory anyway.
 StatusOr<std::map<std::string, WeightFormat>> QuantizedFormats(const ModelConfig& config,
                                                                const Checkpoint& checkpoint,
                                                                std::string_view quantize);

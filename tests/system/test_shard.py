@@ -10,7 +10,7 @@ import subprocess
 import time
 import unittest
 
-from support import BINARY, MODELS, TestCase, run, source, start
+from support import BINARY, MODELS, TestCase, Tensors, relative_error, run, source, start
 
 TOKENS = [[(index * 7) % 200 for index in range(30)]]
 
@@ -108,6 +108,22 @@ class Shard(TestCase):
                 self.shard(model, out, "--ranks", 3, "--shares", "3,1,2")
                 flags = ("--ranks", 3, "--shares", "3,1,2", "--draft")
                 self.assertEqual(self.logits(out, *flags), self.logits(os.path.join(MODELS, model), *flags))
+
+    def test_a_quantized_draft_layer_drafts_nearly_the_same_and_changes_no_answer(self):
+        rows = {}
+        for quantize in ("", "draft=q8_0"):
+            out = self.path("out-" + quantize)
+            # Of one rank: blocks move the cuts of feed-forwards between more.
+            self.shard("tiny-b", out, "--ranks", 1, "--quantize", quantize)
+            self.logits(out, "--draft")
+            rows[quantize] = Tensors(self.path("out.safetensors"))
+        plain, quantized = rows.values()
+        for name in plain.names():
+            if name.startswith("draft"):
+                error = relative_error(quantized.values(name), plain.values(name))
+                self.assertTrue(0 < error < 0.05, f"{name}: {error}")
+            else:
+                self.assertEqual(quantized.raw(name), plain.raw(name), name)
 
     def test_verify_says_what_it_checked(self):
         out = self.path("out")

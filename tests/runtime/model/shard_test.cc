@@ -177,6 +177,21 @@ TEST(Quantizing, Q8KeepsTheModelsWords) {
   EXPECT_LT(std::sqrt(difference / size), 0.05);
 }
 
+TEST(Quantizing, TheDraftLayersMatricesChangeIfTheyAreNamed) {
+  const auto source = Checkpoint::Open(ModelPath("tiny-b")).value();
+  const ModelConfig config = ConfigOf(*source).value();
+  const std::string layer = "model.layers." + std::to_string(config.num_hidden_layers) + ".";
+  const auto unnamed = QuantizedFormats(config, *source, "q8_0").value();
+  for (const auto& [name, format] : unnamed) EXPECT_FALSE(name.starts_with(layer)) << name;
+  const auto formats = QuantizedFormats(config, *source, "draft=q8_0").value();
+  EXPECT_EQ(formats.size(), 4u + 3 * 12 + 3 + 1);  // attention, experts, shared ones, eh_proj
+  for (const auto& [name, format] : formats) {
+    EXPECT_TRUE(name.starts_with(layer)) << name;
+    EXPECT_THAT(name, ::testing::Not(HasSubstr(".mlp.gate.")));
+  }
+  EXPECT_TRUE(formats.contains(layer + "eh_proj.weight"));
+}
+
 TEST(Quantizing, BadChoicesAreUsageErrors) {
   const auto source = Checkpoint::Open(ModelPath("tiny-a")).value();
   const ModelConfig config = ConfigOf(*source).value();
