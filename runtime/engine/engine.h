@@ -38,7 +38,8 @@ struct EngineOptions {
   int64_t max_queue = 256;  // requests that may wait; more are refused (RESOURCE_EXHAUSTED)
   // Makes the decoder of one answer; empty: answers have ids only.
   std::function<std::unique_ptr<TokenDecoder>()> make_decoder;
-  // Asked while idle and after every step: OK while every rank is there. Empty: always OK.
+  // Asked before a step and while idle, at most every 100 ms: OK while every rank is there. Empty:
+  // always OK.
   std::function<Status()> health;
   // Turns an error of the executor into the one to report (the named lost rank rather than the
   // broken exchange).
@@ -70,8 +71,8 @@ class Engine {
   // not yet sent. Any thread. `why` is reported as the summary's error.
   void Cancel(uint64_t id, Status why = absl::CancelledError("cancelled"));
 
-  // Takes no more requests and waits until all have ended or `timeout_ms` passed (then they are
-  // cancelled). Any thread.
+  // Takes no more requests and waits until all have ended or `timeout_ms` passed; what still runs
+  // then goes on until Stop cancels it. Any thread.
   void Drain(int64_t timeout_ms);
   // Cancels what runs, sends the stop plan to all ranks and ends the loop. Returns each rank's
   // digest over all steps; after a failure, that failure. Once.

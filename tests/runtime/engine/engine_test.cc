@@ -388,6 +388,29 @@ TEST(Engine, DrainsThenRefuses) {
   });
 }
 
+TEST(Engine, WhatOutlivesADrainRunsUntilItIsStopped) {
+  Arrangement setup{.ranks = 2};
+  setup.prepare = [](int, FakeModel* model) { model->step_ms = 5; };
+  WithEngine(setup, [](Engine& engine) {
+    auto stream = *engine.Submit(Ask({1}, 400));
+    const int64_t start_ns = NowNs();
+    engine.Drain(50);
+    const int64_t waited_ms = (NowNs() - start_ns) / 1'000'000;
+    EXPECT_GE(waited_ms, 50);
+    EXPECT_LT(waited_ms, 1'500);  // 400 steps take 2 s at least
+    EXPECT_EQ(engine.Submit(Ask({1}, 1)).status().code(), absl::StatusCode::kUnavailable);
+    const size_t before = stream->Take().ids.size();
+    ASSERT_TRUE(stream->WaitFor(10'000));
+    const OutputDelta more = stream->Take();
+    EXPECT_FALSE(more.finished) << "after " << before << " tokens";
+    EXPECT_FALSE(more.ids.empty());
+    (void)engine.Stop(ErrorKind{0});
+    const Answer end = Collect(*stream);
+    EXPECT_EQ(end.summary.reason, FinishReason::kCancelled);
+    EXPECT_LT(end.summary.usage.completion_tokens, 400);
+  });
+}
+
 TEST(Engine, ARequestTakenJustBeforeTheStopEndsToo) {
   Engine* running = nullptr;
   std::vector<std::shared_ptr<OutputStream>> accepted;
