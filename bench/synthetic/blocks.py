@@ -16,6 +16,7 @@ PIECE_BYTES = 4 << 20
 
 # Nibble to weight, of IQ4_NL and IQ4_XS.
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+MLX_BITS = (2, 3, 4, 5, 6, 8)
 E2M1_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 # E4M3 codes of the NVFP4 scales that are drawn from: 128 to 448, as scales of 16 weights are that a quantizer chose.
 NVFP4_SCALE_CODES = range(0x70, 0x7F)
@@ -175,12 +176,13 @@ def f32_scales(unit_rms):
     return fill
 
 
-def mlx_scales(factor):
-    """Scales (factor 1) and biases (factor -7.5) of 4-bit groups: drawn from the same bytes, so that they belong
+def mlx_scales(bits, factor):
+    """Scales (factor 1) and biases (minus the middle code) of groups: drawn from the same bytes, so that they belong
     together if both runs start from the same draw."""
+    code_rms = math.sqrt((4**bits - 1) / 12)
 
     def fill(draw, run, rms):
-        put(run, 0, 2, draw.randbytes(len(run) // 2), [factor * value for value in spread(rms / 4.61)], bfloat16)
+        put(run, 0, 2, draw.randbytes(len(run) // 2), [factor * value for value in spread(rms / code_rms)], bfloat16)
 
     return fill
 
@@ -213,6 +215,7 @@ BLOCKS = {
     "ones_f32": Block(1, 4, lambda draw, run, rms: put(run, 0, 4, bytes(len(run) // 4), [1.0] * 256,
                                                        lambda value: struct.pack("<f", value)), 0),
     "ones_bf16": Block(1, 2, lambda draw, run, rms: put(run, 0, 2, bytes(len(run) // 2), [1.0] * 256, bfloat16)),
+    "ones_f16": Block(1, 2, lambda draw, run, rms: put(run, 0, 2, bytes(len(run) // 2), [1.0] * 256)),
     "zeros_f32": Block(1, 4, lambda draw, run, rms: run.__init__(len(run)), 0),
     # Parts of tensors of safetensors files.
     "fp8_codes": Block(1, 1, e4m3_codes),
@@ -220,9 +223,10 @@ BLOCKS = {
     "codes": Block(8, 4),
     "nibbles": Block(2, 1),
     "nvfp4_scales": Block(1, 1, e4m3_scales),
-    "mlx_scales": Block(1, 2, mlx_scales(1)),
-    "mlx_biases": Block(1, 2, mlx_scales(-7.5)),
 }
+for bits in MLX_BITS:
+    BLOCKS[f"mlx{bits}_scales"] = Block(1, 2, mlx_scales(bits, 1))
+    BLOCKS[f"mlx{bits}_biases"] = Block(1, 2, mlx_scales(bits, -(2**bits - 1) / 2))
 
 
 class Source:
@@ -236,8 +240,7 @@ class Source:
     def pool(self, name, rms):
         if (name, rms) not in self.pools:
             block = BLOCKS[name]
-            group = "mlx" if name.startswith("mlx_") else name
-            draw = random.Random(f"{self.seed}/{group}/{rms}")
+            draw = random.Random(f"{self.seed}/{name.replace('_biases', '_scales')}/{rms}")
             run = bytearray(draw.randbytes(POOL_BYTES // block.bytes * block.bytes))
             block.fill(draw, run, rms)
             self.pools[name, rms] = bytes(run)

@@ -9,8 +9,8 @@ import sys
 from . import blocks, shapes
 
 # Format -> general.file_type.
-FORMATS = {"f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12, "q4_k": 14,
-           "q4_k_m": 15, "q5_k": 16, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32, "mxfp4": 38}
+FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12,
+           "q4_k": 14, "q4_k_m": 15, "q5_k": 16, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32, "mxfp4": 38}
 # What a type becomes whose blocks of 256 do not divide the rows (llama-quant.cpp, tensor_type_fallback).
 FALLBACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "iq4_xs": "iq4_nl"}
 ALIGNMENT = 32
@@ -28,6 +28,12 @@ NAMES = {
     "self_attn.k_norm.weight": "attn_k_norm.weight",
     "mlp.gate.weight": "ffn_gate_inp.weight",
     "mlp.gate.e_score_correction_bias": "exp_probs_b.bias",
+    "eh_proj.weight": "nextn.eh_proj.weight",
+    "enorm.weight": "nextn.enorm.weight",
+    "hnorm.weight": "nextn.hnorm.weight",
+    "shared_head.norm.weight": "nextn.shared_head_norm.weight",
+    "embed_tokens.weight": "nextn.embed_tokens.weight",
+    "shared_head.head.weight": "nextn.shared_head_head.weight",
 }
 for one in "qkv":
     for part in ("weight", "bias"):
@@ -41,21 +47,24 @@ TOP_NAMES = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weigh
 
 
 def gguf_tensors(shape):
-    """(name, shape, kind, layer), shapes with the inputs last."""
+    """(name, shape, kind, layer, key), shapes with the inputs last; equal keys are equal numbers."""
     for tensor in shapes.tensors(shape):
         if tensor.name in TOP_NAMES:
-            yield TOP_NAMES[tensor.name], tensor.shape, tensor.kind, -1
+            name = TOP_NAMES[tensor.name]
+            yield name, tensor.shape, tensor.kind, -1, name
             continue
         layer, suffix = tensor.name.removeprefix("model.layers.").split(".", 1)
         block = f"blk.{layer}."
         if tensor.kind == "latent":
-            yield block + "attn_k_b.weight", (shape.heads, shape.kv_lora, shape.nope), "matrix", int(layer)
-            yield block + "attn_v_b.weight", (shape.heads, shape.value, shape.kv_lora), "matrix", int(layer)
+            for name, sizes in (("attn_k_b.weight", (shape.heads, shape.kv_lora, shape.nope)),
+                                ("attn_v_b.weight", (shape.heads, shape.value, shape.kv_lora))):
+                yield block + name, sizes, "matrix", int(layer), block + name
         elif suffix == "post_attention_layernorm.weight":
-            name = "ffn_norm.weight" if shape.is_latent else "post_attention_norm.weight"
-            yield block + name, tensor.shape, "norm", int(layer)
+            name = block + ("ffn_norm.weight" if shape.is_latent else "post_attention_norm.weight")
+            yield name, tensor.shape, "norm", int(layer), name
         else:
-            yield block + NAMES[suffix], tensor.shape, tensor.kind, int(layer)
+            name = block + NAMES[suffix]
+            yield name, tensor.shape, tensor.kind, int(layer), TOP_NAMES.get(tensor.copy_of, name)
 
 
 def uses_more_bits(layer, layers):
@@ -109,7 +118,7 @@ def model_metadata(shape, name, format):
     yield entry("general.file_type", UINT32, FORMATS[format])
     yield entry("general.quantization_version", UINT32, 2)
     integers = {
-        "block_count": shape.layers, "context_length": 202752, "embedding_length": shape.hidden,
+        "block_count": shape.layers + shape.drafts, "context_length": 202752, "embedding_length": shape.hidden,
         "feed_forward_length": shape.dense, "attention.head_count": shape.heads,
         "attention.head_count_kv": 1 if latent else shape.kv_heads, "expert_count": shape.experts,
         "expert_used_count": shape.top_k, "expert_group_count": 1, "expert_group_used_count": 1,
@@ -123,6 +132,8 @@ def model_metadata(shape, name, format):
         integers |= {"attention.q_lora_rank": shape.q_lora, "attention.kv_lora_rank": shape.kv_lora,
                      "attention.key_length_mla": shape.nope + shape.rope,
                      "attention.value_length_mla": shape.value}
+    if shape.drafts:
+        integers["nextn_predict_layers"] = 1
     for key, value in integers.items():
         yield entry(f"{architecture}.{key}", UINT32, value)
     yield entry(f"{architecture}.rope.freq_base", FLOAT32, 1e6)
@@ -165,19 +176,19 @@ def write(path, shape, format, source, tiny):
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = list(model_metadata(shape, path.stem, format)) + list(tokenizer_metadata(tiny, shape.vocab))
     infos, plan, offset = [], [], 0
-    for name, sizes, kind, layer in gguf_tensors(shape):
+    for name, sizes, kind, layer, key in gguf_tensors(shape):
         chosen = type_of(name, sizes[-1], kind, layer, shape.layers, format)
         block = blocks.BLOCKS[chosen]
         size = math.prod(sizes) // block.weights * block.bytes
         infos.append(text(name) + struct.pack("<I", len(sizes)) +
                      struct.pack(f"<{len(sizes)}Q", *reversed(sizes)) + struct.pack("<IQ", block.ggml, offset))
-        plan.append((name, chosen, 2048 if kind == "bias" else sizes[-1], size))
+        plan.append((key, chosen, 2048 if kind == "bias" else sizes[-1], size))
         offset += size + len(padding(size))
     header = struct.pack("<4sIQQ", b"GGUF", 3, len(infos), len(metadata)) + b"".join(metadata + infos)
     with open(path, "wb") as out:
         out.write(header + padding(len(header)))
-        for name, chosen, inputs, size in plan:
-            for piece in source.pieces(chosen, inputs, size, name):
+        for key, chosen, inputs, size in plan:
+            for piece in source.pieces(chosen, inputs, size, key):
                 out.write(piece)
             out.write(padding(size))
         total = out.tell()

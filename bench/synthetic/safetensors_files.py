@@ -1,18 +1,45 @@
-"""Checkpoints as directories of safetensors: BF16, FP8 (compressed-tensors), NVFP4 (ModelOpt) and MLX 4 bits."""
+"""Checkpoints as directories of safetensors, in every layout that runtime/weights/safetensors_quantized.cc reads."""
 
+import dataclasses
 import itertools
 import json
 import math
 import pathlib
+import re
 import shutil
 import struct
 import sys
 
-from . import blocks, shapes
+from . import blocks, gguf_files, shapes
 
-FORMATS = ("bf16", "fp8", "nvfp4", "mlx4")
-MLX_GROUP = 64
+PLAIN_FORMATS = ("bf16", "f16", "f32")
+MLX_GROUPS = (32, 64, 128)
+FORMATS = (*PLAIN_FORMATS, "fp8", "fp8_tiles", "nvfp4", "nvfp4_packed", "mlx-mixed",
+           *(f"mlx{bits}" for bits in blocks.MLX_BITS),
+           *(f"mlx{bits}-g{group}" for bits in blocks.MLX_BITS for group in MLX_GROUPS if group != 64))
+FORMATS_TEXT = "bf16, f16, f32, fp8, fp8_tiles, nvfp4, nvfp4_packed, mlx2 to mlx8 (7 is none), mlx4-g32, mlx4-g128, mlx-mixed"
 NVFP4_GROUP = 16
+TILE = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Mlx:
+    """Bits and group of a matrix."""
+
+    bits: int
+    group: int
+
+    @property
+    def settings(self):
+        return {"group_size": self.group, "bits": self.bits, "mode": "affine"}
+
+
+def mlx_of(format):
+    """What most matrices of an MLX format have; None of the others."""
+    if format == "mlx-mixed":
+        return Mlx(4, 64)
+    found = re.fullmatch(r"mlx(\d)(?:-g(\d+))?", format)
+    return Mlx(int(found.group(1)), int(found.group(2) or 64)) if found else None
 
 
 class Writer:
@@ -27,7 +54,7 @@ class Writer:
         if isinstance(block, bytes):
             size = len(block)
         else:
-            size = {"F8_E4M3": 1, "U8": 1, "BF16": 2}.get(dtype, 4) * math.prod(shape)
+            size = {"F8_E4M3": 1, "U8": 1, "BF16": 2, "F16": 2}.get(dtype, 4) * math.prod(shape)
         if self.current and self.current_bytes + size > self.shard_bytes:
             self.end_shard()
         self.current.append((name, dtype, shape, size, block, inputs, key or name))
@@ -65,15 +92,15 @@ class Writer:
         return total
 
 
-def add_plain(writer, tensor):
+def add_plain(writer, tensor, type):
     if tensor.kind == "norm":
-        writer.add(tensor.name, "BF16", tensor.shape, "ones_bf16", tensor.inputs)
+        writer.add(tensor.name, type.upper(), tensor.shape, "ones_" + type, tensor.inputs)
     elif tensor.kind == "correction":
         writer.add(tensor.name, "F32", tensor.shape, "zeros_f32", tensor.inputs)
     elif tensor.kind == "bias":
-        writer.add(tensor.name, "BF16", tensor.shape, "bf16", 2048)
+        writer.add(tensor.name, type.upper(), tensor.shape, type, 2048)
     else:
-        writer.add(tensor.name, "BF16", tensor.shape, "bf16", tensor.inputs)
+        writer.add(tensor.name, type.upper(), tensor.shape, type, tensor.inputs, tensor.copy_of)
 
 
 def add_fp8(writer, tensor):
@@ -82,35 +109,69 @@ def add_fp8(writer, tensor):
     writer.add(module + ".weight_scale", "F32", (tensor.shape[0], 1), "fp8_scales", tensor.inputs)
 
 
-def add_nvfp4(writer, tensor):
+def add_fp8_tiles(writer, tensor):
+    """One scale per 128 x 128 weights, as DeepSeek's checkpoints have it."""
+    module = tensor.name.removesuffix(".weight")
+    tiles = tuple(-(-size // TILE) for size in tensor.shape)
+    writer.add(tensor.name, "F8_E4M3", tensor.shape, "fp8_codes", tensor.inputs)
+    writer.add(module + ".weight_scale_inv", "F32", tiles, "fp8_scales", tensor.inputs)
+
+
+def add_nvfp4(writer, tensor, packed):
+    """`packed`: compressed-tensors' names, and global scales that divide; otherwise ModelOpt's, which multiply."""
     module = tensor.name.removesuffix(".weight")
     rows, inputs = tensor.shape
     whole = 1 / math.sqrt(inputs) / blocks.E2M1_RMS / blocks.NVFP4_SCALE_RMS
-    writer.add(tensor.name, "U8", (rows, inputs // 2), "nibbles", inputs)
+    writer.add(module + (".weight_packed" if packed else ".weight"), "U8", (rows, inputs // 2), "nibbles", inputs)
     writer.add(module + ".weight_scale", "F8_E4M3", (rows, inputs // NVFP4_GROUP), "nvfp4_scales", inputs)
-    writer.add(module + ".weight_scale_2", "F32", (), struct.pack("<f", whole), inputs)
-    writer.add(module + ".input_scale", "F32", (), struct.pack("<f", 0.004), inputs)
+    if packed:
+        writer.add(module + ".weight_global_scale", "F32", (1,), struct.pack("<f", 1 / whole), inputs)
+        writer.add(module + ".input_global_scale", "F32", (1,), struct.pack("<f", 250), inputs)
+    else:
+        writer.add(module + ".weight_scale_2", "F32", (), struct.pack("<f", whole), inputs)
+        writer.add(module + ".input_scale", "F32", (), struct.pack("<f", 0.004), inputs)
 
 
-def add_mlx(writer, tensor):
+def add_mlx(writer, tensor, mlx):
     module = tensor.name.removesuffix(".weight")
     *rows, inputs = tensor.shape
-    writer.add(tensor.name, "U32", (*rows, inputs // 8), "codes", inputs)
+    key = tensor.copy_of.removesuffix(".weight") or module
+    writer.add(tensor.name, "U32", (*rows, inputs * mlx.bits // 32), "codes", inputs, key + ".weight")
     for part in ("scales", "biases"):  # one key: a bias goes with its scale
-        writer.add(f"{module}.{part}", "BF16", (*rows, inputs // MLX_GROUP), "mlx_" + part, inputs, module)
+        writer.add(f"{module}.{part}", "BF16", (*rows, inputs // mlx.group), f"mlx{mlx.bits}_{part}", inputs, key)
+
+
+def mixed_mlx(shape, name):
+    """mlx_lm's recipe mixed_4_6: 6 bits for the head, and for v_proj and down_proj of the layers that q4_k_m favours."""
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    favoured = layer and gguf_files.uses_more_bits(int(layer.group(1)), shape.layers)
+    more = "lm_head" in name or (favoured and ("v_proj" in name or "down_proj" in name))
+    return Mlx(6 if more else 4, 64)
+
+
+def mlx_for(shape, tensor, format):
+    """How MLX quantizes a tensor; None: not at all, as where the groups do not divide the rows."""
+    if tensor.kind not in ("matrix", "experts", "embedding", "head"):
+        return None
+    chosen = mixed_mlx(shape, tensor.name) if format == "mlx-mixed" else mlx_of(format)
+    return None if tensor.inputs % chosen.group else chosen
 
 
 def add_quantized(writer, tensor, format):
-    """`tensor` is one matrix of one expert or of none."""
+    """`tensor` is one matrix of one expert or of none. False if it is not quantized but plain."""
     linear = tensor.kind in ("matrix", "latent", "experts")
     if format == "fp8" and linear:
         add_fp8(writer, tensor)
+    elif format == "fp8_tiles" and linear:
+        add_fp8_tiles(writer, tensor)
+    elif format == "nvfp4_packed" and linear:
+        add_nvfp4(writer, tensor, True)
     elif format == "nvfp4" and linear and ".mlp." in tensor.name:  # attention stays BF16, as NVIDIA ships GLM-4.7
-        add_nvfp4(writer, tensor)
-    elif format == "mlx4" and (linear or tensor.kind in ("embedding", "head")):
-        add_mlx(writer, tensor)
+        add_nvfp4(writer, tensor, False)
     else:
-        add_plain(writer, tensor)
+        add_plain(writer, tensor, format if format in PLAIN_FORMATS else "bf16")
+        return False
+    return True
 
 
 def expand_experts(tensors):
@@ -138,8 +199,14 @@ def mlx_tensors(shape):
             yield tensor
 
 
-def quantization(format, ignored):
-    """What config.json says about the format."""
+def quantization(format, ignored, own):
+    """What config.json says about the format. `ignored`: modules that are plain; `own`: those with settings of their
+    own."""
+    if format in PLAIN_FORMATS:
+        return {"dtype": {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}[format]}
+    if format == "fp8_tiles":
+        return {"quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+                                        "weight_block_size": [TILE, TILE]}}
     if format == "fp8":
         activations = {"num_bits": 8, "type": "float", "strategy": "token", "symmetric": True, "dynamic": True}
         weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True, "dynamic": False}
@@ -148,16 +215,18 @@ def quantization(format, ignored):
         return {"quantization_config": {
             "config_groups": {"group_0": group}, "format": "float-quantized", "ignore": ignored,
             "quant_method": "compressed-tensors", "quantization_status": "compressed"}}
-    if format == "nvfp4":
+    if format in ("nvfp4", "nvfp4_packed"):
         four_bits = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": NVFP4_GROUP}
         group = {"input_activations": four_bits, "weights": four_bits, "targets": ["Linear"]}
+        if format == "nvfp4_packed":
+            return {"quantization_config": {
+                "config_groups": {"group_0": group}, "format": "nvfp4-pack-quantized", "ignore": ignored,
+                "quant_method": "compressed-tensors", "quantization_status": "compressed"}}
         return {"quantization_config": {
             "config_groups": {"group_0": group}, "ignore": ignored, "quant_algo": "NVFP4",
             "producer": {"name": "modelopt"}, "quant_method": "modelopt"}}
-    if format == "mlx4":
-        settings = {"group_size": MLX_GROUP, "bits": 4, "mode": "affine"}
-        return {"quantization": settings, "quantization_config": settings}
-    return {}
+    settings = mlx_of(format).settings | own
+    return {"quantization": settings, "quantization_config": settings}
 
 
 def write(folder, shape, format, source, tiny, shard_bytes):
@@ -165,16 +234,21 @@ def write(folder, shape, format, source, tiny, shard_bytes):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     writer = Writer(folder, shard_bytes, source)
-    plain = set()
-    tensors = mlx_tensors(shape) if format == "mlx4" else expand_experts(shapes.tensors(shape))
-    for tensor in tensors:
-        add_quantized(writer, tensor, format)
-        if tensor.name.endswith(".weight") and writer.current[-1][0] == tensor.name:
-            plain.add(tensor.name.removesuffix(".weight"))
+    usual = mlx_of(format)
+    plain, own = set(), {}
+    for tensor in mlx_tensors(shape) if usual else expand_experts(shapes.tensors(shape)):
+        module = tensor.name.removesuffix(".weight")
+        mlx = mlx_for(shape, tensor, format) if usual else None
+        if mlx:
+            add_mlx(writer, tensor, mlx)
+            if mlx != usual:
+                own[module] = mlx.settings
+        elif not add_quantized(writer, tensor, format) and tensor.name.endswith(".weight"):
+            plain.add(module)
     total = writer.write()
     config = shapes.config(shape, json.loads((tiny / "config.json").read_text()))
     ignored = sorted(name for name in plain if "norm" not in name)
-    (folder / "config.json").write_text(json.dumps(config | quantization(format, ignored), indent=1))
+    (folder / "config.json").write_text(json.dumps(config | quantization(format, ignored, own), indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
         if (tiny / name).exists():
             shutil.copy(tiny / name, folder / name)

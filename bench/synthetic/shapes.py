@@ -24,6 +24,7 @@ class Shape:
     dense_layers: int = 1
     moe_layers: int = 1
     vocab: int = 4096
+    drafts: bool = False  # a layer for drafts (MTP) behind the last one
 
     @property
     def is_latent(self):
@@ -42,6 +43,10 @@ SHAPES = {
                    expert=1536, experts=64, top_k=4, routed_scale=1.8, vocab=154880),
     "mid": Shape(hidden=2048, heads=32, kv_heads=4, head_dim=128, dense=6144, expert=768, experts=32, top_k=8,
                  routed_scale=2.5, dense_layers=0, moe_layers=4),
+    "tiny": Shape(hidden=256, heads=4, kv_heads=2, head_dim=64, rope=32, dense=512, expert=256, experts=8, top_k=2,
+                  routed_scale=2.5, vocab=2048),
+    "tiny-flash": Shape(hidden=256, heads=4, q_lora=128, kv_lora=256, nope=64, rope=32, value=128, dense=512,
+                        expert=256, experts=8, top_k=2, routed_scale=1.8, vocab=2048),
 }
 
 
@@ -54,6 +59,7 @@ class Tensor:
     name: str
     shape: tuple
     kind: str = "matrix"
+    copy_of: str = ""  # a tensor with the same numbers
 
     @property
     def inputs(self):
@@ -93,17 +99,35 @@ def feed_forward(shape, prefix, is_dense):
     yield Tensor(f"{prefix}down_proj.weight", (hidden, columns))
 
 
+def layer_tensors(shape, layer):
+    prefix = f"model.layers.{layer}."
+    yield Tensor(prefix + "input_layernorm.weight", (shape.hidden,), "norm")
+    yield from attention(shape, prefix + "self_attn.")
+    yield Tensor(prefix + "post_attention_layernorm.weight", (shape.hidden,), "norm")
+    yield from feed_forward(shape, prefix + "mlp.", layer < shape.dense_layers)
+
+
+def draft_tensors(shape):
+    """The layer for drafts, with its copies of embedding and head, as GLM-4.5 and GLM-4.7 have them."""
+    prefix = f"model.layers.{shape.layers}."
+    yield Tensor(prefix + "embed_tokens.weight", (shape.vocab, shape.hidden), "embedding", "model.embed_tokens.weight")
+    yield Tensor(prefix + "enorm.weight", (shape.hidden,), "norm")
+    yield Tensor(prefix + "hnorm.weight", (shape.hidden,), "norm")
+    yield Tensor(prefix + "eh_proj.weight", (shape.hidden, 2 * shape.hidden))
+    yield from layer_tensors(shape, shape.layers)
+    yield Tensor(prefix + "shared_head.norm.weight", (shape.hidden,), "norm")
+    yield Tensor(prefix + "shared_head.head.weight", (shape.vocab, shape.hidden), "head", "lm_head.weight")
+
+
 def tensors(shape):
     """Every tensor, in the order of the computation."""
     yield Tensor("model.embed_tokens.weight", (shape.vocab, shape.hidden), "embedding")
     for layer in range(shape.layers):
-        prefix = f"model.layers.{layer}."
-        yield Tensor(prefix + "input_layernorm.weight", (shape.hidden,), "norm")
-        yield from attention(shape, prefix + "self_attn.")
-        yield Tensor(prefix + "post_attention_layernorm.weight", (shape.hidden,), "norm")
-        yield from feed_forward(shape, prefix + "mlp.", layer < shape.dense_layers)
+        yield from layer_tensors(shape, layer)
     yield Tensor("model.norm.weight", (shape.hidden,), "norm")
     yield Tensor("lm_head.weight", (shape.vocab, shape.hidden), "head")
+    if shape.drafts:
+        yield from draft_tensors(shape)
 
 
 def config(shape, tokens):
@@ -129,7 +153,7 @@ def config(shape, tokens):
         "num_attention_heads": shape.heads,
         "num_experts_per_tok": shape.top_k,
         "num_hidden_layers": shape.layers,
-        "num_nextn_predict_layers": 0,
+        "num_nextn_predict_layers": int(shape.drafts),
         "partial_rotary_factor": 1.0 if shape.is_latent else 0.5,
         "rms_norm_eps": 1e-05,
         "rope_scaling": None,
