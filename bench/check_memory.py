@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 
-from measuring import ROOT, commit, machine
+from measuring import ROOT, Recorder, origin
 
 
 def parse():
@@ -58,14 +58,11 @@ def available_memory():
     return 0
 
 
-def measure(arguments, ranks):
+def measure(recorder, arguments, ranks):
     command = [arguments.binary, "bench", "decode", "--model", arguments.model, "--ranks", ranks, "--threads",
                max(1, (os.cpu_count() or 1) // ranks), "--collective", arguments.collective, "--tokens",
                arguments.tokens, "--context", arguments.context, "--repeat", 1, "--json", "--log-level", "error"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        sys.exit(f"{ranks} ranks: exit code {done.returncode}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout)
+    return json.loads(recorder.run(command)[0])
 
 
 def judge(report, tolerance):
@@ -92,13 +89,15 @@ def main():
     size, available = arguments.model.stat().st_size, available_memory()
     if available < 1.05 * size:
         sys.exit(f"{available / 1e9:.1f} GB of memory are available, too little for {size / 1e9:.1f} GB of weights")
+    recorder = Recorder()
+    result = origin("memory", arguments.binary)
     reports, fine = [], True
     for ranks in arguments.ranks:
-        reports.append(measure(arguments, ranks))
+        reports.append(measure(recorder, arguments, ranks))
         fine = judge(reports[-1], arguments.tolerance) and fine
     if arguments.out:
-        result = {"bench": "memory", "commit": commit(), "machine": machine(), "model": arguments.model.name,
-                  "as_planned": fine, "reports": reports}
+        result |= {"model": arguments.model.name, "as_planned": fine, "reports": reports,
+                   "commands": recorder.commands}
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(0 if fine else 1)
 

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 
-from measuring import ROOT, commit, machine
+from measuring import ROOT, Recorder, origin
 
 BLOCK = 4 << 20
 STREAMS_PER_RANK = 4  # ReadAheadLimits::threads
@@ -47,14 +47,6 @@ def parse():
     parser.add_argument("--keep", action="store_true", help="keep the files of ranks")
     parser.add_argument("--out", type=pathlib.Path)
     return parser.parse_args()
-
-
-def run(arguments, *command):
-    words = [str(word) for word in (arguments.binary, *command)]
-    done = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return done.stderr
 
 
 def drop_page_cache():
@@ -91,23 +83,24 @@ def disk_speed(files, streams):
     return speed
 
 
-def load_speed(arguments, model, files, ranks):
+def load_speed(recorder, arguments, model, files, ranks):
     """GB/s of all ranks together, until the last one has its weights."""
     drop_page_cache()
     threads = arguments.threads or max(1, (os.cpu_count() or 1) // ranks)
-    said = run(arguments, "bench", "decode", "--model", model, "--ranks", ranks, "--threads", threads, "--collective",
-               "shm", "--tokens", 1, "--context", 1, "--repeat", 1, "--log-level", "debug")
+    _, said = recorder.run([arguments.binary, "bench", "decode", "--model", model, "--ranks", ranks, "--threads",
+                            threads, "--collective", "shm", "--tokens", 1, "--context", 1, "--repeat", 1,
+                            "--log-level", "debug"])
     seconds = [float(text) for text in re.findall(r"loaded \S+ \S+ in ([0-9.]+) s", said)]
     if len(seconds) != ranks:
         sys.exit(f"{ranks} ranks, but {len(seconds)} of them said how long they loaded:\n{said[-2000:]}")
     return sum(file.stat().st_size for file in files) / max(*seconds, 0.01) / 1e9
 
 
-def measure(arguments, model, files, ranks):
+def measure(recorder, arguments, model, files, ranks):
     rounds = []
     for _ in range(arguments.rounds):
         disk = {streams: [disk_speed(files, streams)] for streams in (1, STREAMS_PER_RANK * ranks)}
-        loaded = load_speed(arguments, model, files, ranks)
+        loaded = load_speed(recorder, arguments, model, files, ranks)
         for streams, speeds in disk.items():
             speeds.append(disk_speed(files, streams))
         best = max(statistics.mean(speeds) for speeds in disk.values())
@@ -130,21 +123,23 @@ def main():
         subprocess.run([sys.executable, ROOT / "bench/make_checkpoint.py", part, "--shape", arguments.shape, "--moe",
                         str(arguments.moe), "--vocab", str(arguments.vocab), "--format", arguments.format], check=True)
         part.rename(arguments.model)
+    recorder = Recorder()
+    result = origin("load", arguments.binary)
     results = []
     for ranks in arguments.ranks:
         if arguments.whole:
-            results.append(measure(arguments, arguments.model, [arguments.model], ranks))
+            results.append(measure(recorder, arguments, arguments.model, [arguments.model], ranks))
         shards = arguments.model.with_name(f"{arguments.model.stem}-{ranks}-ranks")
         made_here = not shards.exists()
         # Goes on with what an earlier start left, and refuses files of another checkpoint.
-        run(arguments, "shard", "--model", arguments.model, "--ranks", ranks, "--out", shards)
+        recorder.run([arguments.binary, "shard", "--model", arguments.model, "--ranks", ranks, "--out", shards])
         files = sorted(shards.glob("*.lockstep"))
-        results.append(measure(arguments, shards, files, ranks))
+        results.append(measure(recorder, arguments, shards, files, ranks))
         if made_here and not arguments.keep:
             shutil.rmtree(shards)
     out = arguments.out or ROOT / f"bench/results/load-{platform.node()}-{datetime.date.today()}.json"
-    out.write_text(json.dumps({"bench": "load", "commit": commit(), "machine": machine(), "results": results}, indent=1)
-                   + "\n")
+    result |= {"results": results, "commands": recorder.commands}
+    out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

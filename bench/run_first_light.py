@@ -11,47 +11,36 @@ second, the memory bandwidth that decoding reached as a share of the one measure
 """
 
 import argparse
-import datetime
 import json
 import pathlib
 import platform
-import subprocess
-import sys
 
-from measuring import ROOT, commit, machine
+from measuring import ROOT, Recorder, origin
 
 
-def run(command, commands):
-    commands.append(" ".join(str(word) if len(str(word)) < 80 else "'...'" for word in command))
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode != 0:
-        sys.exit(f"{commands[-1]}: exit code {done.returncode}\n{done.stderr[-2000:]}")
-    return done.stdout
-
-
-def bench(arguments, ranks, kind, more, commands):
+def bench(recorder, arguments, ranks, kind, more):
     command = [arguments.binary, "bench", kind, "--model", arguments.model, "--ranks", ranks, "--collective",
                arguments.collective, "--repeat", arguments.repeat, "--json", "--log-level", "warning", *more]
-    return json.loads(run(command, commands))
+    return json.loads(recorder.run(command)[0])
 
 
-def exchanges(arguments, ranks, commands):
+def exchanges(recorder, arguments, ranks):
     """Microseconds of an exchange of one token's hidden state in float32, by transport."""
-    rows = json.loads(run([arguments.binary, "bench", "collectives", "--ranks", ranks, "--sizes", 20480, "--json",
-                           "--log-level", "warning"], commands))
+    rows = json.loads(recorder.run([arguments.binary, "bench", "collectives", "--ranks", ranks, "--sizes", 20480,
+                                    "--json", "--log-level", "warning"])[0])
     return {row["transport"]: {"p50": row["p50_us"], "p99": row["p99_us"]} for row in rows
             if row["algorithm"] != "ping-pong"}
 
 
-def measure(arguments, ranks, commands):
-    decode = bench(arguments, ranks, "decode", ["--tokens", arguments.tokens], commands)
-    prefill = bench(arguments, ranks, "prefill", ["--prompt-tokens", arguments.prompt_tokens], commands)
+def measure(recorder, arguments, ranks):
+    decode = bench(recorder, arguments, ranks, "decode", ["--tokens", arguments.tokens])
+    prefill = bench(recorder, arguments, ranks, "prefill", ["--prompt-tokens", arguments.prompt_tokens])
     return {
         "ranks": ranks,
         "collective": arguments.collective if ranks > 1 else "single",
         "decode": decode,
         "prefill": prefill,
-        "exchange_us": exchanges(arguments, ranks, commands) if ranks > 1 else {},
+        "exchange_us": exchanges(recorder, arguments, ranks) if ranks > 1 else {},
     }
 
 
@@ -68,18 +57,13 @@ def main():
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
     config = json.loads((arguments.model / "config.json").read_text())
-    commands = []
-    result = {
-        "bench": "first_light",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "version": json.loads(run([arguments.binary, "version", "--json"], commands)),
-        "machine": machine(),
+    recorder = Recorder()
+    result = origin("first_light", arguments.binary) | {
         "model": {key: config[key] for key in ("num_hidden_layers", "first_k_dense_replace", "n_routed_experts",
                                                "hidden_size", "vocab_size")},
-        "results": [measure(arguments, ranks, commands) for ranks in arguments.ranks],
+        "results": [measure(recorder, arguments, ranks) for ranks in arguments.ranks],
     }
-    result["commands"] = commands
+    result["commands"] = recorder.commands
     text = json.dumps(result, indent=1)
     name = f"first_light-{platform.node()}-{result['date'][:10]}.json"
     out = arguments.out or ROOT / "bench/results" / name

@@ -20,7 +20,7 @@ import sys
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 
-from measuring import ROOT, commit, machine  # noqa: E402
+from measuring import ROOT, origin, shorten  # noqa: E402
 from places import Place, run  # noqa: E402
 
 SIZES = [4, 1024, 10240, 20480, 81920, 1 << 20, 5 << 20, 20 << 20]
@@ -70,7 +70,7 @@ class Comparison:
             entry["reps"] = row["reps"]
 
     def run(self, place, ranks, contestant, commands):
-        self.commands.setdefault(f"{place}, {ranks} ranks, {contestant}", [" ".join(command) for command in commands])
+        self.commands.setdefault(f"{place}, {ranks} ranks, {contestant}", [" ".join(map(shorten, command)) for command in commands])
         return run(commands)
 
     def lines(self, place, ranks, contestant, commands):
@@ -154,9 +154,10 @@ def main():
         sys.exit("run_collectives.py: making network namespaces needs root: run it with sudo")
 
     comparison = Comparison(arguments)
-    where = machine()
-    if where["load_before"] > 0.5:
-        print(f"the machine is busy (load {where['load_before']:.1f}): expect whole time slices in the figures",
+    result = origin("collectives", arguments.binary)
+    load = result["machine"]["load_before"]
+    if load > 0.5:
+        print(f"the machine is busy (load {load:.1f}): expect whole time slices in the figures",
               file=sys.stderr)
     with Place(1) as one, Place(2) as two:
         for ranks in map(int, arguments.ranks.split(",")):
@@ -164,10 +165,10 @@ def main():
                 print(f"{ranks} ranks, round {number + 1} of {arguments.rounds}", file=sys.stderr)
                 comparison.round(ranks, one, two)
     verdicts = list(comparison.verdicts())
-    result = {"machine": where, "load_after": os.getloadavg()[0], "commit": commit(), "congestion_control": "reno",
-              "rounds": arguments.rounds, "commands": comparison.commands, "verdicts": verdicts,
-              "rows": [{"place": key[0], "ranks": key[1], "contestant": key[2], "bytes": key[3], **entry}
-                       for key, entry in comparison.samples.items()]}
+    result |= {"load_after": os.getloadavg()[0], "congestion_control": "reno", "rounds": arguments.rounds,
+               "commands": comparison.commands, "verdicts": verdicts,
+               "rows": [{"place": key[0], "ranks": key[1], "contestant": key[2], "bytes": key[3], **entry}
+                        for key, entry in comparison.samples.items()]}
     pathlib.Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n")
     print_medians(comparison)
     for verdict in verdicts:

@@ -14,7 +14,6 @@ mean and largest Kullback-Leibler divergence. Ends with 1 if a bound does not ho
 """
 
 import argparse
-import datetime
 import json
 import pathlib
 import shutil
@@ -31,7 +30,7 @@ import smol_model
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from measuring import ROOT, command, commit, machine  # noqa: E402
+from measuring import ROOT, origin  # noqa: E402
 
 HERE = pathlib.Path(__file__).resolve().parent
 PROMPTS = ("The capital of France is", "Water boils when", "Once upon a time, in a small village by the sea,")
@@ -93,10 +92,8 @@ class Study:
         self.ids = self.encode((HERE / "text.txt").read_text())[: arguments.tokens]
         (self.work / "tokens.json").write_text(json.dumps([self.ids]))
         self.failures = []
-        self.result = {"when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-                       "commit": commit(), "machine": machine(), "package": smol_model.PACKAGE,
-                       "command": command("bench/fidelity/run.sh", sys.argv[1:]), "tokens": len(self.ids),
-                       "formats": {}}
+        self.result = origin("fidelity", arguments.binary, "bench/fidelity/run.sh") | {
+            "package": smol_model.PACKAGE, "tokens": len(self.ids), "formats": {}}
 
     def encode(self, text):
         return self.tokenizer.encode(text, add_special_tokens=False).ids

@@ -10,39 +10,7 @@ import socket
 import subprocess
 import time
 
-from measuring import ROOT
-
-
-class Refused(Exception):
-    """A program ended with an error; str() is what it said last."""
-
-
-class Recorder:
-    """Runs commands and keeps each one (once) for the result file."""
-
-    def __init__(self, timeout_s):
-        self.commands = []
-        self.timeout_s = timeout_s
-
-    def note(self, command):
-        words = (str(word).removeprefix(f"{ROOT}/") for word in command)
-        line = " ".join(word if len(word) < 100 else "'...'" for word in words)
-        if line not in self.commands:
-            self.commands.append(line)
-        return line
-
-    def run(self, command):
-        line = self.note(command)
-        try:
-            done = subprocess.run([str(word) for word in command], capture_output=True, text=True,
-                                  stdin=subprocess.DEVNULL, timeout=self.timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise Refused(f"{line}: no end after {self.timeout_s} s") from error
-        if done.returncode != 0:
-            said = [text for text in (done.stderr + done.stdout).splitlines() if text.strip()]
-            why = [text for text in said if "error" in text.lower() or "not " in text] or said
-            raise Refused(f"exit code {done.returncode}: {' | '.join(why[-3:])[-600:]}")
-        return done.stdout
+from measuring import Refused
 
 
 class Lockstep:
@@ -68,7 +36,7 @@ class Lockstep:
                        self.ranks, "--threads", self.threads, "--collective", self.arguments.collective, flag,
                        ",".join(map(str, counts)), "--repeat", self.arguments.repeat, "--prefill-chunk", 512, "--json",
                        "--log-level", "error", *self.arguments.lockstep_arguments]
-            report = json.loads(self.recorder.run(command))
+            report = json.loads(self.recorder.run(command)[0])
             self.reports[kind] = report
             self.read_gb_per_s += [report["read_gb_per_s"]["before"], report["read_gb_per_s"]["after"]]
             for entry in report["tests"]:
@@ -91,7 +59,7 @@ class LlamaBench:
                    ",".join(lengths["prefill"]), "-n", ",".join(lengths["decode"]), "-r", self.arguments.repeat,
                    "-o", "json", *self.more]
         samples = {}
-        for entry in json.loads(self.recorder.run(command)):
+        for entry in json.loads(self.recorder.run(command)[0]):
             test = ("prefill", entry["n_prompt"]) if entry["n_prompt"] else ("decode", entry["n_gen"])
             samples[test] = entry["samples_ts"]
             self.builds = {key: entry.get(key) for key in ("build_commit", "cpu_info", "backends", "model_type")}

@@ -17,7 +17,6 @@ token reads, by the file's own list of tensors, over the time of a token; KV and
 
 import argparse
 import contextlib
-import datetime
 import json
 import os
 import pathlib
@@ -29,7 +28,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import engines  # noqa: E402
 import gguf_header  # noqa: E402
-from measuring import ROOT, commit, machine  # noqa: E402
+from measuring import ROOT, Recorder, Refused, origin  # noqa: E402
 
 
 def parse():
@@ -89,7 +88,7 @@ def run_rounds(setup, recorder, arguments, tests):
                     continue
                 try:
                     measured = runner.measure(tests, 1000 * one)
-                except engines.Refused as error:
+                except Refused as error:
                     refused[runner.name] = str(error)
                     print(f"{setup}, {runner.name}: {error}", file=sys.stderr)
                     continue
@@ -146,17 +145,12 @@ def show(result):
 
 def main():
     arguments = parse()
-    recorder = engines.Recorder(arguments.timeout_s)
+    recorder = Recorder(arguments.timeout_s)
     header = gguf_header.Header(arguments.model)
     tests = [("prefill", count) for count in arguments.prefill] + [("decode", count) for count in arguments.decode]
     llama = arguments.llama_bench.parents[2] / "llama.cpp.json"
-    result = {
-        "bench": "peers",
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "version": json.loads(recorder.run([arguments.binary, "version", "--json"])),
+    result = origin("peers", arguments.binary) | {
         "llama_cpp": json.loads(llama.read_text()) if llama.exists() else {},
-        "machine": machine(),
         "model": {
             "file": arguments.model.name,
             "lockstep_file": arguments.lockstep_model.name,
