@@ -158,6 +158,17 @@ def mxfp4_block(draw, run, rms):
         bytes(127 + exponent + (byte < round(share * 256)) for byte in range(256)))
 
 
+def nvfp4_block(draw, run, rms):
+    """ggml's: four E4M3 scales, then the nibbles of 64 weights. The scales are small: two codes are mixed."""
+    wanted = rms / E2M1_RMS
+    low = max(code for code in range(0x7E) if e4m3(code) <= wanted)
+    below, above = e4m3(low), e4m3(low + 1)
+    share = (wanted * wanted - below * below) / (above * above - below * below)
+    for i in range(4):
+        run[i::36] = draw.randbytes(len(run) // 36).translate(
+            bytes(low + (byte < round(share * 256)) for byte in range(256)))
+
+
 def e4m3_codes(draw, run, rms):
     """Any code but the two NaNs; the scale is apart."""
     run[:] = run.translate(bytes((i & 0x80) | min(i & 0x7F, 0x7E) for i in range(256)))
@@ -212,6 +223,7 @@ BLOCKS = {
     "iq4_nl": Block(32, 18, one_scale(0, 18, IQ4_RMS), 20),
     "iq4_xs": Block(256, 136, one_scale(0, 136, 18.48 * IQ4_RMS), 23),
     "mxfp4": Block(32, 17, mxfp4_block, 39),
+    "nvfp4": Block(64, 36, nvfp4_block, 40),
     "ones_f32": Block(1, 4, lambda draw, run, rms: put(run, 0, 4, bytes(len(run) // 4), [1.0] * 256,
                                                        lambda value: struct.pack("<f", value)), 0),
     "ones_bf16": Block(1, 2, lambda draw, run, rms: put(run, 0, 2, bytes(len(run) // 2), [1.0] * 256, bfloat16)),

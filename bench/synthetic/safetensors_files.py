@@ -17,7 +17,8 @@ MLX_GROUPS = (32, 64, 128)
 FORMATS = (*PLAIN_FORMATS, "fp8", "fp8_tiles", "nvfp4", "nvfp4_packed", "mlx-mixed",
            *(f"mlx{bits}" for bits in blocks.MLX_BITS),
            *(f"mlx{bits}-g{group}" for bits in blocks.MLX_BITS for group in MLX_GROUPS if group != 64))
-FORMATS_TEXT = "bf16, f16, f32, fp8, fp8_tiles, nvfp4, nvfp4_packed, mlx2 to mlx8 (7 is none), mlx4-g32, mlx4-g128, mlx-mixed"
+FORMATS_TEXT = ("bf16, f16, f32, fp8, fp8_tiles, nvfp4, nvfp4_packed, mlx2 to mlx8 (7 is none), with -g32 or -g128 "
+                "behind for groups of another size than 64, mlx-mixed")
 NVFP4_GROUP = 16
 TILE = 128
 
@@ -142,7 +143,7 @@ def add_mlx(writer, tensor, mlx):
 
 
 def mixed_mlx(shape, name):
-    """mlx_lm's recipe mixed_4_6: 6 bits for the head, and for v_proj and down_proj of the layers that q4_k_m favours."""
+    """mlx_lm's recipe mixed_4_6: 6 bits for the head, and for v_proj and down_proj of the layers q4_k_m favours."""
     layer = re.match(r"model\.layers\.(\d+)\.", name)
     favoured = layer and gguf_files.uses_more_bits(int(layer.group(1)), shape.layers)
     more = "lm_head" in name or (favoured and ("v_proj" in name or "down_proj" in name))
