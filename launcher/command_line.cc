@@ -24,13 +24,20 @@ enum Group : unsigned {
   kOutput = 128,
   kFiles = 256,
   kShard = 512,
+  kCompute = 1 << 10,
+  kArithmetic = 1 << 11,
   kProbe = 1 << 12,
   kListen = 1 << 13,
   kSecret = 1 << 14,
   kTokens = 1 << 15,
   kBench = 1 << 16,
   kLinks = 1 << 17,
+  kTemplate = 1 << 18,
+  kCut = 1 << 19,
+  kJson = 1 << 20,
 };
+
+// Groups with one title are one in the help.
 
 struct GroupSpec {
   Group group;
@@ -40,14 +47,15 @@ struct GroupSpec {
 
 const std::vector<GroupSpec>& Groups() {
   static const std::vector<GroupSpec> groups = {
-      {kModel,
-       "Model",
-       {"model", "kernels", "exact", "kv-cache-dtype", "threads", "chat-template"}},
+      {kModel, "Model", {"model"}},
+      {kCompute, "Model", {"kernels", "threads"}},
+      {kArithmetic, "Model", {"exact", "kv-cache-dtype", "wire"}},
+      {kTemplate, "Model", {"chat-template"}},
+      {kCut, "Ranks", {"ranks", "shares", "config", "rank"}},
       {kRanks,
        "Ranks",
-       {"ranks", "collective", "wire", "rdma-mode", "shares", "config", "rank", "interface",
-        "rendezvous", "start-timeout-ms", "exchange-timeout-ms", "peer-timeout-ms",
-        "verify-exchanges"}},
+       {"collective", "rdma-mode", "interface", "rendezvous", "start-timeout-ms",
+        "exchange-timeout-ms", "peer-timeout-ms", "verify-exchanges"}},
       {kLimits, "Limits", {"max-model-len", "max-num-seqs", "prefill-chunk"}},
       {kSecret, "Secret", {"secret-file"}},
       {kListen, "Address", {"host", "port"}},
@@ -68,9 +76,18 @@ const std::vector<GroupSpec>& Groups() {
        {"benchmark", "prompt-tokens", "context", "repeat", "formats", "rows", "sizes", "dtype"}},
       {kLinks, "Links", {"transports"}},
       {kFiles, "Files", {"out"}},
-      {kOutput, "Output", {"json", "log-level"}},
+      {kJson, "Output", {"json"}},
+      {kOutput, "Output", {"log-level"}},
   };
   return groups;
+}
+
+const GroupSpec* FindGroup(std::string_view option) {
+  for (const GroupSpec& group : Groups()) {
+    if (std::find(group.options.begin(), group.options.end(), option) != group.options.end())
+      return &group;
+  }
+  return nullptr;
 }
 
 struct CommandSpec {
@@ -80,7 +97,9 @@ struct CommandSpec {
   unsigned groups;
 };
 
-constexpr unsigned kTensorParallel = kModel | kRanks | kSecret | kLimits | kOutput;
+constexpr unsigned kTensorParallel = kModel | kCompute | kArithmetic | kTemplate | kCut | kRanks |
+                                     kSecret | kLimits | kJson | kOutput;
+constexpr unsigned kText = kModel | kTemplate | kJson | kOutput;
 
 constexpr CommandSpec kCommands[] = {
     {"run", "answer one prompt, streamed to the terminal", "prompt",
@@ -90,12 +109,13 @@ constexpr CommandSpec kCommands[] = {
     {"worker", "join a cluster as one of its ranks", "model", kTensorParallel | kListen | kServing},
     {"logits", "write the logits of token lists to a safetensors file", "model",
      kTensorParallel | kTokens | kLogits | kFiles},
-    {"tokenize", "JSON lines on stdin: text to token ids", "model", kModel | kOutput},
-    {"detokenize", "JSON lines on stdin: token ids to text", "model", kModel | kOutput},
-    {"render", "JSON lines on stdin: chat messages to prompt text", "model", kModel | kOutput},
-    {"inspect", "print what a checkpoint holds and what a token reads", "model", kModel | kOutput},
+    {"tokenize", "JSON lines on stdin: text to token ids", "model", kText},
+    {"detokenize", "JSON lines on stdin: token ids to text", "model", kText},
+    {"render", "JSON lines on stdin: chat messages to prompt text", "model", kText},
+    {"inspect", "print what a checkpoint holds and what a token reads", "model",
+     kModel | kJson | kOutput},
     {"shard", "write what each rank holds of a checkpoint to a file of its own", "model",
-     kModel | kRanks | kSecret | kFiles | kShard | kProbe | kOutput},
+     kModel | kCompute | kCut | kSecret | kFiles | kShard | kProbe | kOutput},
     {"files", "serve the files of a directory to other machines by HTTP", "model",
      kModel | kListen | kSecret | kOutput},
     {"verify", "check files of ranks: their checksums and the logits of the probe prompt", "model",
@@ -103,8 +123,8 @@ constexpr CommandSpec kCommands[] = {
     {"bench", "measure kernels, exchanges, decode or prefill against what is possible here",
      "benchmark", kTensorParallel | kTokens | kBench | kLinks},
     {"doctor", "measure every link between ranks, and say what is wrong and what to use", "",
-     kRanks | kSecret | kLinks | kOutput},
-    {"version", "print the version and how it was built", "", kOutput},
+     kCut | kRanks | kSecret | kLinks | kJson | kOutput},
+    {"version", "print the version and how it was built", "", kJson | kOutput},
 };
 
 const CommandSpec* FindCommand(std::string_view name) {
@@ -254,9 +274,8 @@ class FlagParser {
                    ->type_name(TypeName(spec));
     }
     const std::string_view title = OptionGroup(spec.name);
-    for (const GroupSpec& group : Groups()) {
-      if (group.title == title) target->belongs = (command_.groups & group.group) != 0;
-    }
+    if (const GroupSpec* group = FindGroup(spec.name))
+      target->belongs = (command_.groups & group->group) != 0;
     option->group(target->belongs ? std::string(title.empty() ? "Other" : title) : std::string());
   }
 
@@ -358,12 +377,14 @@ std::string Nearest(std::string_view word, std::span<const std::string> candidat
 }
 
 std::string_view OptionGroup(std::string_view option) {
-  for (const GroupSpec& group : Groups()) {
-    if (std::find(group.options.begin(), group.options.end(), option) != group.options.end()) {
-      return group.title;
-    }
-  }
-  return {};
+  const GroupSpec* group = FindGroup(option);
+  return group == nullptr ? std::string_view() : group->title;
+}
+
+std::vector<std::string> CommandNames() {
+  std::vector<std::string> names;
+  for (const CommandSpec& command : kCommands) names.emplace_back(command.name);
+  return names;
 }
 
 log::Level LogLevel(const Options& options) {
@@ -396,8 +417,8 @@ StatusOr<CommandLine> ParseCommandLine(std::span<const std::string> arguments) {
   if (const CommandSpec* command = FindCommand(name)) {
     return ParseCommand(*command, arguments.subspan(1));
   }
-  std::vector<std::string> names = {"help"};
-  for (const CommandSpec& command : kCommands) names.emplace_back(command.name);
+  std::vector<std::string> names = CommandNames();
+  names.emplace_back("help");
   const std::string nearest = Nearest(name, names);
   return UsageError("unknown command '%s'%s; `lockstep help` lists the commands", name,
                     nearest.empty() ? "" : "; did you mean '" + nearest + "'?");

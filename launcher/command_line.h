@@ -24,6 +24,9 @@ struct CommandLine {
 // suggests the nearest known one. Reads the YAML that --config names.
 StatusOr<CommandLine> ParseCommandLine(std::span<const std::string> arguments);
 
+// All that ParseCommandLine knows, in the order of the help.
+std::vector<std::string> CommandNames();
+
 // The group of flags that `option` stands under in the help; empty if nobody sorted it in.
 std::string_view OptionGroup(std::string_view option);
 

@@ -64,7 +64,8 @@ Status Main(const std::vector<std::string>& arguments) {
   for (const Command& command : kCommands) {
     if (line.command == command.name) return command.run(line.options);
   }
-  return OkStatus();
+  if (line.command.empty()) return OkStatus();  // help or the version
+  return InternalError("`lockstep %s` has no function in launcher/commands/main.cc", line.command);
 }
 
 // Threads start in constructors all over the program, and the standard library says by an exception
