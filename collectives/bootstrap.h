@@ -42,7 +42,7 @@ struct BootstrapOptions {
   int64_t peer_timeout_ms = 10'000;
   bool verify_exchanges = false;        // equal on all ranks, as in GroupOptions
   size_t slot_bytes = size_t{1} << 20;  // of a group for which nothing else is said
-  // How many ranks share this machine, when the caller knows (a spawner); 0: counted by host name.
+  // How many ranks share this machine, when the caller knows (a spawner); 0: counted by boot id.
   int ranks_on_this_host = 0;
 };
 
