@@ -17,6 +17,8 @@ constexpr int kPieceBits = 32;
 constexpr int kTermBits = 53;
 constexpr double kTermScale = 0x1p52;
 constexpr double kPieceScale = 0x1p-32;
+// Above every float divided by a temperature; divided by one again it is still finite.
+constexpr double kMostScore = 1e50;
 
 struct OfferHeader {
   ExpSum tempered;
@@ -224,6 +226,13 @@ Status DecodeOffer(std::span<const std::byte> bytes, const SamplingParams& param
   entries += CandidateCount(params) * sizeof(Candidate);
   if (header.raw_best > 0)
     std::memcpy(offer->raw_best.data(), entries, header.raw_best * sizeof(Candidate));
+  // No order and no sum holds with a NaN or an infinity.
+  for (const auto* list : {&offer->candidates, &offer->raw_best}) {
+    for (const Candidate& entry : *list) {
+      if (!(std::abs(entry.score) <= kMostScore))
+        return InternalError("candidate block gives token %d the score %g", entry.id, entry.score);
+    }
+  }
   return OkStatus();
 }
 

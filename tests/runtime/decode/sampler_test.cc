@@ -471,5 +471,23 @@ TEST(Offer, LyingCountsAreRefused) {
   EXPECT_FALSE(DecodeOffer(std::span(bytes).first(8), params, &decoded).ok());
 }
 
+// They would break the order of the candidates and lead the sum of exponentials astray.
+TEST(Offer, ScoresThatNoLogitGivesAreRefused) {
+  SamplingParams params;
+  params.top_k = 4;
+  params.logprobs = 1;
+  for (const double wrong : {std::nan(""), HUGE_VAL, -HUGE_VAL, 1e60}) {
+    for (const bool raw : {false, true}) {
+      RowOffer offer;
+      offer.candidates = {{1, 0.5f, raw ? 0.5 : wrong}};
+      offer.raw_best = {{1, 0.5f, raw ? wrong : 0.5}};
+      std::vector<std::byte> bytes(OfferBytes(params));
+      EncodeOffer(offer, params, bytes);
+      RowOffer decoded;
+      EXPECT_FALSE(DecodeOffer(bytes, params, &decoded).ok()) << wrong << " " << raw;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lockstep
