@@ -14,6 +14,7 @@
 #include "launcher/commands/bench.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/diagnosis.h"
+#include "launcher/commands/doctor_reports.h"
 #include "launcher/commands/ping_pong.h"
 #include "launcher/process.h"
 #include "runtime/base/os.h"
@@ -161,56 +162,6 @@ LinkEnd EndOf(const Link& link, bool one_machine) {
   }
   if (one_machine) end.megabits = 0;
   return end;
-}
-
-// --- what a rank tells rank 0 ---
-
-Json JsonOf(const LinkFacts& link) {
-  Json ends = Json::array();
-  for (const LinkEnd& end : link.ends) {
-    ends.push_back({{"address", end.address},
-                    {"interface", end.interface},
-                    {"device", end.device},
-                    {"mtu", end.mtu},
-                    {"megabits", end.megabits}});
-  }
-  return {{"transport", link.transport},
-          {"ranks", link.ranks},
-          {"ends", ends},
-          {"p50_us", link.p50_us},
-          {"p99_us", link.p99_us},
-          {"large_bytes", link.large_bytes},
-          {"gb_per_s", link.gb_per_s},
-          {"nominal_gb_per_s", NominalGbPerS(link)},
-          {"clock_ahead_ms", link.clock_ahead_ms},
-          {"clock_within_ms", link.clock_within_ms}};
-}
-
-// Takes in a link as its rank number `side` (0 asked and knows what it takes, 1 answered) saw it.
-// Ranks of a session run the same program, so the words have these members.
-void AddWord(const Json& word, std::vector<LinkFacts>* links) {
-  const auto side = word["side"].get<size_t>();
-  const Json& seen = word["link"];
-  const auto transport = seen["transport"].get<std::string>();
-  const int first = seen["ranks"][0].get<int>(), second = seen["ranks"][1].get<int>();
-  auto known = std::find_if(links->begin(), links->end(), [&](const LinkFacts& link) {
-    return link.transport == transport && link.ranks[0] == first && link.ranks[1] == second;
-  });
-  if (known == links->end()) {
-    links->push_back({.transport = transport, .ranks = {first, second}});
-    known = std::prev(links->end());
-  }
-  const Json& end = seen["ends"][side];
-  known->ends[side] = {end["address"].get<std::string>(), end["interface"].get<std::string>(),
-                       end["device"].get<std::string>(), end["mtu"].get<int64_t>(),
-                       end["megabits"].get<int64_t>()};
-  if (side != 0) return;
-  known->p50_us = seen["p50_us"].get<double>();
-  known->p99_us = seen["p99_us"].get<double>();
-  known->large_bytes = seen["large_bytes"].get<int64_t>();
-  known->gb_per_s = seen["gb_per_s"].get<double>();
-  known->clock_ahead_ms = seen["clock_ahead_ms"].get<double>();
-  known->clock_within_ms = seen["clock_within_ms"].get<double>();
 }
 
 // --- every rank ---
@@ -362,24 +313,17 @@ Status Examine(Session& session, const std::vector<std::string>& wanted) {
       const auto all,
       GatherWords(session.group(), mine.dump(-1, ' ', false, Json::error_handler_t::replace)));
   if (session.rank() != 0) return OkStatus();
-  std::vector<Json> nodes;
-  std::vector<NodeFacts> facts;
-  std::vector<LinkFacts> links;
-  for (const std::string& word : all) {
-    Json node = Json::parse(word, nullptr, false);
-    if (!node.is_object()) return InternalError("a rank's report cannot be read");
-    facts.push_back({node["name"].get<std::string>(), node["rdma"].get<std::string>()});
-    for (const Json& link : node["links"]) AddWord(link, &links);
-    node.erase("links");
-    nodes.push_back(std::move(node));
-  }
+  DoctorReports reports;
+  for (int rank = 0; rank < session.size(); ++rank)
+    LOCKSTEP_RETURN_IF_ERROR(AddReport(all[rank], rank, session.size(), &reports));
+  std::vector<LinkFacts>& links = reports.links;
   std::stable_sort(links.begin(), links.end(), [](const LinkFacts& a, const LinkFacts& b) {
     return a.transport < b.transport;
   });
   if (links.empty()) return UsageError("nothing was measured: %s", absl::StrJoin(findings, "; "));
-  Diagnosis diagnosis = Diagnose(facts, links);
+  Diagnosis diagnosis = Diagnose(reports.facts, links);
   diagnosis.findings.insert(diagnosis.findings.begin(), findings.begin(), findings.end());
-  Report(options, nodes, links, diagnosis);
+  Report(options, reports.nodes, links, diagnosis);
   return OkStatus();
 }
 
