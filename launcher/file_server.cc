@@ -93,6 +93,32 @@ struct Shared;
 
 // One client's connection; lives as long as something is under way on it. All its work happens on
 // the strand of its stream.
+// Whether a file of this name belongs to a model.
+bool IsOfModel(std::string_view name) {
+  static constexpr std::string_view kNames[] = {"config.json",
+                                                "generation_config.json",
+                                                "tokenizer.json",
+                                                "tokenizer_config.json",
+                                                "special_tokens_map.json",
+                                                "chat_template.jinja",
+                                                "probe.json",
+                                                "hf_quant_config.json",
+                                                "chat_template.json"};
+  static constexpr std::string_view kSuffixes[] = {".safetensors", ".safetensors.index.json",
+                                                   ".gguf", ".lockstep"};
+  if (name.empty() || name[0] == '.') return false;
+  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames) ||
+         std::any_of(std::begin(kSuffixes), std::end(kSuffixes),
+                     [&](std::string_view suffix) { return name.ends_with(suffix); });
+}
+
+bool HasServedCharacters(std::string_view name) {
+  return name.size() <= 255 && std::all_of(name.begin(), name.end(), [](char c) {
+           return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                  c == '.' || c == '-' || c == '_' || c == '+';
+         });
+}
+
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(tcp::socket socket, Shared& shared);
@@ -228,7 +254,7 @@ void Connection::AnswerFile(const std::string& path) {
   const std::string name = path.substr(1);
   struct stat info {};
   errno = ENOENT;
-  if (path[0] == '/' && IsModelFileName(name))
+  if (path[0] == '/' && IsOfModel(name) && HasServedCharacters(name))
     file_ = OpenRegular(shared_.options.directory + "/" + name, &info);
   if (!file_.valid()) {
     const bool busy = errno == EMFILE || errno == ENFILE || errno == ENOMEM;
@@ -434,37 +460,20 @@ std::string FileToken(std::string_view secret) {
   return text;
 }
 
-bool IsModelFileName(std::string_view name) {
-  static constexpr std::string_view kNames[] = {"config.json",
-                                                "generation_config.json",
-                                                "tokenizer.json",
-                                                "tokenizer_config.json",
-                                                "special_tokens_map.json",
-                                                "chat_template.jinja",
-                                                "probe.json",
-                                                "hf_quant_config.json",
-                                                "chat_template.json"};
-  static constexpr std::string_view kSuffixes[] = {".safetensors", ".safetensors.index.json",
-                                                   ".gguf", ".lockstep"};
-  const auto plain = [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' ||
-           c == '-' || c == '_' || c == '+';
-  };
-  if (name.empty() || name.size() > 255 || name[0] == '.') return false;
-  if (!std::all_of(name.begin(), name.end(), plain)) return false;
-  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames) ||
-         std::any_of(std::begin(kSuffixes), std::end(kSuffixes),
-                     [&](std::string_view suffix) { return name.ends_with(suffix); });
-}
-
-StatusOr<std::vector<ModelFile>> ListModelFiles(const std::string& directory) {
+StatusOr<std::vector<ModelFile>> ListModelFiles(const std::string& directory,
+                                                std::vector<std::string>* unserved) {
   std::vector<ModelFile> files;
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, NamesIn(directory));
   for (const std::string& name : names) {
     struct stat info {};
-    if (IsModelFileName(name) && stat((directory + "/" + name).c_str(), &info) == 0 &&
-        S_ISREG(info.st_mode)) {
+    if (!IsOfModel(name) || stat((directory + "/" + name).c_str(), &info) != 0 ||
+        !S_ISREG(info.st_mode)) {
+      continue;
+    }
+    if (HasServedCharacters(name)) {
       files.push_back({name, static_cast<uint64_t>(info.st_size)});
+    } else if (unserved != nullptr) {
+      unserved->push_back(name);
     }
   }
   return files;

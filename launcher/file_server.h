@@ -43,8 +43,8 @@ struct FileServerOptions {
 // the secret itself never travels. Whoever reads it on the wire can read the files, nothing else.
 std::string FileToken(std::string_view secret);
 
-// Whether a file of this name belongs to a model.
-bool IsModelFileName(std::string_view name);
+// What characters a served file's name may have: those that stand in a URL as they are.
+inline constexpr char kServedCharacters[] = "letters, digits and . - _ +";
 
 class FileServer {
  public:
@@ -60,7 +60,9 @@ struct ModelFile {
   std::string name;
   uint64_t bytes = 0;
 };
-// What is served of a directory, sorted by name.
-StatusOr<std::vector<ModelFile>> ListModelFiles(const std::string& directory);
+// What is served of a directory, sorted by name. `unserved` (may be nullptr) gets the names that
+// end as a model's do and have other characters than kServedCharacters, or too many.
+StatusOr<std::vector<ModelFile>> ListModelFiles(const std::string& directory,
+                                                std::vector<std::string>* unserved = nullptr);
 
 }  // namespace lockstep

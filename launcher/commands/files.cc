@@ -11,6 +11,16 @@
 #include "transport/socket.h"
 
 namespace lockstep {
+namespace {
+
+std::string Unserved(const std::vector<std::string>& names) {
+  std::string list;
+  for (const std::string& name : names) list += (list.empty() ? "'" : ", '") + name + "'";
+  return absl::StrFormat("%s left out, since a name may have %s alone; rename %s", list,
+                         kServedCharacters, names.size() == 1 ? "it" : "them");
+}
+
+}  // namespace
 
 Status FilesCommand(const Options& options) {
   if (options.model.empty())
@@ -22,12 +32,15 @@ Status FilesCommand(const Options& options) {
   if (!options.secret_file.empty()) {
     LOCKSTEP_ASSIGN_OR_RETURN(serving.secret, ReadSecretFile(options.secret_file));
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<ModelFile> files, ListModelFiles(options.model));
+  std::vector<std::string> unserved;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<ModelFile> files,
+                            ListModelFiles(options.model, &unserved));
   if (files.empty()) {
     return ModelError(
-        "%s: holds no file of a model (*.safetensors, *.gguf, rank-R-of-N.lockstep, config.json)",
-        options.model);
+        "%s: holds no file of a model (*.safetensors, *.gguf, rank-R-of-N.lockstep, config.json)%s",
+        options.model, unserved.empty() ? "" : " that can be served: " + Unserved(unserved));
   }
+  if (!unserved.empty()) log::Warning("%s: %s", options.model, Unserved(unserved));
   uint64_t bytes = 0;
   for (const ModelFile& file : files) bytes += file.bytes;
   const InterruptScope interrupts;

@@ -328,5 +328,21 @@ TEST(FilesCommandTest, ServesUntilASignal) {
   EXPECT_THAT(nothing.error(), HasSubstr("holds no file of a model"));
 }
 
+TEST(FilesCommandTest, NamesWhatItLeavesOut) {
+  const TemporaryDirectory directory;
+  directory.Write("my model (1).gguf", "words");
+  Program nothing({"files", directory.path()});
+  EXPECT_EQ(nothing.Wait(), 3);
+  EXPECT_THAT(nothing.error(), HasSubstr("'my model (1).gguf' left out"));
+  EXPECT_THAT(nothing.error(), HasSubstr("letters, digits and"));
+  directory.Write("notes (1).txt", "words");
+  directory.Write("x.gguf", "words");
+  Program some({"files", directory.path(), "--port", "0"});
+  ASSERT_TRUE(some.WaitForError("a rank fetches")) << some.error();
+  EXPECT_THAT(some.error(), HasSubstr("'my model (1).gguf' left out"));
+  EXPECT_THAT(some.error(), HasSubstr("serving 1 files"));
+  EXPECT_THAT(some.error(), ::testing::Not(HasSubstr("notes")));
+}
+
 }  // namespace
 }  // namespace lockstep
