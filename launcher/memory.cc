@@ -12,8 +12,6 @@ namespace {
 constexpr double kReservedPart = 0.06;
 constexpr uint64_t kReservedBytes = uint64_t{256} << 20;
 
-int64_t BlocksOf(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
-
 // What a step computes in and exchanges through.
 uint64_t StepBytes(const MemoryPlan& plan) {
   return plan.scratch_bytes + plan.work_bytes + plan.exchange_bytes;

@@ -10,6 +10,9 @@
 
 namespace lockstep {
 
+// The KV blocks of so many tokens.
+inline int64_t BlocksOf(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+
 struct MemoryQuestion {
   ModelConfig config;
   ModelLimits limits;  // kv_blocks: as many as wanted

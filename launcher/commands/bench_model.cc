@@ -9,6 +9,7 @@
 #include "launcher/commands/bench.h"
 #include "launcher/commands/bench_report.h"
 #include "launcher/commands/timed_group.h"
+#include "launcher/memory.h"
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/os.h"
@@ -22,8 +23,6 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kMostTokens = 16'777'216;
 constexpr int64_t kWarmUpTokens = 8;
 constexpr uint64_t kSeed = 4711;
-
-int64_t BlocksOf(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
 
 struct Plan {
   bool decode = false;

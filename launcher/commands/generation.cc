@@ -9,8 +9,8 @@
 #include "launcher/process.h"
 #include "runtime/base/log.h"
 #include "runtime/engine/defaults.h"
+#include "runtime/model/shape.h"
 #include "runtime/text/streaming_decoder.h"
-#include "runtime/weights/partition.h"
 
 namespace lockstep {
 namespace {
@@ -66,8 +66,7 @@ StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs
 }
 
 StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(Session& session) {
-  const Range vocab =
-      CutByShares(session.model().config().vocab_size, session.shares())[session.rank()];
+  const Range vocab = CutModel(session.model().config(), session.shares()).vocab[session.rank()];
   std::vector<std::string> names;
   for (const RankInfo& rank : session.membership().ranks()) names.push_back(rank.Name());
   return TensorParallelExecutor::Create(session.model(), session.group(), {vocab.begin, vocab.end},

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -14,6 +15,7 @@
 
 #include "launcher/commands/commands.h"
 #include "launcher/commands/generation.h"
+#include "launcher/memory.h"
 #include "launcher/process.h"
 #include "launcher/token_file.h"
 #include "launcher/world.h"
@@ -32,10 +34,6 @@ struct Job {
   int64_t blocks = 0;  // KV blocks that the largest batch needs
 };
 
-int64_t BlocksOf(size_t tokens) {
-  return (static_cast<int64_t>(tokens) + kBlockTokens - 1) / kBlockTokens;
-}
-
 // --step K as it is; without it whole prompts, cut only where a step would grow beyond
 // --prefill-chunk.
 StatusOr<ModelLimits> PlanLimits(const Options& options, const ModelConfig& config, Job* job) {
@@ -44,8 +42,8 @@ StatusOr<ModelLimits> PlanLimits(const Options& options, const ModelConfig& conf
   int64_t longest = 0, blocks = 0;
   for (const std::vector<int32_t>& tokens : job->sequences) {
     longest = std::max(longest, static_cast<int64_t>(tokens.size()));
-    blocks = options.together ? blocks + BlocksOf(tokens.size())
-                              : std::max(blocks, BlocksOf(tokens.size()));
+    const int64_t own = BlocksOf(std::ssize(tokens));
+    blocks = options.together ? blocks + own : std::max(blocks, own);
   }
   job->chunk = std::min(options.step > 0 ? options.step : options.prefill_chunk, longest);
   const int64_t together = options.together ? static_cast<int64_t>(job->sequences.size()) : 1;
@@ -102,7 +100,7 @@ class BatchRun {
       sequence.slot = static_cast<int32_t>(i);
       sequence.tokens = job_.sequences[first_ + i];
       BlockGrowth growth{sequence.slot, {}};
-      for (int64_t b = BlocksOf(sequence.tokens.size()); b > 0; --b)
+      for (int64_t b = BlocksOf(std::ssize(sequence.tokens)); b > 0; --b)
         growth.blocks.push_back(block++);
       plan->started.push_back(std::move(sequence));
       plan->growth.push_back(std::move(growth));
