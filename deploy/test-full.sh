@@ -27,6 +27,16 @@ suite() {
   cmake --preset "$1" && cmake --build "build/$1" -j "$jobs" && ctest --preset "$1" -j "$jobs" "${@:2}"
 }
 
+# each LABEL COMMAND...: runs it for every line of stdin in place of {}, as many at a time as there are cores, and shows
+# what each said when it ends. Fails if one did.
+each() {
+  # shellcheck disable=SC2016
+  xargs -P "$jobs" -I{} bash -c 'label=$1 item=$2; shift 2
+    said=$("$@" 2>&1 </dev/null); code=$?
+    printf "== %s: %s\n%s\n" "$label" "$(basename "$item")" "$said"
+    if [[ $code -ne 0 ]]; then echo "$item: FAILED with $code"; exit 1; fi' each "$1" {} "${@:2}"
+}
+
 # Cross-compiled and run under qemu, on CPUs with matrix products of bytes, with dot products only, and with neither: each
 # takes other kernels, and what an older one does proves that nothing newer is used without asking.
 arm64() {
@@ -41,34 +51,32 @@ arm64() {
 # All tests on one emulated CPU, which must find these kernels, best first. Tests that start the program under test need a
 # real machine.
 arm64_tests() {
-  local cpu=$1 kernels=$2 found program failed=0
+  local cpu=$1 kernels=$2 found failed=0
   local emulated=(qemu-aarch64-static -cpu "$cpu" -L build/arm64-sysroot)
   found=$("${emulated[@]}" build/arm64/lockstep bench kernels --kernels cpu/avx2 2>&1 </dev/null || true)
   echo "== $cpu: $found"
   [[ $found == *"it has $kernels" ]] || { echo "$cpu: should have $kernels"; failed=1; }
-  for program in build/arm64/tests/*_test; do
-    [[ $program =~ launcher_(session|commands_.*|shard_source)_test$ ]] && continue
-    echo "== $cpu: $(basename "$program")"
-    LOCKSTEP_SOURCE_DIR=$root "${emulated[@]}" "$program" --gtest_brief=1 </dev/null || failed=1
-  done
+  find build/arm64/tests -maxdepth 1 -name '*_test' |
+    grep -vE 'launcher_(session|commands_.*|shard_source)_test$' |
+    LOCKSTEP_SOURCE_DIR=$root each "$cpu" "${emulated[@]}" {} --gtest_brief=1 || failed=1
   return $failed
 }
 
 fuzz() {
   cmake --preset fuzz && cmake --build build/fuzz -j "$jobs" --target $(fuzz_targets) || return 1
-  local target name known failed=0
-  for target in $(fuzz_targets); do
-    echo "== $target, $fuzz_seconds s"
-    name=${target%_fuzz} known=()
-    mkdir -p "build/fuzz-corpus/$target"
-    # The seeds that are kept are read; what is discovered goes to the first folder.
-    if [[ -d tests/fuzz/seeds/$name ]]; then known+=("tests/fuzz/seeds/$name"); fi
-    if [[ -f tests/fuzz/$name.dict ]]; then known+=("-dict=tests/fuzz/$name.dict"); fi
-    UBSAN_OPTIONS=print_stacktrace=1 "build/fuzz/tests/$target" -max_total_time="$fuzz_seconds" -timeout=20 -rss_limit_mb=2048 \
-      -artifact_prefix="build/fuzz-corpus/$target-" "build/fuzz-corpus/$target" "${known[@]}" 2>&1 | tail -3
-    [[ ${PIPESTATUS[0]} -eq 0 ]] || { echo "$target: FAILED; its input is build/fuzz-corpus/$target-*"; failed=1; }
-  done
-  return $failed
+  export -f fuzz_one && export fuzz_seconds
+  fuzz_targets | each "$fuzz_seconds s" bash -c 'fuzz_one {}'
+}
+fuzz_one() {
+  local target=$1 name=${1%_fuzz} known=()
+  mkdir -p "build/fuzz-corpus/$target"
+  # The seeds that are kept are read; what is discovered goes to the first folder.
+  if [[ -d tests/fuzz/seeds/$name ]]; then known+=("tests/fuzz/seeds/$name"); fi
+  if [[ -f tests/fuzz/$name.dict ]]; then known+=("-dict=tests/fuzz/$name.dict"); fi
+  UBSAN_OPTIONS=print_stacktrace=1 "build/fuzz/tests/$target" -max_total_time="$fuzz_seconds" -timeout=20 \
+    -rss_limit_mb=2048 -artifact_prefix="build/fuzz-corpus/$target-" "build/fuzz-corpus/$target" "${known[@]}" 2>&1 |
+    tail -3
+  [[ ${PIPESTATUS[0]} -eq 0 ]] || { echo "its input is build/fuzz-corpus/$target-*"; return 1; }
 }
 fuzz_targets() { for source in tests/fuzz/*_fuzz.cc; do basename "$source" .cc; done; }
 

@@ -245,11 +245,11 @@ TEST_P(Links, AnAbortFromAnotherThreadEndsAWait) {
 TEST_P(Links, AnIdleReceiverWakesForAMessage) {
   std::vector<BootstrapOptions> all = LocalRanks(2, GetParam());
   for (BootstrapOptions& options : all)
-    options.exchange_timeout_ms = 20;  // must not matter to an idle wait
+    options.exchange_timeout_ms = 200;  // must not matter to an idle wait
   ExpectAllOk(RunGroups(all, [](Group& group) -> Status {
     std::vector<std::byte> message;
     if (group.rank() == 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      std::this_thread::sleep_for(std::chrono::milliseconds(500));
       message.resize(100'000, std::byte{7});
     }
     LOCKSTEP_RETURN_IF_ERROR(BroadcastMessage(group, &message, 0, Patience::kIdle));
