@@ -172,7 +172,10 @@ Status VerifyCommand(const Options& options) {
     return CheckTheRest(options, opened, &mine);
   };
   needs.limits = [](const ModelConfig&) { return ProbeLimits(); };
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(options, needs));
+  // The files are looked at, not the wire of the cluster's YAML.
+  Options exact_wire = options;
+  exact_wire.wire = "f32";
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(exact_wire, needs));
   mine.ns += static_cast<int64_t>(session->load_seconds() * 1e9);
   const InterruptScope scope;
   return session->Close(Verify(*session, mine));
