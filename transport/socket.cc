@@ -165,6 +165,11 @@ StatusOr<Endpoint> ParseEndpoint(std::string_view text) {
   }
   if (endpoint.host.empty())
     return UsageError("'%s' is not an address: the host is missing", whole);
+  const auto foreign = [](char c) { return c == '[' || c == ']' || (c >= 0 && c <= ' '); };
+  if (std::any_of(host.begin(), host.end(), foreign)) {
+    return UsageError(
+        "'%s' is not an address: a host has no brackets, blanks or control characters", whole);
+  }
   return endpoint;
 }
 

@@ -124,8 +124,8 @@ TEST(Endpoints, AreParsedStrictly) {
   EXPECT_EQ(ParseEndpoint("10.0.0.1:80")->port, 80);
   EXPECT_EQ(ParseEndpoint("[::1]:80")->host, "::1");
   EXPECT_EQ(ParseEndpoint("[::1]:80")->Text(), "[::1]:80");
-  for (const char* text :
-       {"", "host", "host:", ":80", "host:x", "host:-1", "host:65536", "::1:80", "host:80x"}) {
+  for (const char* text : {"", "host", "host:", ":80", "host:x", "host:-1", "host:65536", "::1:80",
+                           "host:80x", "[[]]:2", "[]:80", "a b:80", "a\n:80"}) {
     EXPECT_FALSE(ParseEndpoint(text).ok()) << text;
   }
 }
