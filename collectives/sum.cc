@@ -77,9 +77,14 @@ Status SumDirectly(Group& group, WireFormat wire, std::span<float> sum, size_t c
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
     const SlotPart part = Piece(whole, chunks, chunk).Packed(wire);
     for (int peer = 0; peer < group.size(); ++peer) {
-      if (peer == group.rank()) continue;
-      LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(peer, part));
-      LOCKSTEP_RETURN_IF_ERROR(group.PublishPart(peer, part));
+      if (peer != group.rank()) LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(peer, part));
+    }
+  }
+  Pack(wire, group.slot());
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    const SlotPart part = Piece(whole, chunks, chunk).Packed(wire);
+    for (int peer = 0; peer < group.size(); ++peer) {
+      if (peer != group.rank()) LOCKSTEP_RETURN_IF_ERROR(group.PublishPart(peer, part));
     }
   }
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
@@ -119,6 +124,7 @@ Status SumInTwoSteps(Group& group, WireFormat wire, std::span<float> sum, size_t
       LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(peer, sum_part(peer, chunk)));
     }
   }
+  Pack(wire, group.slot());
   for (size_t chunk = 0; chunk < chunks; ++chunk) {
     for (int peer = 0; peer < group.size(); ++peer) {
       if (peer == me) continue;
@@ -153,7 +159,6 @@ Status SumInTwoSteps(Group& group, WireFormat wire, std::span<float> sum, size_t
 
 Status SumSlots(Group& group, std::span<float> sum, WireFormat wire) {
   const SumPlan plan = ChooseSum(group.traits(), group.size(), WireBytes(wire, sum.size()));
-  Pack(wire, group.slot());
   switch (plan.algorithm) {
     case SumAlgorithm::kDirect:
       return SumDirectly(group, wire, sum, plan.chunks);
@@ -167,8 +172,11 @@ Status AllReduceSum(Group& group, std::span<float> data, WireFormat wire) {
   if (group.size() == 1) return OkStatus();
   const size_t longest_bytes =
       ChooseSum(group.traits(), group.size(), WireBytes(wire, data.size())).longest_bytes;
+  // Whole blocks, so that where exchanges are cut does not show in what is rounded.
+  size_t longest = longest_bytes / sizeof(float);
+  if (longest > kWireBlock) longest -= longest % kWireBlock;
   do {
-    const std::span<float> piece = data.first(std::min(data.size(), longest_bytes / sizeof(float)));
+    const std::span<float> piece = data.first(std::min(data.size(), longest));
     LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group.Begin(piece.size_bytes()));
     if (!piece.empty()) std::memcpy(slot.data(), piece.data(), piece.size_bytes());
     LOCKSTEP_RETURN_IF_ERROR(SumSlots(group, piece, wire));

@@ -35,13 +35,12 @@ enum Group : unsigned {
   kTemplate = 1 << 18,
   kCut = 1 << 19,
   kJson = 1 << 20,
+  kWire = 1 << 21,
 };
-
-// Groups with one title are one in the help.
 
 struct GroupSpec {
   Group group;
-  std::string_view title;
+  std::string_view title;  // groups with the same one are one in the help
   std::vector<std::string_view> options;
 };
 
@@ -49,7 +48,8 @@ const std::vector<GroupSpec>& Groups() {
   static const std::vector<GroupSpec> groups = {
       {kModel, "Model", {"model"}},
       {kCompute, "Model", {"kernels", "threads"}},
-      {kArithmetic, "Model", {"exact", "kv-cache-dtype", "wire"}},
+      {kArithmetic, "Model", {"exact", "kv-cache-dtype"}},
+      {kWire, "Model", {"wire"}},
       {kTemplate, "Model", {"chat-template"}},
       {kCut, "Ranks", {"ranks", "shares", "config", "rank"}},
       {kRanks,
@@ -97,8 +97,9 @@ struct CommandSpec {
   unsigned groups;
 };
 
-constexpr unsigned kTensorParallel = kModel | kCompute | kArithmetic | kTemplate | kCut | kRanks |
-                                     kSecret | kLimits | kJson | kOutput;
+constexpr unsigned kVerify = kModel | kCompute | kArithmetic | kTemplate | kCut | kRanks | kSecret |
+                             kLimits | kProbe | kJson | kOutput;
+constexpr unsigned kTensorParallel = (kVerify & ~kProbe) | kWire;
 constexpr unsigned kText = kModel | kTemplate | kJson | kOutput;
 
 constexpr CommandSpec kCommands[] = {
@@ -119,7 +120,7 @@ constexpr CommandSpec kCommands[] = {
     {"files", "serve the files of a directory to other machines by HTTP", "model",
      kModel | kListen | kSecret | kOutput},
     {"verify", "check files of ranks: their checksums and the logits of the probe prompt", "model",
-     kTensorParallel | kProbe},
+     kVerify},
     {"bench", "measure kernels, exchanges, decode or prefill against what is possible here",
      "benchmark", kTensorParallel | kTokens | kBench | kLinks},
     {"doctor", "measure every link between ranks, and say what is wrong and what to use", "",

@@ -91,8 +91,6 @@ bool IsLoopbackName(std::string_view host) {
 
 struct Shared;
 
-// One client's connection; lives as long as something is under way on it. All its work happens on
-// the strand of its stream.
 // Whether a file of this name belongs to a model.
 bool IsOfModel(std::string_view name) {
   static constexpr std::string_view kNames[] = {"config.json",
@@ -119,6 +117,8 @@ bool HasServedCharacters(std::string_view name) {
          });
 }
 
+// One client's connection; lives as long as something is under way on it. All its work happens on
+// the strand of its stream.
 class Connection : public std::enable_shared_from_this<Connection> {
  public:
   Connection(tcp::socket socket, Shared& shared);

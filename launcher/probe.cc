@@ -17,6 +17,8 @@ namespace lockstep {
 namespace {
 
 constexpr uint64_t kMostProbeBytes = uint64_t{1} << 20;
+// Beyond this a narrow wire is worth a warning: as far as one row's choice of experts may turn.
+constexpr double kFarByWire = 0.25;
 
 // A process as a group of its own.
 struct Alone {
@@ -128,7 +130,12 @@ Status MeasureWire(Session& session, WireFormat wire) {
   }
   model.SetWire(wire);
   if (measured) {
-    LOCKSTEP_ASSIGN_OR_RETURN(after, ComputeProbe(model, session.group()));
+    StatusOr<ProbeDigest> computed = ComputeProbe(model, session.group());
+    if (!computed.ok()) {
+      return Annotate(computed.status(),
+                      absl::StrFormat("with sums as %s (--wire f32 rounds nothing)", NameOf(wire)));
+    }
+    after = *std::move(computed);
   }
   if (session.rank() != 0) return OkStatus();
   if (!measured) {
@@ -142,10 +149,11 @@ Status MeasureWire(Session& session, WireFormat wire) {
   int same = 0;
   for (size_t i = 0; i < before.size(); ++i)
     same += before[i].top[0].first == after[i].top[0].first ? 1 : 0;
-  log::Info(
-      "sums travel as %s: the probe prompts' logits move by %.2g of their deviation at most, "
-      "and %d of %d best tokens stay",
-      NameOf(wire), *std::max_element(distances.begin(), distances.end()), same, before.size());
+  const double farthest = *std::max_element(distances.begin(), distances.end());
+  log::Write(farthest > kFarByWire ? log::Level::kWarning : log::Level::kInfo,
+             absl::StrFormat("sums travel as %s: the probe prompts' logits move by %.2g of their "
+                             "deviation at most, and %d of %d best tokens stay",
+                             NameOf(wire), farthest, same, before.size()));
   return OkStatus();
 }
 

@@ -352,6 +352,13 @@ Status OpenedSession::StartWire() {
   // The option table allows no other names.
   LOCKSTEP_ASSIGN_OR_RETURN(const WireFormat wire, WireFormatOf(options_.wire));
   if (size() == 1 || wire == WireFormat::kF32) return OkStatus();
+  // Blocks would reach from row to row, and a row's bits depend on those beside it.
+  if (const int64_t width = model_->config().hidden_size; width % int64_t{kWireBlock} != 0) {
+    return UsageError(
+        "--wire %s needs a hidden_size that is a multiple of %d, and the model's is "
+        "%d; use --wire f32",
+        options_.wire, kWireBlock, width);
+  }
   return MeasureWire(*this, wire);
 }
 

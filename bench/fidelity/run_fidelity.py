@@ -36,6 +36,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 PROMPTS = ("The capital of France is", "Water boils when", "Once upon a time, in a small village by the sea,")
 GREEDY_TOKENS = 32
 ACTIVATIONS_LIMIT = 5e-3  # mean divergence of 8-bit activations
+WIRE_LIMITS = {"bf16": 1e-4, "int8": 5e-3}  # mean divergence of narrow sums between ranks
 LOST_MODEL = 2  # mean divergence of quantized weights, above which nothing is left that could be kept
 SAME_LIMIT = 1e-6  # largest divergence between two computations of the same in float32
 QUICK = ["bf16", "q8_0", "q4_0", "q4_k_m", "q6_k", "iq4_xs", "mxfp4", "mlx4", "nvfp4", "shard-q4_k"]
@@ -166,6 +167,8 @@ class Study:
         for ranks, wire in self.wires if format in ("bf16", "q8_0") else ():
             rows = self.logits(model, "--ranks", ranks, "--wire", wire)
             entry[f"wire {wire}, {ranks} ranks"] = {"perplexity": perplexity(rows, self.ids), "exact": against(exact, rows)}
+            mean = entry[f"wire {wire}, {ranks} ranks"]["exact"]["mean"]
+            self.expect(mean <= WIRE_LIMITS[wire], f"{format}: sums as {wire} diverge by {mean:.2e} in the mean")
         self.remove(model)
         return entry
 
@@ -195,7 +198,7 @@ class Study:
         self.result["reference"] = {"perplexity": perplexity(self.reference, self.ids)}
         help_text = run([self.arguments.binary, "logits", "--help"])
         self.cache_types = ("bf16", "f16", "q8") if "--kv-cache-dtype" in help_text else ()
-        self.wires = [(n, wire) for n in (2, 4) for wire in ("bf16", "int8")] if "--wire" in help_text else []
+        self.wires = [(n, wire) for n in (2, 4) for wire in WIRE_LIMITS] if "--wire" in help_text else []
         print(f"reference: perplexity {self.result['reference']['perplexity']:.6f} over {len(self.ids)} tokens")
         for format in self.arguments.only or ALL:
             self.result["formats"][format] = entry = self.one(format)

@@ -159,9 +159,10 @@ void PrintTest(const Json& test, double read) {
 
 void PrintTable(const Json& all) {
   const Json& read = all["read_gb_per_s"];
-  std::printf("%s, %d ranks of %d threads, exchange %s\n",
+  std::printf("%s, %d ranks of %d threads, exchange %s, sums as %s\n",
               all["kernels"].get<std::string>().c_str(), all["ranks"].get<int>(),
-              all["threads"].get<int>(), all["collective"].get<std::string>().c_str());
+              all["threads"].get<int>(), all["collective"].get<std::string>().c_str(),
+              all["wire"].get<std::string>().c_str());
   std::printf(
       "memory reads %.2f GB/s before and %.2f GB/s after (best of 1, 4 and 8 streams a "
       "thread, all ranks)\n",
@@ -194,6 +195,7 @@ Json BenchToJson(const BenchReport& report, const Options& options) {
               {"ranks", report.ranks},
               {"threads", report.threads},
               {"collective", report.collective},
+              {"wire", options.wire},
               {"prefill_chunk", report.chunk},
               {"repeat", options.repeat},
               {"warm_up", report.warm_up},

@@ -142,6 +142,14 @@ TEST(BenchCollectives, MeasuresEverySizeOverEveryTransportBesideItsPingPong) {
 }
 
 TEST(BenchCollectives, RefusesWhatItCannotMeasure) {
+  // MPI_Allreduce knows no wire.
+  const Json narrow = BenchJson(
+      {"collectives", "--ranks", "2", "--transports", "mpi", "--sizes", "4096", "--dtype", "bf16"});
+  ASSERT_EQ(narrow.size(), 3u);
+  EXPECT_EQ(narrow[0]["dtype"], "bf16");
+  EXPECT_EQ(narrow[1]["dtype"], "bf16");
+  EXPECT_EQ(narrow[2]["dtype"], "float32");
+  EXPECT_EQ(narrow[2]["algorithm"], "MPI_Allreduce");
   EXPECT_NE(ErrorOf({"collectives"}).find("two ranks at least"), std::string::npos);
   EXPECT_NE(ErrorOf({"collectives", "--sizes", "20,6"}).find("6 bytes"), std::string::npos);
   EXPECT_NE(ErrorOf({"collectives", "--transports", "tcp,smoke"}).find("'smoke'"),
