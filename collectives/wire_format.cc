@@ -7,6 +7,8 @@
 #include <limits>
 #include <string>
 
+#include "runtime/base/dtype.h"
+
 namespace lockstep {
 namespace {
 
@@ -17,21 +19,13 @@ struct BF16 {
 
   static void Pack(const float* values, std::byte* packed) {
     uint16_t halves[kWireBlock];
-    for (size_t i = 0; i < kWireBlock; ++i) {
-      const auto bits = std::bit_cast<uint32_t>(values[i]);
-      // Half of the last place that stays, less one unless that place is odd: ties go to even.
-      const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-      const uint32_t quiet_nan = bits >> 16 | 0x40;
-      halves[i] = static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? quiet_nan : rounded);
-    }
+    for (size_t i = 0; i < kWireBlock; ++i) halves[i] = FloatToBf16(values[i]);
     std::memcpy(packed, halves, kBytes);
   }
   static void Unpack(const std::byte* packed, float* values) {
     uint16_t halves[kWireBlock];
     std::memcpy(halves, packed, kBytes);
-    for (size_t i = 0; i < kWireBlock; ++i) {
-      values[i] = std::bit_cast<float>(static_cast<uint32_t>(halves[i]) << 16);
-    }
+    for (size_t i = 0; i < kWireBlock; ++i) values[i] = Bf16ToFloat(halves[i]);
   }
 };
 
