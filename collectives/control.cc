@@ -309,18 +309,19 @@ void ControlChannel::HandleShared(ByteReader* reader) {
   changed_.notify_all();
 }
 
-// The others hear of it before this rank's own waits end, because those may end the process.
+// The others hear of it before this rank's own waits end, because those may end the process. So does
+// the lost rank: if it was only stopped, it then knows why it is alone.
 void ControlChannel::Lost(Connection* connection, const std::string& what) {
   const Status reason = PeerLostError("%s %s", options_.names[connection->rank], what);
   std::lock_guard lock(mutex_);
-  connection->socket.Reset();
-  connection->outgoing.clear();
-  if (connection->left || leaving_) return;
-  if (options_.rank == 0 && !options_.lifeline->broken()) {
-    QueueLocked(MakeStop(reason, MessageOf(reason)), connection->rank);
+  const bool expected = connection->left || leaving_;
+  if (!expected && !options_.lifeline->broken()) {
+    QueueLocked(MakeStop(reason, MessageOf(reason)), -1);
     WriteLocked();
   }
-  (void)options_.lifeline->Break(reason);
+  connection->socket.Reset();
+  connection->outgoing.clear();
+  if (!expected) (void)options_.lifeline->Break(reason);
 }
 
 void ControlChannel::CheckSilence() {

@@ -1,20 +1,36 @@
 #!/usr/bin/env python3
-"""Kills one rank of a running generation at a random moment, again and again.
+"""Kills or stops one rank of a running generation at a random moment, again and again.
 
-Every round must end within 5 seconds of the kill, with exit code 4, exactly one error sentence that names a rank, and
-no process left behind.
+Ranks are started in the three ways that users have: one process that spawns the others, one by one as on several
+hosts, and by mpirun. The victim is any rank, in prefill or in decode. Each round every survivor must say the victim's process id in
+time and end with the exit code of a lost rank; a rank that was only stopped must do the same when it goes on; nobody is
+left behind.
 """
 
 import argparse
+import collections
 import os
 import pathlib
 import random
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 
-LIMIT_S = 5.0
+KILLED_LIMIT_S = 2.0
+PEER_TIMEOUT_S = 1.0
+STOPPED_LIMIT_S = PEER_TIMEOUT_S + 1.0
+END_LIMIT_S = 5.0
+START_LIMIT_S = 30.0
+LOST_RANK = 4  # the exit code of a run that lost a rank
+
+PROMPTS = {"prefill": "The cat sat on the mat. " * 1200, "decode": "Once upon a time"}
+
+
+class Fault(Exception):
+    """What went wrong in a round."""
 
 
 def children_of(pid):
@@ -29,40 +45,133 @@ def alive(pid):
         return False
 
 
-def one_round(arguments, draw):
-    collective = draw.choice(["tcp", "shm"])
+def came_true(condition, limit_s):
+    end = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Cluster:
+    """Ranks of one generation. `pids` are the ranks' processes by rank, `processes` those started here."""
+
+    def __init__(self, arguments, way, collective, ranks, phase, folder):
+        self.folder = pathlib.Path(folder)
+        self.way, self.ranks = way, ranks
+        self.processes = []
+        self.flags = ["--model", arguments.model, "--collective", collective, "--max-model-len", "32768",
+                      "--prefill-chunk", "16", "--peer-timeout-ms", str(int(PEER_TIMEOUT_S * 1000))]
+        generate = ["--raw", "--ignore-eos", "--max-tokens", "16000", PROMPTS[phase]]
+        if way == "spawned":
+            self.start([arguments.binary, "run", "--ranks", str(ranks), *self.flags, *generate])
+        elif way == "mpirun":
+            as_root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+            self.start(["mpirun", *as_root, "--oversubscribe", "-n", str(ranks), arguments.binary, "run", *self.flags,
+                        *generate])
+        else:
+            config = self.configuration()
+            for rank in range(ranks):
+                command, rest = ("run", generate) if rank == 0 else ("worker", [])
+                self.start([arguments.binary, command, "--config", config, "--rank", str(rank), *self.flags, *rest])
+
+    def configuration(self):
+        secret = self.folder / "secret"
+        secret.write_text("s" * 32)
+        secret.chmod(0o600)
+        config = self.folder / "cluster.yaml"
+        nodes = "  - address: 127.0.0.1\n" * self.ranks
+        config.write_text(f"secret-file: {secret}\nrendezvous: 127.0.0.1:{free_port()}\nnodes:\n{nodes}")
+        return str(config)
+
+    def start(self, command):
+        number = len(self.processes)
+        with open(self.folder / f"out{number}", "wb") as out, open(self.folder / f"err{number}", "wb") as err:
+            self.processes.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                                   start_new_session=True))
+
+    def said(self, number):
+        return (self.folder / f"err{number}").read_text(errors="replace")
+
+    def answered(self):
+        return (self.folder / "out0").stat().st_size > 0
+
+    def wait_for(self, phase):
+        ready = self.answered if phase == "decode" else lambda: "loaded" in self.said(0)
+        if not came_true(ready, START_LIMIT_S):
+            raise Fault(f"did not start: {self.said(0)}")
+        first = self.processes[0].pid
+        if self.way == "spawned":
+            self.pids = [first, *sorted(children_of(first))]
+        elif self.way == "mpirun":
+            self.pids = sorted(children_of(first))
+        else:
+            self.pids = [process.pid for process in self.processes]
+        if len(self.pids) != self.ranks:
+            raise Fault(f"there are not {self.ranks} ranks: {self.pids}")
+
+    def check_end(self, victim, hit):
+        """Survivors name the victim and end in time; one that was only stopped goes on, says why it is alone, and ends."""
+        pid = self.pids[victim]
+        others = [number for number, process in enumerate(self.processes) if process.pid != pid]
+        os.kill(pid, hit)
+        limit_s = KILLED_LIMIT_S if hit == signal.SIGKILL else STOPPED_LIMIT_S
+        self.wait_until_named(pid, others, limit_s)
+        survivors = [other for other in self.pids if other != pid]
+        if not came_true(lambda: not any(map(alive, survivors)), END_LIMIT_S):
+            raise Fault("survivors hung")
+        if hit == signal.SIGSTOP:
+            if alive(pid):
+                os.kill(pid, signal.SIGCONT)
+            self.wait_until_named(pid, range(len(self.processes)), END_LIMIT_S)
+            others = range(len(self.processes))
+        if not came_true(lambda: not alive(pid), END_LIMIT_S):
+            raise Fault("the victim was left behind")
+        for number in others:
+            code = self.processes[number].wait(END_LIMIT_S)
+            if code != LOST_RANK and self.way != "mpirun":
+                raise Fault(f"exit code {code}: {self.said(number)}")
+
+    def wait_until_named(self, pid, numbers, limit_s):
+        if not came_true(lambda: all(f"pid {pid}" in self.said(number) for number in numbers), limit_s):
+            raise Fault(f"pid {pid} is not named in {limit_s} s: {list(map(self.said, numbers))}")
+
+    def clear(self):
+        for process in self.processes:
+            for pid in [*children_of(process.pid), process.pid]:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            process.wait()
+
+
+def one_round(arguments, draw, hits):
+    way = draw.choice(["spawned", "one by one", "mpirun"])
+    collective = draw.choice(["tcp", "shm", "mpi"] if way == "mpirun" else ["tcp", "shm"])
     ranks = draw.randint(2, 4)
-    command = [arguments.binary, "run", "--model", arguments.model, "--ranks", str(ranks), "--collective", collective,
-               "--raw", "--ignore-eos", "--max-tokens", "16000", "--max-model-len", "16384", "Once"]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               text=True)
-    for line in process.stderr:
-        if "loaded" in line:
-            break
-    time.sleep(draw.uniform(0, 1.0))
-    ranks_running = children_of(process.pid)
-    if len(ranks_running) != ranks - 1:
-        process.kill()
-        return "the ranks were gone before the kill"
-    victim = draw.choice(ranks_running)
-    os.kill(victim, signal.SIGKILL)
-    killed = time.monotonic()
-    try:
-        rest = process.communicate(timeout=30)[1]
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return "hung for 30 s"
-    took = time.monotonic() - killed
-    errors = [line for line in rest.splitlines() if line.startswith("lockstep: ")]
-    time.sleep(0.1)
-    if took > LIMIT_S:
-        return f"took {took:.1f} s"
-    if process.returncode != 4:
-        return f"exit code {process.returncode}: {errors}"
-    if len(errors) != 1 or f"pid {victim}" not in errors[0]:
-        return f"the victim (pid {victim}) is not named once: {errors}"
-    if any(alive(pid) for pid in ranks_running):
-        return "a rank was left behind"
+    victim = draw.randrange(ranks)
+    phase = draw.choice(list(PROMPTS))
+    hit = draw.choice([signal.SIGKILL, signal.SIGSTOP])
+    what = f"{hit.name} of rank {victim} of {ranks}, {way}, {collective}, {phase}"
+    with tempfile.TemporaryDirectory(prefix="lockstep-soak-") as folder:
+        cluster = Cluster(arguments, way, collective, ranks, phase, folder)
+        try:
+            cluster.wait_for(phase)
+            time.sleep(draw.uniform(0, 0.4))
+            hits[phase, cluster.answered()] += 1
+            cluster.check_end(victim, hit)
+        except Fault as fault:
+            return f"{what}: {fault}"
+        finally:
+            cluster.clear()
     return None
 
 
@@ -74,12 +183,15 @@ def main():
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 30))
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
+    hits = collections.Counter()
     failed = 0
     for number in range(arguments.rounds):
-        fault = one_round(arguments, draw)
+        fault = one_round(arguments, draw, hits)
         if fault:
             failed += 1
-            print(f"round {number} (seed {arguments.seed}): {fault}")
+            print(f"round {number} (seed {arguments.seed}): {fault}", flush=True)
+    in_prefill = hits["prefill", False]
+    print(f"{in_prefill} hits in prefill, {hits.total() - in_prefill} in decode")
     print(f"{arguments.rounds - failed} passed, {failed} failed")
     return 1 if failed else 0
 

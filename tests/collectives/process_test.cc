@@ -153,6 +153,12 @@ TEST_P(EveryTransport, AStoppedRankIsNamedAfterThePeerTimeout) {
       EXPECT_EQ(ended.text.rfind(" rank " + std::to_string(victim) + " (", 0), 0u) << ended.text;
       EXPECT_NE(ended.text.find("has not been heard of"), std::string::npos) << ended.text;
     }
+    // The rank itself hears why the others are gone.
+    ranks.Signal(victim, SIGCONT);
+    const Ended ended = ranks.Wait(victim);
+    EXPECT_EQ(ended.code, 4) << ended.text;
+    EXPECT_EQ(ended.text.rfind(" rank " + std::to_string(victim) + " (", 0), 0u) << ended.text;
+    EXPECT_NE(ended.text.find("has not been heard of"), std::string::npos) << ended.text;
   }
   (void)close(all[0].rendezvous_fd);
 }
