@@ -309,8 +309,8 @@ void ControlChannel::HandleShared(ByteReader* reader) {
   changed_.notify_all();
 }
 
-// The others hear of it before this rank's own waits end, because those may end the process. So does
-// the lost rank: if it was only stopped, it then knows why it is alone.
+// The others hear of it before this rank's own waits end, because those may end the process. So
+// does the lost rank: if it was only stopped, it then knows why it is alone.
 void ControlChannel::Lost(Connection* connection, const std::string& what) {
   const Status reason = PeerLostError("%s %s", options_.names[connection->rank], what);
   std::lock_guard lock(mutex_);

@@ -20,11 +20,12 @@ export LOCKSTEP_TEST_SEED=random
 # gRPC and protobuf of Debian are not instrumented: the preset (CMakePresets.json) has the thread sanitizer ignore them. What
 # gRPC hands from one of its threads to another (calls, messages, reactors) is still reported, since its locks are not
 # seen: the tests of the gRPC service are left out. The threads behind it, the engine's, are tested by runtime/engine.
-tsan_leaves_out='^GrpcServerTest\.'
+tsan_leaves_out='^GrpcServerTest\.|^system/test_serve$'
 
 # Test presets have the sanitizers' options.
 suite() {
-  cmake --preset "$1" && cmake --build "build/$1" -j "$jobs" && ctest --preset "$1" -j "$jobs" "${@:2}"
+  cmake --preset "$1" -DLOCKSTEP_PYTHON="$(deploy/test_python.sh)" && cmake --build "build/$1" -j "$jobs" &&
+    ctest --preset "$1" -j "$jobs" "${@:2}"
 }
 
 # each LABEL COMMAND...: runs it for every line of stdin in place of {}, as many at a time as there are cores, and shows

@@ -18,16 +18,6 @@ tsan_tests='^(runtime_base|transport|collectives_(group|bootstrap|fault))_'
 # These count allocations: nothing to find for a sanitizer.
 not_here='allocation_test$'
 
-# The Python that drives the server (tests/system/test_serve.py).
-venv=$root/build/venv
-python=$(command -v python3)
-if { [[ -x $venv/bin/pip ]] || python3 -m venv --clear "$venv"; } &&
-  "$venv/bin/pip" install -q -r tests/requirements.txt </dev/null; then
-  python=$venv/bin/python
-else
-  echo "test: pip cannot install tests/requirements.txt: system/test_serve will be skipped"
-fi
-
 # build <preset> <pattern>: builds the test programs whose names match, and leaves their names in $built.
 build() {
   local preset=$1 pattern=$2
@@ -53,7 +43,7 @@ add_tests() {
 # One ctest over all builds: every test of the release build, and each sanitized program as one test.
 all=$root/build/all-tests
 mkdir -p "$all"
-cmake --preset release -DLOCKSTEP_PYTHON="$python" >/dev/null
+cmake --preset release -DLOCKSTEP_PYTHON="$(deploy/test_python.sh)" >/dev/null
 cmake --build build/release -j "$jobs"
 echo "subdirs(\"$root/build/release\")" >"$all/CTestTestfile.cmake"
 build asan "$asan_tests"

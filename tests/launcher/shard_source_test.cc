@@ -3,6 +3,7 @@
 
 #include <sys/stat.h>
 
+#include <atomic>
 #include <cstring>
 #include <filesystem>
 
@@ -250,10 +251,11 @@ TEST(ShardFromTest, AKilledStartGoesOn) {
   RunShard({"--model", ModelPath("tiny-k"), "--out", out.File("local"), "--ranks", "2"});
   for (const std::string& what : {std::string("checkpoint"), std::string("set")}) {
     const std::string directory = what == "set" ? out.File("local") : ModelPath("tiny-k");
-    testing::FakeHttpServer* self = nullptr;
+    std::atomic<testing::FakeHttpServer*> self = nullptr;
     // Slow enough to be killed in between, and for the journal, which is written once a second.
     const auto stall = [&](const testing::FakeRequest& request, std::string*) {
-      if (request.number > 4) self->Sleep(what == "set" && request.number > 10 ? 20'000 : 600);
+      if (request.number > 4)
+        self.load()->Sleep(what == "set" && request.number > 10 ? 20'000 : 600);
     };
     testing::FakeHttpServer server(Spoiling{directory, stall});
     self = &server;

@@ -48,6 +48,15 @@ std::vector<Sight> PutInRounds(int rank, Mesh& mesh, const Clock& clock, bool da
       }
     }
   }
+  // What has not left is lost when a link closes.
+  const Deadline deadline = Deadline::After(60'000);
+  for (int peer = 0; peer < kRanks; ++peer) {
+    while (peer != rank && !deadline.Passed()) {
+      const StatusOr<LinkProgress> progress = mesh.links[peer]->Poll();
+      EXPECT_TRUE(progress.ok()) << progress.status();
+      if (!progress.ok() || progress->puts == kRounds) break;
+    }
+  }
   return sights;
 }
 
