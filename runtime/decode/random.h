@@ -5,17 +5,9 @@
 #include <cmath>
 #include <cstdint>
 
+#include "runtime/base/split_mix.h"
+
 namespace lockstep {
-
-// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): a bijection whose outputs for 0, g, 2g,
-// ... pass BigCrush.
-constexpr uint64_t MixBits(uint64_t value) {
-  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9u;
-  value = (value ^ (value >> 27)) * 0x94D049BB133111EBu;
-  return value ^ (value >> 31);
-}
-
-inline constexpr uint64_t kGoldenGamma = 0x9E3779B97F4A7C15u;
 
 // Names the SplitMix64 stream of one position of one request; element `token id` of it is that
 // token's noise.

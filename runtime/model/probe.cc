@@ -4,16 +4,12 @@
 #include <cmath>
 #include <limits>
 
+#include "runtime/base/split_mix.h"
+
 namespace lockstep {
 namespace {
 
-// SplitMix64: the same on every machine.
-uint64_t Mix(uint64_t value) {
-  value += 0x9e3779b97f4a7c15;
-  value = (value ^ (value >> 30)) * 0xbf58476d1ce4e5b9;
-  value = (value ^ (value >> 27)) * 0x94d049bb133111eb;
-  return value ^ (value >> 31);
-}
+uint64_t Mix(uint64_t value) { return MixBits(value + kGoldenGamma); }
 // Apart from the stream that chooses the tokens.
 constexpr uint64_t kSignStream = uint64_t{1} << 40;
 

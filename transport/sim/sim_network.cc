@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "runtime/base/check.h"
+#include "runtime/base/split_mix.h"
 #include "transport/frame.h"
 #include "transport/sim.h"
 
@@ -190,13 +191,9 @@ class Network {
   // Due time, then a draw by the seed, then who: no two events are equal.
   using Key = std::tuple<int64_t, uint64_t, int, int, uint64_t, EventKind>;
 
-  static uint64_t Mix(uint64_t value) {
-    value = (value ^ value >> 31) * 0x9e3779b97f4a7c15ULL;
-    value = (value ^ value >> 29) * 0xbf58476d1ce4e5b9ULL;
-    return value ^ value >> 32;
-  }
   uint64_t Draw(int from, int to, uint64_t number) const {
-    return Mix(Mix(Mix(options_.seed + 1) + static_cast<uint64_t>(from * 64 + to)) + number);
+    const uint64_t flow = MixBits(options_.seed + 1) + static_cast<uint64_t>(from * 64 + to);
+    return MixBits(MixBits(flow) + kGoldenGamma * number);
   }
   int64_t Latency(int from, int to, uint64_t number) const {
     const uint64_t draw = Draw(from, to, number);
