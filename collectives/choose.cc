@@ -1,13 +1,12 @@
 #include "collectives/choose.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
 
 namespace lockstep {
 namespace {
 
-// With two ranks both algorithms move the same bytes, and one step waits once. With more, the
-// second wait costs about as much as 32 KB more to move (measured on 4 ranks, 2026-11-21).
-constexpr size_t kLongestDirectBytes = 32 << 10;
 // A chunk should still be in the cache of the core that received or filled it when it is added.
 constexpr size_t kChunkBytes = 128 << 10;
 // Where slots are read in place: ordinary memory is copied into the slot, which should stay in the
@@ -20,13 +19,17 @@ size_t Chunks(size_t bytes, size_t most) {
 
 }  // namespace
 
-SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t bytes) {
+// With two ranks both algorithms move the same bytes, and one step waits once. With more, the
+// second wait costs about as much as 32 KB more to move (measured on 4 ranks, 2026-11-21).
+size_t UsualDirectBytes(int ranks) { return ranks > 2 ? size_t{32} << 10 : SIZE_MAX; }
+
+SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t longest_direct_bytes, size_t bytes) {
   SumPlan plan;
   plan.longest_bytes = traits.slot_bytes;
   if (traits.reads_in_place) {
     plan.longest_bytes = std::min(plan.longest_bytes, kLongestInPlaceBytes);
   }
-  if (ranks > 2 && bytes > kLongestDirectBytes) {
+  if (bytes > longest_direct_bytes) {
     plan.algorithm = SumAlgorithm::kTwoStep;
     // A rank publishes each chunk of its part twice: what it has, and the sum.
     plan.chunks = Chunks(bytes / static_cast<size_t>(ranks), kMostParts / 2);
@@ -34,6 +37,19 @@ SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t bytes) {
     plan.chunks = Chunks(bytes, kMostParts);
   }
   return plan;
+}
+
+size_t BestDirectBytes(std::span<const SumTimes> measured) {
+  // What is lost if all sizes take two steps; each size in turn moves to one step.
+  double loss = 0, least = 0;
+  size_t best = 0;
+  for (const SumTimes& times : measured) {
+    loss += std::log(times.direct_us / times.two_step_us);
+    if (loss > least) continue;
+    least = loss;
+    best = &times == &measured.back() ? SIZE_MAX : times.bytes;
+  }
+  return best;
 }
 
 const char* NameOf(SumAlgorithm algorithm) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "collectives/group.h"
 
@@ -19,8 +20,23 @@ struct SumPlan {
   size_t longest_bytes = 0;  // longer sums of ordinary memory are made in several exchanges
 };
 
-// `bytes`: of a rank's values on the wire.
-SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t bytes);
+// `bytes`: of a rank's values on the wire; `longest_direct_bytes` as Group has it.
+SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t longest_direct_bytes, size_t bytes);
+inline SumPlan ChooseSum(const Group& group, size_t bytes) {
+  return ChooseSum(group.traits(), group.size(), group.longest_direct_bytes(), bytes);
+}
+// Where the second step begins to pay, if nobody has measured it.
+size_t UsualDirectBytes(int ranks);
+
+// What a sum takes either way.
+struct SumTimes {
+  size_t bytes = 0;  // on the wire
+  double direct_us = 0;
+  double two_step_us = 0;
+};
+// The largest of the sizes (ascending) up to which one step should be taken, 0 for none of them and
+// SIZE_MAX for all: what loses least against the faster way at each size, by their ratio.
+size_t BestDirectBytes(std::span<const SumTimes> measured);
 // "direct", "two-step".
 const char* NameOf(SumAlgorithm algorithm);
 

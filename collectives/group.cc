@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "collectives/choose.h"
+
 namespace lockstep {
 namespace {
 
@@ -16,6 +18,9 @@ constexpr size_t kFirstPartBytes = 1024;
 constexpr size_t kFirstPayloadBytes = kFirstPartBytes - sizeof(uint64_t);
 
 }  // namespace
+
+Group::Group(int rank, int size)
+    : rank_(rank), size_(size), longest_direct_bytes_(UsualDirectBytes(size)) {}
 
 Status Group::Publish() {
   const SlotPart whole{0, slot_.size()};

@@ -74,6 +74,10 @@ class Group {
 
   // This rank's slot of the open exchange.
   std::span<std::byte> slot() const { return slot_; }
+  // Sums of at most so many bytes on the wire are made in one step, longer ones in two (choose.h).
+  // What ranks publish follows from it: it is set on all of them alike, between exchanges.
+  size_t longest_direct_bytes() const { return longest_direct_bytes_; }
+  void set_longest_direct_bytes(size_t bytes) { longest_direct_bytes_ = bytes; }
   // The whole slot, from everyone and to everyone.
   Status Publish();
 
@@ -95,12 +99,13 @@ class Group {
   }
 
  protected:
-  Group(int rank, int size) : rank_(rank), size_(size) {}
+  Group(int rank, int size);
   std::span<std::byte> slot_;  // what Begin returned
 
  private:
   int rank_;
   int size_;
+  size_t longest_direct_bytes_;
 };
 
 // Ends an exchange of floats that Begin opened and whose slot is filled: sum[i] = left fold over

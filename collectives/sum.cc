@@ -1,6 +1,7 @@
 // Sums over ranks. Every element is added by one rank or by all of them, always as the left fold in
 // rank order, so no choice made here shows in a bit of the result.
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
 
 #include "collectives/choose.h"
@@ -94,25 +95,39 @@ Status SumDirectly(Group& group, WireFormat wire, std::span<float> sum, size_t c
   return group.End();
 }
 
+// A rank's piece of a sum in two steps.
+Range PieceOf(const Group& group, size_t count, int rank) {
+  return Piece({0, count}, static_cast<size_t>(group.size()), static_cast<size_t>(rank));
+}
+
+// Where the finished sums begin in a slot whose values have moved to the front and may still be on
+// their way: behind those.
+size_t SumsBegin(WireFormat wire, size_t count) { return (WireBytes(wire, count) + 63) / 64 * 64; }
+
+// Short or few blocks on a narrow wire may leave too little behind them.
+bool HasRoomForSums(const Group& group, WireFormat wire, size_t count) {
+  if (wire == WireFormat::kF32) return true;
+  size_t longest = 0;
+  for (int rank = 0; rank < group.size(); ++rank)
+    longest = std::max(longest, PieceOf(group, count, rank).count);
+  return SumsBegin(wire, count) + longest * sizeof(float) <= count * sizeof(float);
+}
+
 // Every rank adds its own piece of all slots (reduce-scatter), puts the sum into its slot, and
 // reads the pieces of the others (all-gather). A chunk goes on to the second step while others are
 // still in the first.
 Status SumInTwoSteps(Group& group, WireFormat wire, std::span<float> sum, size_t chunks) {
-  const auto piece_of = [&](int rank) {
-    return Piece({0, sum.size()}, static_cast<size_t>(group.size()), static_cast<size_t>(rank));
-  };
+  const auto piece_of = [&](int rank) { return PieceOf(group, sum.size(), rank); };
   const auto chunk_of = [&](int rank, size_t chunk) {
     return Piece(piece_of(rank), chunks, chunk);
   };
   // Sums are float32 on every wire, or another algorithm would have other bits. They stand where
-  // the values were, which nobody else reads, or, since packed values have moved to the front and
-  // may still be on their way, behind those.
-  const size_t packed_bytes = (WireBytes(wire, sum.size()) + 63) / 64 * 64;
+  // the values were, which nobody else reads, or behind the packed ones.
   const auto sum_part = [&](int owner, size_t chunk) -> SlotPart {
     const Range range = chunk_of(owner, chunk);
     if (wire == WireFormat::kF32) return range.Packed(wire);
     const size_t before = (range.first - piece_of(owner).first) * sizeof(float);
-    return {packed_bytes + before, range.count * sizeof(float)};
+    return {SumsBegin(wire, sum.size()) + before, range.count * sizeof(float)};
   };
   const int me = group.rank();
   for (int peer = 0; peer < group.size(); ++peer) {
@@ -158,7 +173,10 @@ Status SumInTwoSteps(Group& group, WireFormat wire, std::span<float> sum, size_t
 }  // namespace
 
 Status SumSlots(Group& group, std::span<float> sum, WireFormat wire) {
-  const SumPlan plan = ChooseSum(group.traits(), group.size(), WireBytes(wire, sum.size()));
+  const size_t bytes = WireBytes(wire, sum.size());
+  SumPlan plan = ChooseSum(group, bytes);
+  if (plan.algorithm == SumAlgorithm::kTwoStep && !HasRoomForSums(group, wire, sum.size()))
+    plan = ChooseSum(group.traits(), group.size(), SIZE_MAX, bytes);
   switch (plan.algorithm) {
     case SumAlgorithm::kDirect:
       return SumDirectly(group, wire, sum, plan.chunks);
@@ -170,8 +188,7 @@ Status SumSlots(Group& group, std::span<float> sum, WireFormat wire) {
 
 Status AllReduceSum(Group& group, std::span<float> data, WireFormat wire) {
   if (group.size() == 1) return OkStatus();
-  const size_t longest_bytes =
-      ChooseSum(group.traits(), group.size(), WireBytes(wire, data.size())).longest_bytes;
+  const size_t longest_bytes = ChooseSum(group, WireBytes(wire, data.size())).longest_bytes;
   // Whole blocks, so that where exchanges are cut does not show in what is rounded.
   size_t longest = longest_bytes / sizeof(float);
   if (longest > kWireBlock) longest -= longest % kWireBlock;

@@ -240,6 +240,31 @@ StatusOr<ClusterFile> ReadClusterYaml(const std::string& path) {
   return ParseClusterYaml(*text, path);
 }
 
+StatusOr<std::string> WithDirectSumBytes(const std::string& text, const std::string& name,
+                                         int64_t bytes) {
+  const std::string key = "direct-sum-bytes:";
+  const std::string line = absl::StrFormat("%s %d", key, bytes);
+  std::string changed = text;
+  if (!changed.empty() && changed.back() != '\n') changed += '\n';
+  size_t begin = changed.starts_with(key) ? 0 : changed.find("\n" + key);
+  if (begin == std::string::npos) {
+    changed += line + "\n";
+  } else {
+    if (begin != 0) ++begin;
+    changed.replace(begin, changed.find('\n', begin) - begin, line);
+  }
+  const StatusOr<ClusterFile> parsed = ParseClusterYaml(changed, name);
+  if (!parsed.ok() || parsed->options.direct_sum_bytes != bytes)
+    return UsageError("%s: cannot add to it; add by hand: %s", name, line);
+  return changed;
+}
+
+Status RecordDirectSumBytes(const std::string& path, int64_t bytes) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, kLargestFileBytes));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string changed, WithDirectSumBytes(text, path, bytes));
+  return WriteFileAtomically(path, std::as_bytes(std::span(changed)));
+}
+
 StatusOr<ClusterNode> ParseAddress(std::string_view text, std::string_view where) {
   ClusterNode node;
   std::string_view port;

@@ -42,6 +42,13 @@ StatusOr<ClusterFile> ReadClusterYaml(const std::string& path);
 // `name` stands for the file in errors.
 StatusOr<ClusterFile> ParseClusterYaml(const std::string& text, const std::string& name);
 
+// The text of a cluster YAML with this `direct-sum-bytes`, where it stands or at the end; all else
+// as it is. An error if that makes no such file, as with one in flow style.
+StatusOr<std::string> WithDirectSumBytes(const std::string& text, const std::string& name,
+                                         int64_t bytes);
+// Writes it into the file.
+Status RecordDirectSumBytes(const std::string& path, int64_t bytes);
+
 // "host", "host:port", "[v6]" or "[v6]:port" to its parts; port 0 if absent.
 StatusOr<ClusterNode> ParseAddress(std::string_view text, std::string_view where);
 

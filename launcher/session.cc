@@ -121,8 +121,8 @@ class OpenedSession final : public Session {
                                      const SlicePlan& slice);
   // Slots for the sums of a step, at least those of the group that is there.
   size_t StepSlotBytes(const ModelConfig& config, const ModelLimits& limits) const;
-  // Another group, if the first one's slots are smaller.
-  Status OpenStepGroup(const SessionNeeds& needs, size_t slot_bytes);
+  // A group with slots of that size (0: for all but steps), in place of the one that is there.
+  Status OpenGroup(const SessionNeeds& needs, size_t slot_bytes);
   Status LoadWeights(const OpenedModel& opened, const ModelLimits& limits);
   Status CheckFiles(const SessionNeeds& needs, const OpenedModel& opened);
   // Files of ranks: their probe prompt, if one is recorded.
@@ -210,8 +210,7 @@ Status OpenedSession::Join(const SessionNeeds& needs) {
   LOCKSTEP_ASSIGN_OR_RETURN(
       const int threads, TakeCores(world_, membership_->local_rank(), membership_->local_size()));
   pool_ = std::make_unique<ThreadPool>(threads, os::AllowedCpus());
-  LOCKSTEP_ASSIGN_OR_RETURN(group_, membership_->OpenGroup());
-  if (needs.wrap_group) group_ = needs.wrap_group(std::move(group_));
+  LOCKSTEP_RETURN_IF_ERROR(OpenGroup(needs, 0));
   if (rank() == 0) {
     log::Info("%d rank%s, exchange %s, kernels %s, %d thread%s per rank", size(),
               size() == 1 ? "" : "s", group_->traits().name, backend_->name(), threads,
@@ -281,10 +280,14 @@ size_t OpenedSession::StepSlotBytes(const ModelConfig& config, const ModelLimits
                   PartialSum::SlotBytes(limits.max_rows * config.hidden_size));
 }
 
-Status OpenedSession::OpenStepGroup(const SessionNeeds& needs, size_t slot_bytes) {
-  if (size() == 1 || slot_bytes <= group_->traits().slot_bytes) return OkStatus();
+Status OpenedSession::OpenGroup(const SessionNeeds& needs, size_t slot_bytes) {
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership_->OpenGroup(slot_bytes));
   group_ = needs.wrap_group ? needs.wrap_group(std::move(group)) : std::move(group);
+  // Every choice gives the same bits, so rank 0 need not ask the others.
+  int64_t direct_bytes = options_.direct_sum_bytes;
+  LOCKSTEP_RETURN_IF_ERROR(
+      Broadcast(*group_, std::as_writable_bytes(std::span(&direct_bytes, 1)), 0));
+  if (direct_bytes >= 0) group_->set_longest_direct_bytes(static_cast<size_t>(direct_bytes));
   return OkStatus();
 }
 
@@ -324,7 +327,10 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   if (const Status files = CheckFiles(needs, opened); !files.ok()) return TellAll(files);
   const StatusOr<ModelLimits> limits = DecideLimits(needs, opened.config, opened.slice);
   if (!limits.ok()) return TellAll(limits.status());
-  LOCKSTEP_RETURN_IF_ERROR(OpenStepGroup(needs, StepSlotBytes(opened.config, *limits)));
+  // Its slots may be too small for a step.
+  const size_t slot_bytes = StepSlotBytes(opened.config, *limits);
+  if (size() > 1 && slot_bytes > group_->traits().slot_bytes)
+    LOCKSTEP_RETURN_IF_ERROR(OpenGroup(needs, slot_bytes));
   // A fault here strikes one rank alone, while the others wait for its part.
   const Status loaded = LoadWeights(opened, *limits);
   if (!loaded.ok()) return TellAll(loaded);

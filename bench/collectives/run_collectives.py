@@ -88,6 +88,8 @@ class Comparison:
                 name = "lockstep's links, ping-pong"
             elif "slot" in row["algorithm"]:
                 name = "lockstep, in slot"
+            if not row["chosen"]:
+                name = f"lockstep, {row['algorithm']}, not chosen"
             self.add(place, ranks, name, [row])
 
     def mpi(self, place, ranks, where, name, flags):

@@ -12,10 +12,12 @@
 #include "collectives/choose.h"
 #include "collectives/open_mpi.h"
 #include "launcher/agree.h"
+#include "launcher/cluster_yaml.h"
 #include "launcher/commands/bench.h"
 #include "launcher/commands/ping_pong.h"
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
+#include "runtime/base/log.h"
 
 namespace lockstep {
 namespace {
@@ -91,10 +93,12 @@ class Values {
 // One way to move or add, and what it took.
 struct Contestant {
   std::string transport;
-  std::function<std::string(size_t bytes)> algorithm;
+  std::string algorithm;
   // One checked repetition over values of a size; returns its nanoseconds on this rank.
   std::function<StatusOr<int64_t>(size_t repetition, const Values&, std::span<float>)> run;
-  std::string dtype = "float32";                    // of what travels
+  std::string dtype = "float32";  // of what travels
+  // Whether this way is taken for float32 values of a size, where there is a choice.
+  std::function<bool(size_t bytes)> chosen = [](size_t) { return true; };
   std::vector<std::vector<float>> samples_us = {};  // per size, of all rounds
 };
 
@@ -102,26 +106,31 @@ std::string TypeName(WireFormat wire) {
   return wire == WireFormat::kF32 ? "float32" : NameOf(wire);
 }
 
-std::function<std::string(size_t)> Always(const char* name) {
-  return [name](size_t) { return std::string(name); };
-}
+std::string InSlot(SumAlgorithm algorithm) { return NameOf(algorithm) + std::string(", in slot"); }
 
 // --- the contestants ---
 
-// How float32 values of `bytes` are added up, in one exchange.
-SumPlan PlanOf(const Group& group, size_t bytes, WireFormat wire) {
-  return ChooseSum(group.traits(), group.size(), WireBytes(wire, bytes / sizeof(float)));
+// What a group of these settings does with float32 values of `bytes` in its slot.
+SumPlan PlanOf(const Group& group, size_t direct_bytes, size_t bytes, WireFormat wire) {
+  return ChooseSum(group.traits(), group.size(), direct_bytes,
+                   WireBytes(wire, bytes / sizeof(float)));
+}
+
+// Has the group make all its sums that way.
+void Force(Group& group, SumAlgorithm algorithm) {
+  group.set_longest_direct_bytes(algorithm == SumAlgorithm::kDirect ? SIZE_MAX : 0);
 }
 
 // From values in ordinary memory to sums in ordinary memory.
 Contestant AllReduceOf(const std::shared_ptr<Group>& group, const std::string& transport,
-                       WireFormat wire) {
-  const auto algorithm = [group, wire](size_t bytes) -> std::string {
-    const size_t longest = ChooseSum(group->traits(), group->size(), bytes).longest_bytes;
-    return NameOf(PlanOf(*group, std::min(bytes, longest), wire).algorithm);
+                       WireFormat wire, SumAlgorithm algorithm) {
+  const auto chosen = [=, usual = group->longest_direct_bytes()](size_t bytes) {
+    const size_t longest = PlanOf(*group, usual, bytes, wire).longest_bytes;
+    return PlanOf(*group, usual, std::min(bytes, longest), wire).algorithm == algorithm;
   };
-  const auto run = [group, wire](size_t repetition, const Values& values,
-                                 std::span<float> data) -> StatusOr<int64_t> {
+  const auto run = [group, wire, algorithm](size_t repetition, const Values& values,
+                                            std::span<float> data) -> StatusOr<int64_t> {
+    Force(*group, algorithm);
     values.Fill(repetition, data);
     const int64_t start_ns = NowNs();
     LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(*group, data, wire));
@@ -129,17 +138,18 @@ Contestant AllReduceOf(const std::shared_ptr<Group>& group, const std::string& t
     LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data));
     return took_ns;
   };
-  return {transport, algorithm, run, TypeName(wire)};
+  return {transport, NameOf(algorithm), run, TypeName(wire), chosen};
 }
 
 // As a layer does it: its products have written the values into the slot.
 Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& transport,
-                      WireFormat wire) {
-  const auto algorithm = [group, wire](size_t bytes) {
-    return NameOf(PlanOf(*group, bytes, wire).algorithm) + std::string(", in slot");
+                      WireFormat wire, SumAlgorithm algorithm) {
+  const auto chosen = [=, usual = group->longest_direct_bytes()](size_t bytes) {
+    return PlanOf(*group, usual, bytes, wire).algorithm == algorithm;
   };
-  const auto run = [group, wire](size_t repetition, const Values& values,
-                                 std::span<float> data) -> StatusOr<int64_t> {
+  const auto run = [group, wire, algorithm](size_t repetition, const Values& values,
+                                            std::span<float> data) -> StatusOr<int64_t> {
+    Force(*group, algorithm);
     LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group->Begin(data.size_bytes()));
     values.Fill(repetition, {reinterpret_cast<float*>(slot.data()), data.size()});
     const int64_t start_ns = NowNs();
@@ -148,7 +158,7 @@ Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& tr
     LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data));
     return took_ns;
   };
-  return {transport, algorithm, run, TypeName(wire)};
+  return {transport, InSlot(algorithm), run, TypeName(wire), chosen};
 }
 
 Contestant OpenMpi() {
@@ -162,7 +172,7 @@ Contestant OpenMpi() {
     LOCKSTEP_RETURN_IF_ERROR(values.CheckInAnyOrder(repetition, data, 0x1p-14f));
     return took_ns;
   };
-  return {"mpi", Always("MPI_Allreduce"), run};
+  return {"mpi", "MPI_Allreduce", run};
 }
 
 // Messages between ranks 0 and 1 on bare links, as long as a rank's values on the wire; the others
@@ -171,7 +181,7 @@ StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport
   LOCKSTEP_ASSIGN_OR_RETURN(Mesh opened, session.membership().OpenMesh(transport, 0));
   const auto mesh = std::make_shared<Mesh>(std::move(opened));
   if (session.rank() > 1) {
-    return Contestant{transport, Always("ping-pong"),
+    return Contestant{transport, "ping-pong",
                       [mesh](size_t, const Values&, std::span<float>) { return int64_t{0}; }};
   }
   const int peer = 1 - session.rank();
@@ -187,7 +197,7 @@ StatusOr<Contestant> BarePingPong(Session& session, const std::string& transport
     values.Fill(repetition, data);
     return game->Ask(std::as_bytes(data).first(bytes));
   };
-  return Contestant{transport, Always("ping-pong"), run, TypeName(wire)};
+  return Contestant{transport, "ping-pong", run, TypeName(wire)};
 }
 
 // Slots are as long as the longest message, as those of a step are.
@@ -203,8 +213,11 @@ StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
     }
     LOCKSTEP_ASSIGN_OR_RETURN(const std::shared_ptr<Group> group,
                               session.membership().OpenGroup(transport, slot_bytes));
-    all.push_back(AllReduceOf(group, transport, wire));
-    all.push_back(SumOfSlots(group, transport, wire));
+    group->set_longest_direct_bytes(session.group().longest_direct_bytes());
+    for (const SumAlgorithm algorithm : {SumAlgorithm::kDirect, SumAlgorithm::kTwoStep}) {
+      all.push_back(AllReduceOf(group, transport, wire, algorithm));
+      all.push_back(SumOfSlots(group, transport, wire, algorithm));
+    }
     if (transport == "mpi") all.push_back(OpenMpi());
   }
   return all;
@@ -277,14 +290,15 @@ Json RowsOf(const Session& session, const std::vector<int64_t>& sizes,
       const std::vector<float>& samples_us = contestant.samples_us[s];
       const double p50_us = PercentileUs(samples_us, 50);
       rows.push_back({{"transport", contestant.transport},
-                      {"algorithm", contestant.algorithm(static_cast<size_t>(sizes[s]))},
+                      {"algorithm", contestant.algorithm},
                       {"ranks", session.size()},
                       {"dtype", contestant.dtype},
                       {"bytes", sizes[s]},
                       {"reps", samples_us.size()},
                       {"p50_us", p50_us},
                       {"p99_us", PercentileUs(samples_us, 99)},
-                      {"gb_per_s", static_cast<double>(sizes[s]) / p50_us * 1e-3}});
+                      {"gb_per_s", static_cast<double>(sizes[s]) / p50_us * 1e-3},
+                      {"chosen", contestant.chosen(static_cast<size_t>(sizes[s]))}});
     }
   }
   return rows;
@@ -294,17 +308,19 @@ void PrintTable(const Json& rows) {
   std::printf(
       "%d ranks, float32 values that travel as %s (those of MPI_Allreduce as they are); a\n"
       "ping-pong is half a round trip of bare links between ranks 0 and 1, an all-reduce takes as\n"
-      "long as its slowest rank; GB/s are the float32 bytes over the median\n",
+      "long as its slowest rank, ways that are not taken at that size are in brackets; GB/s are\n"
+      "the float32 bytes over the median\n",
       rows.front()["ranks"].get<int>(), rows.front()["dtype"].get<std::string>().c_str());
-  std::printf("%10s  %-9s  %-17s %10s %10s %8s  %s\n", "bytes", "transport", "algorithm", "p50 us",
+  std::printf("%10s  %-9s  %-21s %10s %10s %8s  %s\n", "bytes", "transport", "algorithm", "p50 us",
               "p99 us", "GB/s", "of its ping-pong");
   double bare_us = 0;
   for (const Json& row : rows) {
     const auto algorithm = row["algorithm"].get<std::string>();
+    const std::string shown = row["chosen"].get<bool>() ? algorithm : "(" + algorithm + ")";
     const auto transport = row["transport"].get<std::string>();
     const auto p50_us = row["p50_us"].get<double>();
-    std::printf("%10lld  %-9s  %-17s %10.2f %10.2f %8.3f", row["bytes"].get<long long>(),
-                transport.c_str(), algorithm.c_str(), p50_us, row["p99_us"].get<double>(),
+    std::printf("%10lld  %-9s  %-21s %10.2f %10.2f %8.3f", row["bytes"].get<long long>(),
+                transport.c_str(), shown.c_str(), p50_us, row["p99_us"].get<double>(),
                 row["gb_per_s"].get<double>());
     if (algorithm == "ping-pong") {
       bare_us = p50_us;
@@ -317,6 +333,40 @@ void PrintTable(const Json& rows) {
   }
 }
 
+// --- the choice ---
+
+// Up to which size one step is the better way over a transport, by the sums of slots, which is what
+// layers make.
+size_t BestChoice(const std::vector<int64_t>& sizes, const std::vector<Contestant>& contestants,
+                  const std::string& transport, WireFormat wire) {
+  const auto find = [&](SumAlgorithm algorithm) -> const Contestant& {
+    return *std::find_if(contestants.begin(), contestants.end(), [&](const Contestant& item) {
+      return item.transport == transport && item.algorithm == InSlot(algorithm);
+    });
+  };
+  const Contestant& direct = find(SumAlgorithm::kDirect);
+  const Contestant& two_step = find(SumAlgorithm::kTwoStep);
+  std::vector<SumTimes> measured;
+  for (size_t s = 0; s < sizes.size(); ++s) {
+    measured.push_back({WireBytes(wire, static_cast<size_t>(sizes[s]) / sizeof(float)),
+                        PercentileUs(direct.samples_us[s], 50),
+                        PercentileUs(two_step.samples_us[s], 50)});
+  }
+  return BestDirectBytes(measured);
+}
+
+int64_t AsOption(size_t direct_bytes) {
+  const auto highest = static_cast<size_t>(FindOption("direct-sum-bytes")->highest);
+  return static_cast<int64_t>(std::min(direct_bytes, highest));
+}
+
+// What the measurement says, for the user who reads the table.
+void PrintChoice(const std::string& transport, size_t best, size_t now) {
+  std::printf("%s: --direct-sum-bytes %lld is best here, now it is %lld", transport.c_str(),
+              static_cast<long long>(AsOption(best)), static_cast<long long>(AsOption(now)));
+  std::printf("; --record writes it into the file of --config\n");
+}
+
 // --- the command ---
 
 StatusOr<std::vector<int64_t>> SizesOf(const Options& options) {
@@ -325,7 +375,21 @@ StatusOr<std::vector<int64_t>> SizesOf(const Options& options) {
     if (bytes % static_cast<int64_t>(sizeof(float)) == 0) continue;
     return UsageError("--sizes: %d bytes are no whole number of float32 values", bytes);
   }
+  std::sort(sizes.begin(), sizes.end());
   return sizes;
+}
+
+// What is recorded is for the cluster's own transport.
+Status CheckRecord(const Options& options, const std::vector<std::string>& transports) {
+  if (!options.record) return OkStatus();
+  if (options.config.empty())
+    return UsageError("--record writes into a cluster YAML: give it with --config");
+  const bool measured =
+      std::find(transports.begin(), transports.end(), options.collective) != transports.end();
+  if (measured || (transports.empty() && options.collective == "tcp")) return OkStatus();
+  return UsageError(
+      "--record needs the times of the cluster's own transport: add %s to --transports",
+      options.collective);
 }
 
 // Every rank.
@@ -356,7 +420,15 @@ Status Measure(Session& session, const std::vector<int64_t>& sizes,
     std::printf("%s\n", rows.dump().c_str());
   } else {
     PrintTable(rows);
+    for (const std::string& transport : transports) {
+      PrintChoice(transport, BestChoice(sizes, contestants, transport, wire),
+                  session.group().longest_direct_bytes());
+    }
   }
+  if (!options.record) return OkStatus();
+  const int64_t best = AsOption(BestChoice(sizes, contestants, options.collective, wire));
+  LOCKSTEP_RETURN_IF_ERROR(RecordDirectSumBytes(options.config, best));
+  log::Info("%s: direct-sum-bytes: %d", options.config, best);
   return OkStatus();
 }
 
@@ -369,6 +441,7 @@ Status BenchCollectives(const Options& options) {
   // The option table allows no other names.
   LOCKSTEP_ASSIGN_OR_RETURN(const WireFormat wire,
                             WireFormatOf(options.dtype.empty() ? options.wire : options.dtype));
+  LOCKSTEP_RETURN_IF_ERROR(CheckRecord(options, transports));
   Options join = options;
   // Only mpirun can start MPI's ranks; with it every transport works.
   if (std::find(transports.begin(), transports.end(), "mpi") != transports.end())

@@ -54,6 +54,13 @@ std::vector<OptionSpec> RankOptions() {
        &O::wire,
        "numbers of the layers' sums between ranks; bf16: half the bytes, int8: a quarter and more",
        {"f32", "bf16", "int8"}},
+      {"direct-sum-bytes",
+       &O::direct_sum_bytes,
+       "longest sum on the wire that is made in one step, not in two; rank 0's counts; `bench "
+       "collectives --record` finds it; default: 32768 with more than two ranks",
+       {},
+       0,
+       1 << 30},
       {"rdma-mode",
        &O::rdma_mode,
        "RDMA connections: rc (reliable), uc (Thunderbolt); auto: rc where the device has it",
@@ -89,16 +96,19 @@ std::vector<OptionSpec> RankOptions() {
        500,
        86'400'000},
       {"verify-exchanges", &O::verify_exchanges,
-       "check every byte between ranks with a digest; over tcp, shm and rdma"},
-      {"max-model-len",
-       &O::max_model_len,
-       "longest context in tokens; default: the model's, up to 32768",
-       {},
-       1,
-       16'777'216,
-       "-c,--ctx-size"},
-      {"max-num-seqs", &O::max_num_seqs, "most requests computed together", {}, 1, 4096, "-np"},
-      {"prefill-chunk", &O::prefill_chunk, "most prompt tokens in one step", {}, 1, 65'536}};
+       "check every byte between ranks with a digest; over tcp, shm and rdma"}};
+}
+
+std::vector<OptionSpec> LimitOptions() {
+  return {{"max-model-len",
+           &O::max_model_len,
+           "longest context in tokens; default: the model's, up to 32768",
+           {},
+           1,
+           16'777'216,
+           "-c,--ctx-size"},
+          {"max-num-seqs", &O::max_num_seqs, "most requests computed together", {}, 1, 4096, "-np"},
+          {"prefill-chunk", &O::prefill_chunk, "most prompt tokens in one step", {}, 1, 65'536}};
 }
 
 std::vector<OptionSpec> ServingOptions() {
@@ -186,7 +196,8 @@ std::vector<OptionSpec> OutputOptions() {
            "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0 or fp8, of attention, dense, experts and "
            "shared; draft, embedding and head by name alone: q4_k,head=q6_k,draft=q8_0"},
           {"record", &O::record,
-           "record the probe prompt's logits; verify: with --exact; shard: reads all weights"},
+           "record the probe prompt's logits; verify: with --exact; shard: reads all weights; "
+           "bench collectives: direct-sum-bytes, in the file of --config"},
           {"from", &O::from,
            "URL in place of --model: a directory (lockstep files, Hugging Face) or a .gguf file"},
           {"step",
@@ -213,8 +224,8 @@ std::vector<OptionSpec> OutputOptions() {
 const std::vector<OptionSpec>& Table() {
   static const std::vector<OptionSpec> table = [] {
     std::vector<OptionSpec> all;
-    for (const auto& part : {ModelOptions(), RankOptions(), ServingOptions(), PromptOptions(),
-                             BenchOptions(), OutputOptions()}) {
+    for (const auto& part : {ModelOptions(), RankOptions(), LimitOptions(), ServingOptions(),
+                             PromptOptions(), BenchOptions(), OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

@@ -26,6 +26,7 @@ struct Options {
   int64_t rank = -1;
   std::string collective = "tcp";
   std::string wire = "f32";
+  int64_t direct_sum_bytes = -1;  // -1: UsualDirectBytes
   std::string rdma_mode = "auto";
   std::vector<double> shares;
   int64_t threads = 0;

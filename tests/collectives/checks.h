@@ -3,23 +3,25 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
+#include <bit>
 #include <cstring>
-#include <random>
 #include <vector>
 
 #include "collectives/group.h"
+#include "runtime/base/split_mix.h"
 
 namespace lockstep {
 
 // What rank `rank` contributes: values of very different sizes, so that the order of a sum shows in
 // its bits.
 inline std::vector<float> Contribution(int rank, size_t count, uint32_t seed) {
-  std::mt19937 random(seed * 1000003u + static_cast<uint32_t>(rank));
+  const uint64_t stream = MixBits(uint64_t{seed} << 32 | static_cast<uint32_t>(rank));
   std::vector<float> values(count);
-  for (float& value : values) {
-    const int exponent = static_cast<int>(random() % 24) - 12;
-    value = std::ldexp(static_cast<float>(random() % 2000001) / 1e6f - 1.0f, exponent);
+  for (size_t i = 0; i < count; ++i) {
+    const uint64_t bits = MixBits(stream + kGoldenGamma * i);
+    const int32_t mantissa = static_cast<int32_t>(bits & 0x1ffffff) - 0x1000000;
+    const uint32_t exponent = 127 - 36 + static_cast<uint32_t>(bits >> 32) % 24;
+    values[i] = static_cast<float>(mantissa) * std::bit_cast<float>(exponent << 23);
   }
   return values;
 }
@@ -52,9 +54,12 @@ inline Status CheckAllReduce(Group& group, size_t count, uint32_t seed,
 }
 
 inline std::vector<std::byte> Pattern(int rank, size_t bytes, uint32_t seed) {
-  std::mt19937 random(seed * 7919u + static_cast<uint32_t>(rank));
+  const uint64_t stream = MixBits(~(uint64_t{seed} << 32 | static_cast<uint32_t>(rank)));
   std::vector<std::byte> data(bytes);
-  for (std::byte& value : data) value = static_cast<std::byte>(random());
+  for (size_t i = 0; i < bytes; i += sizeof(uint64_t)) {
+    const uint64_t bits = MixBits(stream + kGoldenGamma * i);
+    std::memcpy(&data[i], &bits, std::min(sizeof(bits), bytes - i));
+  }
   return data;
 }
 
@@ -243,6 +248,16 @@ inline Status CheckEverything(Group& group) {
     }
     LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(group, 2 * slot_floats + 77, seed++, wire));
   }
+  // In two steps whatever the size; some are so short that they have no room for it.
+  const size_t usual = group.longest_direct_bytes();
+  group.set_longest_direct_bytes(0);
+  for (const WireFormat wire : {WireFormat::kF32, WireFormat::kBF16, WireFormat::kInt8}) {
+    for (const size_t count :
+         {size_t{0}, size_t{1}, size_t{31}, size_t{64}, size_t{96}, size_t{5123}}) {
+      LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(group, std::min(count, slot_floats), seed++, wire));
+    }
+  }
+  group.set_longest_direct_bytes(usual);
   for (const size_t bytes : {size_t{0}, size_t{1}, size_t{333}, slot, slot + 1, 2 * slot + 17}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckAllGather(group, bytes, seed++));
     for (int root = 0; root < group.size(); ++root) {

@@ -2,8 +2,15 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
+#include <vector>
+
 namespace lockstep {
 namespace {
+
+SumPlan Usually(const GroupTraits& traits, int ranks, size_t bytes) {
+  return ChooseSum(traits, ranks, UsualDirectBytes(ranks), bytes);
+}
 
 GroupTraits Copying() {
   return {
@@ -12,22 +19,47 @@ GroupTraits Copying() {
 
 TEST(ChooseSum, ADecodedTokenIsOneStepInOnePiece) {
   for (const int ranks : {2, 3, 4, 8}) {
-    const SumPlan plan = ChooseSum(Copying(), ranks, 20'480);
+    const SumPlan plan = Usually(Copying(), ranks, 20'480);
     EXPECT_EQ(plan.algorithm, SumAlgorithm::kDirect) << ranks;
     EXPECT_EQ(plan.chunks, 1u) << ranks;
   }
 }
 
 TEST(ChooseSum, LongSumsOfMoreThanTwoRanksTakeTwoSteps) {
-  EXPECT_EQ(ChooseSum(Copying(), 2, 5 << 20).algorithm, SumAlgorithm::kDirect);
-  EXPECT_EQ(ChooseSum(Copying(), 3, 5 << 20).algorithm, SumAlgorithm::kTwoStep);
-  EXPECT_EQ(ChooseSum(Copying(), 4, 80 << 10).algorithm, SumAlgorithm::kTwoStep);
+  EXPECT_EQ(Usually(Copying(), 2, 5 << 20).algorithm, SumAlgorithm::kDirect);
+  EXPECT_EQ(Usually(Copying(), 3, 5 << 20).algorithm, SumAlgorithm::kTwoStep);
+  EXPECT_EQ(Usually(Copying(), 4, 80 << 10).algorithm, SumAlgorithm::kTwoStep);
+}
+
+TEST(ChooseSum, AMeasuredLimitHoldsForAnyNumberOfRanks) {
+  for (const int ranks : {2, 3, 8}) {
+    EXPECT_EQ(ChooseSum(Copying(), ranks, 1 << 20, 1 << 20).algorithm, SumAlgorithm::kDirect);
+    EXPECT_EQ(ChooseSum(Copying(), ranks, 1 << 20, (1 << 20) + 1).algorithm,
+              SumAlgorithm::kTwoStep);
+    EXPECT_EQ(ChooseSum(Copying(), ranks, 0, 4).algorithm, SumAlgorithm::kTwoStep);
+  }
+}
+
+TEST(BestDirectBytes, IsTheLastSizeAtWhichOneStepIsFaster) {
+  const SumTimes small{1024, 5, 10}, middle{20'480, 10, 12}, large{1 << 20, 300, 200};
+  EXPECT_EQ(BestDirectBytes(std::vector{small, middle, large}), 20'480u);
+  EXPECT_EQ(BestDirectBytes(std::vector{small, middle}), SIZE_MAX);
+  EXPECT_EQ(BestDirectBytes(std::vector{large}), 0u);
+  EXPECT_EQ(BestDirectBytes({}), 0u);
+}
+
+TEST(BestDirectBytes, IsNotLedAstrayByOneOddSize) {
+  // A scheduler tick at 4 KB, and a little luck at 5 MB.
+  const std::vector<SumTimes> measured = {{1024, 5, 10},        {4096, 12, 11},
+                                          {20'480, 10, 20},     {1 << 20, 300, 200},
+                                          {5 << 20, 1000, 990}, {20 << 20, 999, 1000}};
+  EXPECT_EQ(BestDirectBytes(measured), 20'480u);
 }
 
 TEST(ChooseSum, NeverCutsIntoMoreParts) {
   for (size_t bytes = 0; bytes < (size_t{1} << 31); bytes = bytes * 2 + 1) {
     for (const int ranks : {2, 3, 8}) {
-      const SumPlan plan = ChooseSum(Copying(), ranks, bytes);
+      const SumPlan plan = Usually(Copying(), ranks, bytes);
       const size_t steps = plan.algorithm == SumAlgorithm::kTwoStep ? 2 : 1;
       EXPECT_GE(plan.chunks, 1u);
       EXPECT_LE(plan.chunks * steps, kMostParts) << bytes;
@@ -37,11 +69,11 @@ TEST(ChooseSum, NeverCutsIntoMoreParts) {
 
 TEST(ChooseSum, OrdinaryMemoryPassesThroughACachedSlotWhereItIsReadInPlace) {
   GroupTraits traits = Copying();
-  EXPECT_EQ(ChooseSum(traits, 2, 5 << 20).longest_bytes, traits.slot_bytes);
+  EXPECT_EQ(Usually(traits, 2, 5 << 20).longest_bytes, traits.slot_bytes);
   traits.reads_in_place = true;
-  EXPECT_LT(ChooseSum(traits, 2, 5 << 20).longest_bytes, size_t{1} << 20);
+  EXPECT_LT(Usually(traits, 2, 5 << 20).longest_bytes, size_t{1} << 20);
   traits.slot_bytes = 4096;
-  EXPECT_EQ(ChooseSum(traits, 2, 5 << 20).longest_bytes, 4096u);
+  EXPECT_EQ(Usually(traits, 2, 5 << 20).longest_bytes, 4096u);
 }
 
 }  // namespace

@@ -180,5 +180,21 @@ TEST(Configs, EveryShippedFileIsValidAndItsCommentedKeysHoldTheDefaults) {
   EXPECT_GE(files, 2);
 }
 
+TEST(WithDirectSumBytes, ChangesNothingElse) {
+  const auto with = [](const std::string& text) {
+    const StatusOr<std::string> changed = WithDirectSumBytes(text, "c.yaml", 4096);
+    return changed.ok() ? *changed : MessageOf(changed.status());
+  };
+  const std::string nodes = "# ours\nnodes:\n  - address: a # first\n  - address: b\n";
+  const std::string line = "direct-sum-bytes: 4096\n";
+  EXPECT_EQ(with(nodes), nodes + line);
+  EXPECT_EQ(with(nodes.substr(0, nodes.size() - 1)), nodes + line);
+  EXPECT_EQ(with(""), line);
+  EXPECT_EQ(with("direct-sum-bytes: 7 # by hand\n" + nodes), line + nodes);
+  EXPECT_EQ(with(nodes + "direct-sum-bytes: 7"), nodes + line);
+  EXPECT_THAT(with("{model: x}"), AllOf(HasSubstr("c.yaml"), HasSubstr("direct-sum-bytes: 4096")));
+  EXPECT_THAT(with("modle: x\n"), HasSubstr("by hand"));
+}
+
 }  // namespace
 }  // namespace lockstep

@@ -1,10 +1,12 @@
 // `lockstep bench` as a user starts it, on models/tiny.
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "launcher/cluster_yaml.h"
 #include "runtime/base/file.h"
 #include "tests/launcher/program.h"
 
@@ -120,15 +122,18 @@ TEST(Bench, WrongQuestionsAreRefusedWithAnAnswer) {
 TEST(BenchCollectives, MeasuresEverySizeOverEveryTransportBesideItsPingPong) {
   const Json rows =
       BenchJson({"collectives", "--ranks", "3", "--transports", "shm,tcp", "--sizes", "4,1500000"});
-  ASSERT_EQ(rows.size(), 12u);
+  ASSERT_EQ(rows.size(), 20u);
   size_t at = 0;
   for (const int64_t bytes : {4, 1'500'000}) {
     for (const char* transport : {"shm", "tcp"}) {
-      for (const char* algorithm : {"ping-pong", "", "in slot"}) {
+      const char* taken = bytes == 4 ? "direct" : "two-step";
+      for (const std::string algorithm :
+           {"ping-pong", "direct", "direct, in slot", "two-step", "two-step, in slot"}) {
         const Json& row = rows[at++];
         EXPECT_EQ(row["transport"], transport);
         EXPECT_EQ(row["bytes"], bytes);
-        EXPECT_NE(row["algorithm"].get<std::string>().find(algorithm), std::string::npos) << row;
+        EXPECT_EQ(row["algorithm"], algorithm);
+        EXPECT_EQ(row["chosen"], algorithm == "ping-pong" || algorithm.starts_with(taken)) << row;
         EXPECT_EQ(row["ranks"], 3);
         EXPECT_EQ(row["dtype"], "float32");
         EXPECT_GE(row["reps"], 60);
@@ -141,19 +146,36 @@ TEST(BenchCollectives, MeasuresEverySizeOverEveryTransportBesideItsPingPong) {
   }
 }
 
+TEST(BenchCollectives, UsesAndRecordsWhereTheSecondStepBegins) {
+  const std::string path = testing::TempDir() + "/bench_test.yaml";
+  std::ofstream(path) << "ranks: 2\ndirect-sum-bytes: 0\n";
+  const Json rows = BenchJson(
+      {"collectives", "--config", path, "--transports", "tcp", "--sizes", "4", "--record"});
+  ASSERT_EQ(rows.size(), 5u);
+  EXPECT_EQ(rows[1]["chosen"], false) << rows[1];
+  EXPECT_EQ(rows[3]["chosen"], true) << rows[3];
+  const StatusOr<ClusterFile> recorded = ReadClusterYaml(path);
+  ASSERT_TRUE(recorded.ok()) << recorded.status();
+  EXPECT_EQ(recorded->options.ranks, 2);
+  // One size: always or never.
+  const int64_t bytes = recorded->options.direct_sum_bytes;
+  EXPECT_TRUE(bytes == 0 || bytes == int64_t{1} << 30) << bytes;
+}
+
 TEST(BenchCollectives, RefusesWhatItCannotMeasure) {
   // MPI_Allreduce knows no wire.
   const Json narrow = BenchJson(
       {"collectives", "--ranks", "2", "--transports", "mpi", "--sizes", "4096", "--dtype", "bf16"});
-  ASSERT_EQ(narrow.size(), 3u);
+  ASSERT_EQ(narrow.size(), 5u);
   EXPECT_EQ(narrow[0]["dtype"], "bf16");
-  EXPECT_EQ(narrow[1]["dtype"], "bf16");
-  EXPECT_EQ(narrow[2]["dtype"], "float32");
-  EXPECT_EQ(narrow[2]["algorithm"], "MPI_Allreduce");
+  EXPECT_EQ(narrow[3]["dtype"], "bf16");
+  EXPECT_EQ(narrow[4]["dtype"], "float32");
+  EXPECT_EQ(narrow[4]["algorithm"], "MPI_Allreduce");
   EXPECT_NE(ErrorOf({"collectives"}).find("two ranks at least"), std::string::npos);
   EXPECT_NE(ErrorOf({"collectives", "--sizes", "20,6"}).find("6 bytes"), std::string::npos);
   EXPECT_NE(ErrorOf({"collectives", "--transports", "tcp,smoke"}).find("'smoke'"),
             std::string::npos);
+  EXPECT_NE(ErrorOf({"collectives", "--record"}).find("--config"), std::string::npos);
 }
 
 }  // namespace
