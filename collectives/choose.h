@@ -20,10 +20,16 @@ struct SumPlan {
   size_t longest_bytes = 0;  // longer sums of ordinary memory are made in several exchanges
 };
 
-// `bytes`: of a rank's values on the wire; `longest_direct_bytes` as Group has it.
-SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t longest_direct_bytes, size_t bytes);
-inline SumPlan ChooseSum(const Group& group, size_t bytes) {
-  return ChooseSum(group.traits(), group.size(), group.longest_direct_bytes(), bytes);
+// Of `count` values; `longest_direct_bytes` as Group has it.
+SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t longest_direct_bytes, size_t count,
+                  WireFormat wire = WireFormat::kF32);
+inline SumPlan ChooseSum(const Group& group, size_t count, WireFormat wire) {
+  return ChooseSum(group.traits(), group.size(), group.longest_direct_bytes(), count, wire);
+}
+// In two steps on a narrow wire the float32 sums of a rank's piece stand in its slot behind the
+// packed values, which may still be on their way: here.
+inline size_t SumsBegin(WireFormat wire, size_t count) {
+  return (WireBytes(wire, count) + 63) / 64 * 64;
 }
 // Where the second step begins to pay, if nobody has measured it.
 size_t UsualDirectBytes(int ranks);

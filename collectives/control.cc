@@ -178,6 +178,9 @@ void ControlChannel::Run() {
       WriteLocked();
     }
     WaitForNews();
+    const int64_t now_ns = NowNs();
+    away_ms_ = (now_ns - last_loop_ns_) / 1'000'000;
+    last_loop_ns_ = now_ns;
     for (Connection& connection : connections_) Read(&connection);
     CheckSilence();
   }
@@ -234,6 +237,11 @@ void ControlChannel::Read(Connection* connection) {
   while (connection->socket.valid()) {
     const StatusOr<size_t> received = ReceiveSome(connection->socket.get(), buffer);
     if (!received.ok()) {
+      // The reason may have been lost with the connection.
+      if (away_ms_ > options_.peer_timeout_ms) {
+        return Lost(connection, absl::StrFormat("ended while %s was stopped or starved for %d ms",
+                                                options_.names[options_.rank], away_ms_));
+      }
       Lost(connection,
            "closed its connection: it crashed or was killed; its own output or the log of its "
            "machine says why, then start all ranks again");
@@ -328,8 +336,7 @@ void ControlChannel::CheckSilence() {
   const int64_t now = NowNs();
   const int64_t limit_ns = options_.peer_timeout_ms * 1'000'000;
   // This process itself was stopped or starved: the silence is its own.
-  const bool was_away = now - last_loop_ns_ > std::max<int64_t>(limit_ns / 2, 1'000'000'000);
-  last_loop_ns_ = now;
+  const bool was_away = away_ms_ > std::max<int64_t>(options_.peer_timeout_ms / 2, 1000);
   for (Connection& connection : connections_) {
     if (was_away) connection.heard_ns = now;
     if (!connection.socket.valid() || connection.left || now - connection.heard_ns <= limit_ns)

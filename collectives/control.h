@@ -101,6 +101,7 @@ class ControlChannel {
   bool stopping_ = false;
   int64_t next_beat_ns_ = 0;
   int64_t last_loop_ns_ = 0;
+  int64_t away_ms_ = 0;  // how long this process did not run before its last look around
   std::thread thread_;
 };
 

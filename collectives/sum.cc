@@ -1,7 +1,6 @@
 // Sums over ranks. Every element is added by one rank or by all of them, always as the left fold in
 // rank order, so no choice made here shows in a bit of the result.
 #include <algorithm>
-#include <cstdint>
 #include <cstring>
 
 #include "collectives/choose.h"
@@ -95,29 +94,13 @@ Status SumDirectly(Group& group, WireFormat wire, std::span<float> sum, size_t c
   return group.End();
 }
 
-// A rank's piece of a sum in two steps.
-Range PieceOf(const Group& group, size_t count, int rank) {
-  return Piece({0, count}, static_cast<size_t>(group.size()), static_cast<size_t>(rank));
-}
-
-// Where the finished sums begin in a slot whose values have moved to the front and may still be on
-// their way: behind those.
-size_t SumsBegin(WireFormat wire, size_t count) { return (WireBytes(wire, count) + 63) / 64 * 64; }
-
-// Short or few blocks on a narrow wire may leave too little behind them.
-bool HasRoomForSums(const Group& group, WireFormat wire, size_t count) {
-  if (wire == WireFormat::kF32) return true;
-  size_t longest = 0;
-  for (int rank = 0; rank < group.size(); ++rank)
-    longest = std::max(longest, PieceOf(group, count, rank).count);
-  return SumsBegin(wire, count) + longest * sizeof(float) <= count * sizeof(float);
-}
-
 // Every rank adds its own piece of all slots (reduce-scatter), puts the sum into its slot, and
 // reads the pieces of the others (all-gather). A chunk goes on to the second step while others are
 // still in the first.
 Status SumInTwoSteps(Group& group, WireFormat wire, std::span<float> sum, size_t chunks) {
-  const auto piece_of = [&](int rank) { return PieceOf(group, sum.size(), rank); };
+  const auto piece_of = [&](int rank) {
+    return Piece({0, sum.size()}, static_cast<size_t>(group.size()), static_cast<size_t>(rank));
+  };
   const auto chunk_of = [&](int rank, size_t chunk) {
     return Piece(piece_of(rank), chunks, chunk);
   };
@@ -173,10 +156,7 @@ Status SumInTwoSteps(Group& group, WireFormat wire, std::span<float> sum, size_t
 }  // namespace
 
 Status SumSlots(Group& group, std::span<float> sum, WireFormat wire) {
-  const size_t bytes = WireBytes(wire, sum.size());
-  SumPlan plan = ChooseSum(group, bytes);
-  if (plan.algorithm == SumAlgorithm::kTwoStep && !HasRoomForSums(group, wire, sum.size()))
-    plan = ChooseSum(group.traits(), group.size(), SIZE_MAX, bytes);
+  const SumPlan plan = ChooseSum(group, sum.size(), wire);
   switch (plan.algorithm) {
     case SumAlgorithm::kDirect:
       return SumDirectly(group, wire, sum, plan.chunks);
@@ -188,7 +168,7 @@ Status SumSlots(Group& group, std::span<float> sum, WireFormat wire) {
 
 Status AllReduceSum(Group& group, std::span<float> data, WireFormat wire) {
   if (group.size() == 1) return OkStatus();
-  const size_t longest_bytes = ChooseSum(group, WireBytes(wire, data.size())).longest_bytes;
+  const size_t longest_bytes = ChooseSum(group, data.size(), wire).longest_bytes;
   // Whole blocks, so that where exchanges are cut does not show in what is rounded.
   size_t longest = longest_bytes / sizeof(float);
   if (longest > kWireBlock) longest -= longest % kWireBlock;

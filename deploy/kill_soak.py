@@ -1,17 +1,22 @@
 #!/usr/bin/env python3
 """Kills or stops one rank of a running generation at a random moment, again and again.
 
-Ranks are started in the three ways that users have: one process that spawns the others, one by one as on several
-hosts, and by mpirun. The victim is any rank, in prefill or in decode. Each round every survivor must say the victim's process id in
-time and end with the exit code of a lost rank; a rank that was only stopped must do the same when it goes on; nobody is
-left behind.
+Ranks are started in the three ways that users have. The victim is any rank, in prefill or in decode. In time must name
+it, by rank and process id, at the beginning of one error sentence:
+- one by one, as on several hosts: every survivor, and a rank that was only stopped when it goes on;
+- spawned: the process that the user started, once. If that one is stopped it says so when it goes on; if it is killed,
+  its ranks die with it and nobody is left to speak;
+- by mpirun: the ranks together, at least once, for mpirun may end a rank before it speaks.
+All must end, with the exit code of a lost rank (mpirun: with any but 0), and nobody is left behind.
 """
 
 import argparse
 import collections
+import contextlib
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -118,39 +123,48 @@ class Cluster:
             raise Fault(f"there are not {self.ranks} ranks: {self.pids}")
 
     def check_end(self, victim, hit):
-        """Survivors name the victim and end in time; one that was only stopped goes on, says why it is alone, and ends."""
         pid = self.pids[victim]
-        others = [number for number, process in enumerate(self.processes) if process.pid != pid]
         os.kill(pid, hit)
         limit_s = KILLED_LIMIT_S if hit == signal.SIGKILL else STOPPED_LIMIT_S
-        self.wait_until_named(pid, others, limit_s)
+        speakers = [number for number, process in enumerate(self.processes) if process.pid != pid]
+        self.wait_until_named(victim, speakers, limit_s)
         survivors = [other for other in self.pids if other != pid]
-        if not came_true(lambda: not any(map(alive, survivors)), END_LIMIT_S):
+        if not came_true(lambda: not any(map(alive, survivors)), END_LIMIT_S if speakers else limit_s):
             raise Fault("survivors hung")
         if hit == signal.SIGSTOP:
             if alive(pid):
                 os.kill(pid, signal.SIGCONT)
-            self.wait_until_named(pid, range(len(self.processes)), END_LIMIT_S)
-            others = range(len(self.processes))
+            speakers = range(len(self.processes))
+            self.wait_until_named(victim, speakers, END_LIMIT_S)
         if not came_true(lambda: not alive(pid), END_LIMIT_S):
             raise Fault("the victim was left behind")
-        for number in others:
-            code = self.processes[number].wait(END_LIMIT_S)
-            if code != LOST_RANK and self.way != "mpirun":
-                raise Fault(f"exit code {code}: {self.said(number)}")
+        for number in speakers:
+            self.check_last_words(number)
 
-    def wait_until_named(self, pid, numbers, limit_s):
-        if not came_true(lambda: all(f"pid {pid}" in self.said(number) for number in numbers), limit_s):
-            raise Fault(f"pid {pid} is not named in {limit_s} s: {list(map(self.said, numbers))}")
+    def wait_until_named(self, victim, numbers, limit_s):
+        named = re.compile(rf"^lockstep: rank {victim} \([^)]*pid {self.pids[victim]}\)", re.MULTILINE)
+        if not came_true(lambda: all(named.search(self.said(number)) for number in numbers), limit_s):
+            raise Fault(f"not named in {limit_s} s: {named.pattern} in {list(map(self.said, numbers))}")
+
+    def check_last_words(self, number):
+        try:
+            code = self.processes[number].wait(END_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise Fault(f"process {number} did not end") from None
+        if code == 0 or code != LOST_RANK and self.way != "mpirun":
+            raise Fault(f"exit code {code}: {self.said(number)}")
+        if self.said(number).count("lockstep: ") != 1 and self.way != "mpirun":
+            raise Fault(f"not one sentence: {self.said(number)}")
 
     def clear(self):
+        """Whatever happened, nobody stays."""
         for process in self.processes:
-            for pid in [*children_of(process.pid), process.pid]:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            process.wait()
+            if process.poll() is None:
+                for child in children_of(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
+                process.kill()
+                process.wait()
 
 
 def one_round(arguments, draw, hits):

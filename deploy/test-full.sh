@@ -5,6 +5,9 @@
 #
 #     deploy/test-full.sh                      all of it
 #     deploy/test-full.sh release asan tsan arm64 fuzz soak rdma fidelity macos    only the named parts
+#
+# LOCKSTEP_FUZZ_SECONDS=600 LOCKSTEP_FUZZ_TARGETS="tests/fuzz/gguf_fuzz.cc tests/fuzz/safetensors_fuzz.cc" and
+# LOCKSTEP_SOAK_ROUNDS=1000 make those parts longer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -20,7 +23,8 @@ export LOCKSTEP_TEST_SEED=random
 # gRPC and protobuf of Debian are not instrumented: the preset (CMakePresets.json) has the thread sanitizer ignore them. What
 # gRPC hands from one of its threads to another (calls, messages, reactors) is still reported, since its locks are not
 # seen: the tests of the gRPC service are left out. The threads behind it, the engine's, are tested by runtime/engine.
-tsan_leaves_out='^GrpcServerTest\.|^system/test_serve$'
+# Those of bench are about its Python, and take ten minutes here.
+tsan_leaves_out='^GrpcServerTest\.|^system/test_serve$|^bench/'
 
 # Test presets have the sanitizers' options.
 suite() {
@@ -79,7 +83,10 @@ fuzz_one() {
     tail -3
   [[ ${PIPESTATUS[0]} -eq 0 ]] || { echo "its input is build/fuzz-corpus/$target-*"; return 1; }
 }
-fuzz_targets() { for source in tests/fuzz/*_fuzz.cc; do basename "$source" .cc; done; }
+fuzz_targets() {
+  local source
+  for source in ${LOCKSTEP_FUZZ_TARGETS:-tests/fuzz/*_fuzz.cc}; do basename "$source" .cc; done
+}
 
 # Kills or stops one rank at a random moment, again and again: all others must name it in time and end.
 soak() {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <exception>
+#include <filesystem>
 #include <set>
 
 #include "launcher/command_line.h"
@@ -254,15 +255,21 @@ StatusOr<std::string> WithDirectSumBytes(const std::string& text, const std::str
     changed.replace(begin, changed.find('\n', begin) - begin, line);
   }
   const StatusOr<ClusterFile> parsed = ParseClusterYaml(changed, name);
-  if (!parsed.ok() || parsed->options.direct_sum_bytes != bytes)
-    return UsageError("%s: cannot add to it; add by hand: %s", name, line);
-  return changed;
+  if (parsed.ok() && parsed->options.direct_sum_bytes == bytes) return changed;
+  return UsageError("%s: `%s` is best, but cannot be added there; put it in by hand%s", name, line,
+                    parsed.ok() ? "" : " (" + MessageOf(parsed.status()) + ")");
 }
 
 Status RecordDirectSumBytes(const std::string& path, int64_t bytes) {
   LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, kLargestFileBytes));
   LOCKSTEP_ASSIGN_OR_RETURN(const std::string changed, WithDirectSumBytes(text, path, bytes));
-  return WriteFileAtomically(path, std::as_bytes(std::span(changed)));
+  std::error_code error;
+  const std::filesystem::path file = std::filesystem::canonical(path, error);
+  const auto mode = std::filesystem::status(file, error).permissions();
+  if (error) return UsageError("%s: cannot find it: %s", path, error.message());
+  LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(file, std::as_bytes(std::span(changed))));
+  std::filesystem::permissions(file, mode, error);
+  return error ? UsageError("%s: cannot set its mode: %s", path, error.message()) : OkStatus();
 }
 
 StatusOr<ClusterNode> ParseAddress(std::string_view text, std::string_view where) {

@@ -42,11 +42,11 @@ StatusOr<ClusterFile> ReadClusterYaml(const std::string& path);
 // `name` stands for the file in errors.
 StatusOr<ClusterFile> ParseClusterYaml(const std::string& text, const std::string& name);
 
-// The text of a cluster YAML with this `direct-sum-bytes`, where it stands or at the end; all else
-// as it is. An error if that makes no such file, as with one in flow style.
+// The text of a cluster YAML with this `direct-sum-bytes`, in place of its line or at the end;
+// other lines as they are. An error if that makes no such file, as with one in flow style.
 StatusOr<std::string> WithDirectSumBytes(const std::string& text, const std::string& name,
                                          int64_t bytes);
-// Writes it into the file.
+// Writes it into the file, whose mode stays; a link stays one.
 Status RecordDirectSumBytes(const std::string& path, int64_t bytes);
 
 // "host", "host:port", "[v6]" or "[v6]:port" to its parts; port 0 if absent.

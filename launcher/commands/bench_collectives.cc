@@ -97,7 +97,8 @@ struct Contestant {
   // One checked repetition over values of a size; returns its nanoseconds on this rank.
   std::function<StatusOr<int64_t>(size_t repetition, const Values&, std::span<float>)> run;
   std::string dtype = "float32";  // of what travels
-  // Whether this way is taken for float32 values of a size, where there is a choice.
+  // For float32 values of a size, whether there is this way, and whether it is the one taken.
+  std::function<bool(size_t bytes)> possible = [](size_t) { return true; };
   std::function<bool(size_t bytes)> chosen = [](size_t) { return true; };
   std::vector<std::vector<float>> samples_us = {};  // per size, of all rounds
 };
@@ -112,25 +113,33 @@ std::string InSlot(SumAlgorithm algorithm) { return NameOf(algorithm) + std::str
 
 // What a group of these settings does with float32 values of `bytes` in its slot.
 SumPlan PlanOf(const Group& group, size_t direct_bytes, size_t bytes, WireFormat wire) {
-  return ChooseSum(group.traits(), group.size(), direct_bytes,
-                   WireBytes(wire, bytes / sizeof(float)));
+  return ChooseSum(group.traits(), group.size(), direct_bytes, bytes / sizeof(float), wire);
 }
 
-// Has the group make all its sums that way.
-void Force(Group& group, SumAlgorithm algorithm) {
-  group.set_longest_direct_bytes(algorithm == SumAlgorithm::kDirect ? SIZE_MAX : 0);
-}
+// The limit with which all sums are made that way, as far as they can be.
+size_t Forcing(SumAlgorithm algorithm) { return algorithm == SumAlgorithm::kDirect ? SIZE_MAX : 0; }
+
+// Whether a group with this limit makes a sum that way; of ordinary memory, its exchanges.
+struct Makes {
+  SumAlgorithm algorithm;
+  std::shared_ptr<Group> group;
+  size_t direct_bytes;
+  WireFormat wire;
+  bool in_slot;
+
+  bool operator()(size_t bytes) const {
+    const size_t longest = PlanOf(*group, direct_bytes, bytes, wire).longest_bytes;
+    const size_t exchange = in_slot ? bytes : std::min(bytes, longest);
+    return PlanOf(*group, direct_bytes, exchange, wire).algorithm == algorithm;
+  }
+};
 
 // From values in ordinary memory to sums in ordinary memory.
 Contestant AllReduceOf(const std::shared_ptr<Group>& group, const std::string& transport,
                        WireFormat wire, SumAlgorithm algorithm) {
-  const auto chosen = [=, usual = group->longest_direct_bytes()](size_t bytes) {
-    const size_t longest = PlanOf(*group, usual, bytes, wire).longest_bytes;
-    return PlanOf(*group, usual, std::min(bytes, longest), wire).algorithm == algorithm;
-  };
   const auto run = [group, wire, algorithm](size_t repetition, const Values& values,
                                             std::span<float> data) -> StatusOr<int64_t> {
-    Force(*group, algorithm);
+    group->set_longest_direct_bytes(Forcing(algorithm));
     values.Fill(repetition, data);
     const int64_t start_ns = NowNs();
     LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(*group, data, wire));
@@ -138,18 +147,20 @@ Contestant AllReduceOf(const std::shared_ptr<Group>& group, const std::string& t
     LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data));
     return took_ns;
   };
-  return {transport, NameOf(algorithm), run, TypeName(wire), chosen};
+  return {transport,
+          NameOf(algorithm),
+          run,
+          TypeName(wire),
+          Makes{algorithm, group, Forcing(algorithm), wire, false},
+          Makes{algorithm, group, group->longest_direct_bytes(), wire, false}};
 }
 
 // As a layer does it: its products have written the values into the slot.
 Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& transport,
                       WireFormat wire, SumAlgorithm algorithm) {
-  const auto chosen = [=, usual = group->longest_direct_bytes()](size_t bytes) {
-    return PlanOf(*group, usual, bytes, wire).algorithm == algorithm;
-  };
   const auto run = [group, wire, algorithm](size_t repetition, const Values& values,
                                             std::span<float> data) -> StatusOr<int64_t> {
-    Force(*group, algorithm);
+    group->set_longest_direct_bytes(Forcing(algorithm));
     LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group->Begin(data.size_bytes()));
     values.Fill(repetition, {reinterpret_cast<float*>(slot.data()), data.size()});
     const int64_t start_ns = NowNs();
@@ -158,7 +169,12 @@ Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& tr
     LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data));
     return took_ns;
   };
-  return {transport, InSlot(algorithm), run, TypeName(wire), chosen};
+  return {transport,
+          InSlot(algorithm),
+          run,
+          TypeName(wire),
+          Makes{algorithm, group, Forcing(algorithm), wire, true},
+          Makes{algorithm, group, group->longest_direct_bytes(), wire, true}};
 }
 
 Contestant OpenMpi() {
@@ -265,6 +281,7 @@ Status RunRounds(Session& session, const std::vector<int64_t>& sizes, WireFormat
     for (int64_t round = 0; round < session.options().repeat; ++round) {
       for (Contestant& contestant : *contestants) {
         if (Interrupted()) return InterruptedError();
+        if (!contestant.possible(static_cast<size_t>(sizes[s]))) continue;
         const Status done = RunRound(session, values, data, contestant, &contestant.samples_us[s]);
         if (!done.ok()) return Annotate(done, "over " + contestant.transport);
       }
@@ -288,6 +305,7 @@ Json RowsOf(const Session& session, const std::vector<int64_t>& sizes,
   for (size_t s = 0; s < sizes.size(); ++s) {
     for (const Contestant& contestant : contestants) {
       const std::vector<float>& samples_us = contestant.samples_us[s];
+      if (samples_us.empty()) continue;
       const double p50_us = PercentileUs(samples_us, 50);
       rows.push_back({{"transport", contestant.transport},
                       {"algorithm", contestant.algorithm},
@@ -348,6 +366,7 @@ size_t BestChoice(const std::vector<int64_t>& sizes, const std::vector<Contestan
   const Contestant& two_step = find(SumAlgorithm::kTwoStep);
   std::vector<SumTimes> measured;
   for (size_t s = 0; s < sizes.size(); ++s) {
+    if (two_step.samples_us[s].empty()) continue;
     measured.push_back({WireBytes(wire, static_cast<size_t>(sizes[s]) / sizeof(float)),
                         PercentileUs(direct.samples_us[s], 50),
                         PercentileUs(two_step.samples_us[s], 50)});
@@ -362,9 +381,15 @@ int64_t AsOption(size_t direct_bytes) {
 
 // What the measurement says, for the user who reads the table.
 void PrintChoice(const std::string& transport, size_t best, size_t now) {
-  std::printf("%s: --direct-sum-bytes %lld is best here, now it is %lld", transport.c_str(),
-              static_cast<long long>(AsOption(best)), static_cast<long long>(AsOption(now)));
-  std::printf("; --record writes it into the file of --config\n");
+  const auto limit = [](size_t bytes) -> std::string {
+    if (bytes == 0) return "never";
+    const int64_t option = AsOption(bytes);
+    if (option == AsOption(SIZE_MAX)) return "always";
+    return absl::StrFormat("up to %d bytes on the wire", option);
+  };
+  std::printf("%s: one step is best %s (--direct-sum-bytes %lld), now it is taken %s\n",
+              transport.c_str(), limit(best).c_str(), static_cast<long long>(AsOption(best)),
+              limit(now).c_str());
 }
 
 // --- the command ---
@@ -379,26 +404,31 @@ StatusOr<std::vector<int64_t>> SizesOf(const Options& options) {
   return sizes;
 }
 
-// What is recorded is for the cluster's own transport.
-Status CheckRecord(const Options& options, const std::vector<std::string>& transports) {
-  if (!options.record) return OkStatus();
+// What is recorded is for the sums that the cluster's layers make.
+Status CheckRecord(const Options& options, const std::vector<std::string>& transports,
+                   WireFormat wire) {
   if (options.config.empty())
     return UsageError("--record writes into a cluster YAML: give it with --config");
-  const bool measured =
-      std::find(transports.begin(), transports.end(), options.collective) != transports.end();
-  if (measured || (transports.empty() && options.collective == "tcp")) return OkStatus();
+  if (std::find(transports.begin(), transports.end(), options.collective) == transports.end()) {
+    return UsageError(
+        "--record needs the times of the cluster's own transport: add %s to "
+        "--transports",
+        options.collective);
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const WireFormat own, WireFormatOf(options.wire));
+  if (own == wire) return OkStatus();
   return UsageError(
-      "--record needs the times of the cluster's own transport: add %s to --transports",
-      options.collective);
+      "--record needs the times of the cluster's own wire, which is %s: leave out "
+      "--dtype, or change --wire",
+      options.wire);
 }
 
-// Every rank.
-Status Measure(Session& session, const std::vector<int64_t>& sizes,
+// Every rank. `options`: as the user gave them.
+Status Measure(Session& session, const Options& options, const std::vector<int64_t>& sizes,
                std::vector<std::string> transports, WireFormat wire) {
   if (session.size() < 2) {
     return UsageError("an exchange needs two ranks at least: --ranks 2, mpirun or --config");
   }
-  const Options& options = session.options();
   LOCKSTEP_RETURN_IF_ERROR(
       AgreeOnValue(session.group(), session.membership(),
                    {"what to measure",
@@ -436,12 +466,15 @@ Status Measure(Session& session, const std::vector<int64_t>& sizes,
 
 Status BenchCollectives(const Options& options) {
   LOCKSTEP_ASSIGN_OR_RETURN(const auto sizes, SizesOf(options));
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports,
+  LOCKSTEP_ASSIGN_OR_RETURN(auto transports,
                             ParseTransports(options, FindOption("collective")->allowed));
   // The option table allows no other names.
   LOCKSTEP_ASSIGN_OR_RETURN(const WireFormat wire,
                             WireFormatOf(options.dtype.empty() ? options.wire : options.dtype));
-  LOCKSTEP_RETURN_IF_ERROR(CheckRecord(options, transports));
+  if (options.record) {
+    if (transports.empty()) transports.push_back(options.collective);
+    LOCKSTEP_RETURN_IF_ERROR(CheckRecord(options, transports, wire));
+  }
   Options join = options;
   // Only mpirun can start MPI's ranks; with it every transport works.
   if (std::find(transports.begin(), transports.end(), "mpi") != transports.end())
@@ -450,7 +483,7 @@ Status BenchCollectives(const Options& options) {
   needs.model = false;
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(join, needs));
   const InterruptScope interrupts([&] { session->membership().Abort(InterruptedError()); });
-  return session->Close(Measure(*session, sizes, transports, wire));
+  return session->Close(Measure(*session, options, sizes, transports, wire));
 }
 
 }  // namespace lockstep

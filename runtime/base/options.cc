@@ -57,7 +57,7 @@ std::vector<OptionSpec> RankOptions() {
       {"direct-sum-bytes",
        &O::direct_sum_bytes,
        "longest sum on the wire that is made in one step, not in two; rank 0's counts; `bench "
-       "collectives --record` finds it; default: 32768 with more than two ranks",
+       "collectives --record` finds it; default: 32768, with two ranks any",
        {},
        0,
        1 << 30},

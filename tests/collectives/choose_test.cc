@@ -9,7 +9,7 @@ namespace lockstep {
 namespace {
 
 SumPlan Usually(const GroupTraits& traits, int ranks, size_t bytes) {
-  return ChooseSum(traits, ranks, UsualDirectBytes(ranks), bytes);
+  return ChooseSum(traits, ranks, UsualDirectBytes(ranks), bytes / sizeof(float));
 }
 
 GroupTraits Copying() {
@@ -33,11 +33,25 @@ TEST(ChooseSum, LongSumsOfMoreThanTwoRanksTakeTwoSteps) {
 
 TEST(ChooseSum, AMeasuredLimitHoldsForAnyNumberOfRanks) {
   for (const int ranks : {2, 3, 8}) {
-    EXPECT_EQ(ChooseSum(Copying(), ranks, 1 << 20, 1 << 20).algorithm, SumAlgorithm::kDirect);
-    EXPECT_EQ(ChooseSum(Copying(), ranks, 1 << 20, (1 << 20) + 1).algorithm,
+    EXPECT_EQ(ChooseSum(Copying(), ranks, 1 << 20, (1 << 20) / 4).algorithm, SumAlgorithm::kDirect);
+    EXPECT_EQ(ChooseSum(Copying(), ranks, 1 << 20, (1 << 20) / 4 + 1).algorithm,
               SumAlgorithm::kTwoStep);
-    EXPECT_EQ(ChooseSum(Copying(), ranks, 0, 4).algorithm, SumAlgorithm::kTwoStep);
+    EXPECT_EQ(ChooseSum(Copying(), ranks, 0, 1).algorithm, SumAlgorithm::kTwoStep);
   }
+}
+
+TEST(ChooseSum, SumsWithoutRoomBehindPackedValuesTakeOneStep) {
+  const auto algorithm = [](WireFormat wire, size_t count, int ranks) {
+    return ChooseSum(Copying(), ranks, 0, count, wire).algorithm;
+  };
+  for (const WireFormat wire : {WireFormat::kBF16, WireFormat::kInt8}) {
+    EXPECT_EQ(algorithm(wire, 31, 2), SumAlgorithm::kDirect);  // a rest is float32
+    EXPECT_EQ(algorithm(wire, 32, 2), SumAlgorithm::kDirect);  // one rank has all
+    EXPECT_EQ(algorithm(wire, 5120, 2), SumAlgorithm::kTwoStep);
+    EXPECT_EQ(algorithm(wire, 5120, 8), SumAlgorithm::kTwoStep);
+  }
+  EXPECT_EQ(algorithm(WireFormat::kBF16, 3 * 32, 2), SumAlgorithm::kDirect);
+  EXPECT_EQ(algorithm(WireFormat::kF32, 31, 2), SumAlgorithm::kTwoStep);
 }
 
 TEST(BestDirectBytes, IsTheLastSizeAtWhichOneStepIsFaster) {

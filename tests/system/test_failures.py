@@ -156,6 +156,10 @@ nodes:
         for text in texts:
             self.assertIn("prefill-chunk", text.replace("_", "-"))
 
+    def test_how_sums_are_made_is_for_rank_0_to_say(self):
+        config = self.config("a", os.path.join(MODELS, "tiny-a"), "s" * 32, free_port())
+        self.pair((config, ("--direct-sum-bytes", 0, "--max-tokens", 3)), (config, ("--direct-sum-bytes", 1 << 30)), 0)
+
     def test_a_wrong_secret_is_refused(self):
         port = free_port()
         model = os.path.join(MODELS, "tiny-a")

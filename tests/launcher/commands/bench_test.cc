@@ -148,7 +148,7 @@ TEST(BenchCollectives, MeasuresEverySizeOverEveryTransportBesideItsPingPong) {
 
 TEST(BenchCollectives, UsesAndRecordsWhereTheSecondStepBegins) {
   const std::string path = testing::TempDir() + "/bench_test.yaml";
-  std::ofstream(path) << "ranks: 2\ndirect-sum-bytes: 0\n";
+  std::ofstream(path) << "ranks: 2\ndirect-sum-bytes: 3\n";
   const Json rows = BenchJson(
       {"collectives", "--config", path, "--transports", "tcp", "--sizes", "4", "--record"});
   ASSERT_EQ(rows.size(), 5u);
@@ -176,6 +176,12 @@ TEST(BenchCollectives, RefusesWhatItCannotMeasure) {
   EXPECT_NE(ErrorOf({"collectives", "--transports", "tcp,smoke"}).find("'smoke'"),
             std::string::npos);
   EXPECT_NE(ErrorOf({"collectives", "--record"}).find("--config"), std::string::npos);
+  const std::string config = SourceFile("configs/local-2.yaml");
+  const auto recorded = [&](const char* flag, const char* value) {
+    return ErrorOf({"collectives", "--record", "--config", config, flag, value});
+  };
+  EXPECT_NE(recorded("--transports", "tcp").find("add shm"), std::string::npos);
+  EXPECT_NE(recorded("--dtype", "int8").find("which is f32"), std::string::npos);
 }
 
 }  // namespace
