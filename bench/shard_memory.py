@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs `lockstep shard` with a limit on its memory, and says what it took.
 
-    bench/make_checkpoint.py /tmp/glm47-L9.gguf --moe 8 --experts 64
-    bench/shard_memory.py --model /tmp/glm47-L9.gguf --limit-gib 2
+    bench/make_checkpoint.py /tmp/glm47-L10-E64.gguf --moe 9 --experts 64
+    bench/shard_memory.py --model /tmp/glm47-L10-E64.gguf --limit-gib 2
 
 The limit is a control group's: of resident memory, page cache included, which the kernel gives back first. `ulimit -v`
 (RLIMIT_AS) would count the address space too that source files are mapped into and that threads reserve, and
