@@ -243,6 +243,8 @@ StatusOr<ClusterFile> ReadClusterYaml(const std::string& path) {
 
 StatusOr<std::string> WithDirectSumBytes(const std::string& text, const std::string& name,
                                          int64_t bytes) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const ClusterFile before, ParseClusterYaml(text, name));
+  if (before.options.direct_sum_bytes == bytes) return text;
   const std::string key = "direct-sum-bytes:";
   const std::string line = absl::StrFormat("%s %d", key, bytes);
   std::string changed = text;

@@ -193,7 +193,11 @@ TEST(WithDirectSumBytes, ChangesNothingElse) {
   EXPECT_EQ(with("direct-sum-bytes: 7 # by hand\n" + nodes), line + nodes);
   EXPECT_EQ(with(nodes + "direct-sum-bytes: 7"), nodes + line);
   EXPECT_THAT(with("{model: x}"), AllOf(HasSubstr("c.yaml"), HasSubstr("direct-sum-bytes: 4096")));
-  EXPECT_THAT(with("modle: x\n"), HasSubstr("by hand"));
+  EXPECT_THAT(with("modle: x\n"), HasSubstr("c.yaml:1"));
+  // What looks like the key need not be it.
+  const std::string quoted = "model: \"a\ndirect-sum-bytes: 7\"\n";
+  EXPECT_THAT(with(quoted), HasSubstr("by hand"));
+  EXPECT_EQ(with(quoted + line), quoted + line);
 }
 
 }  // namespace
