@@ -239,8 +239,10 @@ void ControlChannel::Read(Connection* connection) {
     if (!received.ok()) {
       // The reason may have been lost with the connection.
       if (away_ms_ > options_.peer_timeout_ms) {
-        return Lost(connection, absl::StrFormat("ended while %s was stopped or starved for %d ms",
-                                                options_.names[options_.rank], away_ms_));
+        return Lost(connection,
+                    absl::StrFormat(
+                        "ended while %s was stopped or starved for %d ms; start all ranks again",
+                        options_.names[options_.rank], away_ms_));
       }
       Lost(connection,
            "closed its connection: it crashed or was killed; its own output or the log of its "

@@ -106,11 +106,12 @@ Status SumInTwoSteps(Group& group, WireFormat wire, std::span<float> sum, size_t
   };
   // Sums are float32 on every wire, or another algorithm would have other bits. They stand where
   // the values were, which nobody else reads, or behind the packed ones.
+  const size_t sums_begin = SumsBegin(wire, sum.size());
   const auto sum_part = [&](int owner, size_t chunk) -> SlotPart {
     const Range range = chunk_of(owner, chunk);
     if (wire == WireFormat::kF32) return range.Packed(wire);
     const size_t before = (range.first - piece_of(owner).first) * sizeof(float);
-    return {SumsBegin(wire, sum.size()) + before, range.count * sizeof(float)};
+    return {sums_begin + before, range.count * sizeof(float)};
   };
   const int me = group.rank();
   for (int peer = 0; peer < group.size(); ++peer) {

@@ -163,6 +163,23 @@ TEST_P(EveryTransport, AStoppedRankIsNamedAfterThePeerTimeout) {
   (void)close(all[0].rendezvous_fd);
 }
 
+// A killed rank tells nobody anything.
+TEST_P(EveryTransport, AStoppedRankWhosePeerDiesMeanwhileKnowsThatItWasAway) {
+  std::vector<BootstrapOptions> all = LocalRanks(2, GetParam());
+  for (BootstrapOptions& options : all) options.peer_timeout_ms = 500;
+  Processes ranks(all, ExchangeForEver);
+  ASSERT_TRUE(ranks.AllReady());
+  ranks.Signal(1, SIGSTOP);
+  ranks.Signal(0, SIGKILL);
+  (void)ranks.Wait(0);
+  (void)usleep(700'000);
+  ranks.Signal(1, SIGCONT);
+  const Ended ended = ranks.Wait(1);
+  EXPECT_EQ(ended.code, 4) << ended.text;
+  EXPECT_EQ(ended.text.rfind(" rank 0 (", 0), 0u) << ended.text;
+  EXPECT_NE(ended.text.find("was stopped or starved for"), std::string::npos) << ended.text;
+}
+
 TEST_P(EveryTransport, AnAbortReachesAllWithItsKindAndReason) {
   for (const int origin : {0, 1, 2}) {
     Processes ranks(LocalRanks(3, GetParam()),
