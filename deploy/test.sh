@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that a change must pass: the whole test suite in a release build; what reads foreign bytes, sampling, three
 # tests of kernels, links and exchanges again under the address and undefined-behaviour sanitizers; what threads share
-# below the model again under the thread sanitizer. About 20 minutes on two cores with an empty cache. Ends with one
+# below the model again under the thread sanitizer. Half an hour on two cores with an empty cache. Ends with one
 # ctest over all three builds.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_join.h"
 #include "launcher/commands/commands.h"
+#include "runtime/base/log.h"
 
 namespace lockstep {
 namespace {
@@ -112,6 +113,8 @@ StatusOr<std::vector<std::string>> GatherWords(Group& group, const std::string& 
 }
 
 Status BenchCommand(const Options& options) {
+  if (options.record && options.benchmark != "collectives")
+    log::Warning("--record has no effect on `lockstep bench %s`", options.benchmark);
   if (options.benchmark == "kernels") return BenchKernels(options);
   if (options.benchmark == "decode") return BenchDecode(options);
   if (options.benchmark == "prefill") return BenchPrefill(options);

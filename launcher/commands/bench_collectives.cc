@@ -134,47 +134,32 @@ struct Makes {
   }
 };
 
-// From values in ordinary memory to sums in ordinary memory.
-Contestant AllReduceOf(const std::shared_ptr<Group>& group, const std::string& transport,
-                       WireFormat wire, SumAlgorithm algorithm) {
-  const auto run = [group, wire, algorithm](size_t repetition, const Values& values,
-                                            std::span<float> data) -> StatusOr<int64_t> {
+// To sums in ordinary memory, from values there or, as a layer does it, whose products write them
+// there, in the slot.
+Contestant SumOf(const std::shared_ptr<Group>& group, const std::string& transport, WireFormat wire,
+                 SumAlgorithm algorithm, bool in_slot) {
+  const auto run = [=](size_t repetition, const Values& values,
+                       std::span<float> data) -> StatusOr<int64_t> {
     group->set_longest_direct_bytes(Forcing(algorithm));
-    values.Fill(repetition, data);
+    std::span<float> input = data;
+    if (in_slot) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group->Begin(data.size_bytes()));
+      input = {reinterpret_cast<float*>(slot.data()), data.size()};
+    }
+    values.Fill(repetition, input);
     const int64_t start_ns = NowNs();
-    LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(*group, data, wire));
+    LOCKSTEP_RETURN_IF_ERROR(in_slot ? SumSlots(*group, data, wire)
+                                     : AllReduceSum(*group, data, wire));
     const int64_t took_ns = NowNs() - start_ns;
     LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data));
     return took_ns;
   };
   return {transport,
-          NameOf(algorithm),
+          in_slot ? InSlot(algorithm) : NameOf(algorithm),
           run,
           TypeName(wire),
-          Makes{algorithm, group, Forcing(algorithm), wire, false},
-          Makes{algorithm, group, group->longest_direct_bytes(), wire, false}};
-}
-
-// As a layer does it: its products have written the values into the slot.
-Contestant SumOfSlots(const std::shared_ptr<Group>& group, const std::string& transport,
-                      WireFormat wire, SumAlgorithm algorithm) {
-  const auto run = [group, wire, algorithm](size_t repetition, const Values& values,
-                                            std::span<float> data) -> StatusOr<int64_t> {
-    group->set_longest_direct_bytes(Forcing(algorithm));
-    LOCKSTEP_ASSIGN_OR_RETURN(const std::span<std::byte> slot, group->Begin(data.size_bytes()));
-    values.Fill(repetition, {reinterpret_cast<float*>(slot.data()), data.size()});
-    const int64_t start_ns = NowNs();
-    LOCKSTEP_RETURN_IF_ERROR(SumSlots(*group, data, wire));
-    const int64_t took_ns = NowNs() - start_ns;
-    LOCKSTEP_RETURN_IF_ERROR(values.Check(repetition, data));
-    return took_ns;
-  };
-  return {transport,
-          InSlot(algorithm),
-          run,
-          TypeName(wire),
-          Makes{algorithm, group, Forcing(algorithm), wire, true},
-          Makes{algorithm, group, group->longest_direct_bytes(), wire, true}};
+          Makes{algorithm, group, Forcing(algorithm), wire, in_slot},
+          Makes{algorithm, group, group->longest_direct_bytes(), wire, in_slot}};
 }
 
 Contestant OpenMpi() {
@@ -231,8 +216,8 @@ StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
                               session.membership().OpenGroup(transport, slot_bytes));
     group->set_longest_direct_bytes(session.group().longest_direct_bytes());
     for (const SumAlgorithm algorithm : {SumAlgorithm::kDirect, SumAlgorithm::kTwoStep}) {
-      all.push_back(AllReduceOf(group, transport, wire, algorithm));
-      all.push_back(SumOfSlots(group, transport, wire, algorithm));
+      for (const bool in_slot : {false, true})
+        all.push_back(SumOf(group, transport, wire, algorithm, in_slot));
     }
     if (transport == "mpi") all.push_back(OpenMpi());
   }
