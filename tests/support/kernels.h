@@ -33,9 +33,10 @@ inline Floats Random(std::mt19937_64& random, int64_t count, float scale = 1) {
   return values;
 }
 
-// Largest |a - b| over the largest |b|.
-inline double Difference(const Floats& a, const Floats& b) {
+// Largest |a - b| over the largest |b|, or over that of `terms`, whose sums b may have cancelled.
+inline double Difference(const Floats& a, const Floats& b, const Floats& terms = {}) {
   double largest = 1e-30, difference = 0;
+  for (const float term : terms) largest = std::max(largest, std::fabs(double{term}));
   for (size_t i = 0; i < b.size(); ++i) {
     largest = std::max(largest, std::fabs(double{b[i]}));
     difference = std::max(difference, std::fabs(double{a[i]} - b[i]));

@@ -118,8 +118,10 @@ inline void AddProducts(const QueryPart& part, int64_t head, const std::byte* ro
   for (; i + kLanes <= part.dim; i += kLanes)
     AddLanes<kType, 0>(queries, part.stride, rows, stride, part.dim, i, sums);
   if (i == part.dim) return;
+#pragma GCC unroll 4
   for (int t = 0; t < kTokens; ++t) {
     const F32x16 token = LoadCachedPart<kType>(rows + t * stride, part.dim, i);
+#pragma GCC unroll 4
     for (int h = 0; h < kHeads; ++h) {
       sums[h][t] = Fused(LoadPart(queries + h * part.stride + i, part.dim - i), token, sums[h][t]);
     }
@@ -135,11 +137,26 @@ inline void StoreScores(const F32x16 (&sums)[kHeads][kTokens], float scale, floa
     return;
   }
 #endif
+  constexpr int kSums = kHeads * kTokens;
+  if constexpr (kSums < 4) {
+    for (int i = 0; i < kSums; ++i)
+      scores[i / kTokens * kAttentionChunk + i % kTokens] =
+          SumLanes(sums[i / kTokens][i % kTokens]) * scale;
+  } else {
+    // Of the last four, those that are not there are the last one again.
+    const auto sum = [&](int i) -> const F32x16& {
+      const int at = i < kSums ? i : kSums - 1;
+      return sums[at / kTokens][at % kTokens];
+    };
 #pragma GCC unroll 4
-  for (int h = 0; h < kHeads; ++h) {
+    for (int i = 0; i < kSums; i += 4) {
+      const FourF32 four = SumLanes(sum(i), sum(i + 1), sum(i + 2), sum(i + 3)) * scale;
 #pragma GCC unroll 4
-    for (int t = 0; t < kTokens; ++t)
-      scores[h * kAttentionChunk + t] = SumLanes(sums[h][t]) * scale;
+      for (int j = 0; j < 4; ++j) {
+        const int at = i + j;
+        if (at < kSums) scores[at / kTokens * kAttentionChunk + at % kTokens] = four[j];
+      }
+    }
   }
 }
 

@@ -137,7 +137,16 @@ inline F32x16 Load(const float* from) {
   return Make([&](int lane) { return LoadNative<NativeF32>(from + lane); });
 }
 
-inline void Store(const F32x16& lanes, float* to) { std::memcpy(to, &lanes, sizeof(lanes)); }
+// A register at a time: sums whose address is taken, as for one copy of all sixteen lanes, gcc
+// keeps in memory, and writes there in every step of the loop that adds to them.
+template <int kPart = 0>
+inline void Store(const F32x16& lanes, float* to) {
+  if constexpr (kPart < kParts) {
+    const NativeF32 native = Part<kPart>(lanes);
+    std::memcpy(to + kPart * kWidth, &native, sizeof(native));
+    Store<kPart + 1>(lanes, to);
+  }
+}
 
 // The first `count` (< 16) values, zeros behind them.
 inline F32x16 LoadPart(const float* from, int64_t count) {
@@ -225,18 +234,39 @@ inline F32x16 LoadWide(const Fp8* from) {
   });
 }
 
-// The one order in which sixteen lanes are added.
+typedef float FourF32 __attribute__((vector_size(16)));
+typedef float EightF32 __attribute__((vector_size(32)));
+inline FourF32 AddHalves(EightF32 x) {
+  return __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
+}
+template <typename Lanes>
+inline FourF32 SumsOfFour(const Lanes& x) {
+  if constexpr (kParts == 4) return (x.a + x.c) + (x.b + x.d);
+  if constexpr (kParts == 2) return AddHalves(x.a + x.b);
+  if constexpr (kParts == 1) {
+    EightF32 halves[2];
+    std::memcpy(halves, &x, sizeof(halves));
+    return AddHalves(halves[0] + halves[1]);
+  }
+}
+// The one order in which sixteen lanes are added: eight and eight, four and four, then two and two.
 inline float SumLanes(const F32x16& lanes) {
-  float part[16];
-  std::memcpy(part, &lanes, sizeof(part));
-  for (int i = 0; i < 8; ++i) part[i] += part[i + 8];
-  for (int i = 0; i < 4; ++i) part[i] += part[i + 4];
-  return (part[0] + part[2]) + (part[1] + part[3]);
+  const FourF32 four = SumsOfFour(lanes);
+  return (four[0] + four[2]) + (four[1] + four[3]);
+}
+// The sums of four times sixteen lanes, each as above.
+inline FourF32 SumLanes(const F32x16& x, const F32x16& y, const F32x16& z, const F32x16& w) {
+  const auto by_twos = [](FourF32 a, FourF32 b) {
+    return __builtin_shufflevector(a, b, 0, 1, 4, 5) + __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  };
+  const FourF32 xy = by_twos(SumsOfFour(x), SumsOfFour(y));
+  const FourF32 zw = by_twos(SumsOfFour(z), SumsOfFour(w));
+  return __builtin_shufflevector(xy, zw, 0, 2, 4, 6) + __builtin_shufflevector(xy, zw, 1, 3, 5, 7);
 }
 
 inline float MaxLanes(const F32x16& lanes) {
-  float part[16];
-  std::memcpy(part, &lanes, sizeof(part));
+  float part[kLanes];
+  Store(lanes, part);
   float highest = part[0];
   for (int i = 1; i < 16; ++i) highest = part[i] > highest ? part[i] : highest;
   return highest;

@@ -65,7 +65,7 @@ TEST_P(Kernels, MatMulAgreesWithRefForEveryTypeAndShape) {
       std::vector<float> got(static_cast<size_t>(rows * outputs), NAN), want(got.size());
       backend_->MatMul(queue_, *mine, bias.data(), x.data(), rows, got.data(), outputs);
       ref_->MatMul(queue_, *theirs, bias.data(), x.data(), rows, want.data(), outputs);
-      EXPECT_LE(Difference(got, want), 2e-6)
+      EXPECT_LE(Difference(got, want, bias), 2e-6)
           << NameOf(type) << " " << rows << "x" << outputs << "x" << inputs;
       // One row alone, by one thread: the same bits.
       for (int row = 0; row < rows; ++row) {
