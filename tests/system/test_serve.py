@@ -25,13 +25,13 @@ except ImportError as error:  # deploy/test.sh installs them; elsewhere say why 
 
 
 def load_messages():
-    out = tempfile.mkdtemp(prefix="lockstep-proto-")
-    code = protoc.main(["protoc", f"--proto_path={source('proto')}", f"--python_out={out}",
-                        f"--grpc_python_out={out}", source("proto/lockstep/v1/inference.proto")])
-    assert code == 0
-    sys.path.insert(0, out)
-    return (importlib.import_module("lockstep.v1.inference_pb2"),
-            importlib.import_module("lockstep.v1.inference_pb2_grpc"))
+    with tempfile.TemporaryDirectory(prefix="lockstep-proto-") as out:
+        code = protoc.main(["protoc", f"--proto_path={source('proto')}", f"--python_out={out}",
+                            f"--grpc_python_out={out}", source("proto/lockstep/v1/inference.proto")])
+        assert code == 0
+        sys.path.insert(0, out)
+        return (importlib.import_module("lockstep.v1.inference_pb2"),
+                importlib.import_module("lockstep.v1.inference_pb2_grpc"))
 
 
 pb, services = load_messages()

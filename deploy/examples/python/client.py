@@ -23,23 +23,23 @@ def load_messages(proto_folder):
     """The modules inference_pb2 and inference_pb2_grpc, generated from the schema."""
     from grpc_tools import protoc
 
-    out = tempfile.mkdtemp(prefix="lockstep-proto-")
-    code = protoc.main(
-        [
-            "protoc",
-            f"--proto_path={proto_folder}",
-            f"--python_out={out}",
-            f"--grpc_python_out={out}",
-            str(pathlib.Path(proto_folder) / "lockstep/v1/inference.proto"),
-        ]
-    )
-    if code != 0:
-        raise RuntimeError(f"protoc failed with exit code {code}")
-    sys.path.insert(0, out)
-    return (
-        importlib.import_module("lockstep.v1.inference_pb2"),
-        importlib.import_module("lockstep.v1.inference_pb2_grpc"),
-    )
+    with tempfile.TemporaryDirectory(prefix="lockstep-proto-") as out:
+        code = protoc.main(
+            [
+                "protoc",
+                f"--proto_path={proto_folder}",
+                f"--python_out={out}",
+                f"--grpc_python_out={out}",
+                str(pathlib.Path(proto_folder) / "lockstep/v1/inference.proto"),
+            ]
+        )
+        if code != 0:
+            raise RuntimeError(f"protoc failed with exit code {code}")
+        sys.path.insert(0, out)
+        return (
+            importlib.import_module("lockstep.v1.inference_pb2"),
+            importlib.import_module("lockstep.v1.inference_pb2_grpc"),
+        )
 
 
 def parse_arguments():
