@@ -39,12 +39,6 @@ Status WriteError(const std::string& path, const char* what) {
   return UsageError("%s: cannot %s: %s", path, what, std::strerror(errno));
 }
 
-// "rank-1-of-4.lockstep".
-bool ParseShardName(const std::string& name, int* rank, int* ranks) {
-  return std::sscanf(name.c_str(), "rank-%d-of-%d.", rank, ranks) == 2 && *rank >= 0 &&
-         *rank < *ranks && ShardName(*rank, *ranks) == name;
-}
-
 // The copy of one rank's file.
 class ShardCopy {
  public:
@@ -200,20 +194,12 @@ Status CopyTensors(const ShardCopy& copy, int threads, ProgressReport* progress)
 Status ChooseRanks(const Options& options, const std::string& from, std::vector<int>* chosen,
                    int* ranks) {
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, NamesIn(from, ErrorKind::kModel));
-  std::vector<int> counts;
-  for (const std::string& name : names) {
-    int rank = 0, count = 0;
-    if (ParseShardName(name, &rank, &count)) counts.push_back(count);
-  }
-  std::sort(counts.begin(), counts.end());
-  counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
+  const std::vector<int> counts = RankCountsOf(names);
   *ranks = options.ranks > 0 ? static_cast<int>(options.ranks)
                              : (counts.size() == 1 ? counts.front() : 0);
   if (std::find(counts.begin(), counts.end(), *ranks) == counts.end()) {
-    std::string text;
-    for (const int count : counts) text += (text.empty() ? "" : " and ") + std::to_string(count);
     return UsageError("--from %s: holds files for %s ranks; say by --ranks which of them", from,
-                      text);
+                      RankCountsText(counts));
   }
   if (options.rank >= *ranks) {
     return UsageError("--rank %d: there are ranks 0 to %d", options.rank, *ranks - 1);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <new>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -68,9 +69,10 @@ Status Main(const std::vector<std::string>& arguments) {
   return InternalError("`lockstep %s` has no function in launcher/commands/main.cc", line.command);
 }
 
-// Threads start in constructors all over the program, and the standard library says by an exception
-// that the system allows no more of them.
-Status MainOrNoThread(const std::vector<std::string>& arguments) {
+// Threads start in constructors all over the program and memory is taken everywhere, and the
+// standard library says by an exception that the system gives no more of them. (std::length_error
+// is no such refusal but a size that was never checked: a bug, whose place the core dump shows.)
+Status MainOrRefusal(const std::vector<std::string>& arguments) {
   try {
     return Main(arguments);
   } catch (const std::system_error& error) {
@@ -79,6 +81,11 @@ Status MainOrNoThread(const std::vector<std::string>& arguments) {
         "cannot start a thread: %s; allow more processes (ulimit -u, LimitNPROC and TasksMax of "
         "systemd, pids of a container) or ask for fewer --threads",
         error.what());
+  } catch (const std::bad_alloc&) {
+    return UsageError(
+        "memory ran out; allow more (ulimit -v, LimitAS of systemd), end other programs, or use "
+        "more ranks, a shorter --max-model-len or fewer --max-num-seqs; if the model needs far "
+        "less, its files may be damaged: fetch them again");
   }
 }
 
@@ -87,7 +94,7 @@ Status MainOrNoThread(const std::vector<std::string>& arguments) {
 
 int main(int argc, char** argv) {
   const lockstep::Status status =
-      lockstep::MainOrNoThread(std::vector<std::string>(argv, argv + argc));
+      lockstep::MainOrRefusal(std::vector<std::string>(argv, argv + argc));
   lockstep::TellFinalError(status);
   return lockstep::ExitCode(status);
 }

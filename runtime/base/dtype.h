@@ -81,8 +81,6 @@ inline uint8_t FloatToFp8E4m3(float value) {
 inline float E8m0HalfToFloat(uint8_t code) {
   return std::bit_cast<float>(code < 2 ? 0x00200000u << code : (uint32_t{code} - 1u) << 23);
 }
-// The scale itself: 2^(code - 127); 255 is infinity here.
-inline float E8m0ToFloat(uint8_t code) { return E8m0HalfToFloat(code) * 2; }
 
 // The sixteen values of e2m1 (sign, two bits of exponent, one of mantissa), and their doubles,
 // which are integers. Minus zero is zero here, as in ggml.

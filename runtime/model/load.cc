@@ -1,5 +1,6 @@
 // From the tensors of a checkpoint to one rank's packed weights. Names: transformers' glm4_moe.
-#include <algorithm>
+#include <set>
+#include <string_view>
 #include <utility>
 
 #include "runtime/model/tensor_groups.h"
@@ -161,13 +162,12 @@ StatusOr<Mixture> LoadMixture(WeightReader& reader, const ModelConfig& config, c
 }
 
 Status CheckUnused(const ModelConfig& config, const std::vector<std::string>& unused) {
+  const std::set<std::string_view> names(unused.begin(), unused.end());
   for (const std::string& name : unused) {
     if (name.find("rotary_emb.inv_freq") != std::string::npos) continue;
     const int64_t layer = LayerOf(name).value_or(-1);
     const std::string mtp_mark = kLayerPrefix + std::to_string(layer) + ".eh_proj.weight";
-    const bool is_mtp = layer >= config.num_hidden_layers &&
-                        std::find(unused.begin(), unused.end(), mtp_mark) != unused.end();
-    if (is_mtp) continue;
+    if (layer >= config.num_hidden_layers && names.contains(mtp_mark)) continue;
     return ModelError(
         "the checkpoint holds %s, which config.json leaves no place for (layers, attention_bias, "
         "use_qk_norm, n_shared_experts or tie_word_embeddings); use the config.json that belongs "

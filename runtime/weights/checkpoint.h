@@ -4,6 +4,7 @@
 // MLX's stacks of experts).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -17,6 +18,10 @@
 #include "runtime/weights/partition.h"
 
 namespace lockstep {
+
+// The most tensors of one checkpoint, also of one file's list of them: GLM-4.7 has 43 000 (an
+// expert's matrix each). Bounds what absurd files can ask for.
+inline constexpr size_t kMostTensors = 500'000;
 
 std::string ShapeText(const std::vector<int64_t>& shape);  // "[64, 128]"
 

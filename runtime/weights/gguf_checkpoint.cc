@@ -10,9 +10,6 @@
 namespace lockstep {
 namespace {
 
-// GLM-4.7 has 43 000 (an expert's matrix each); bounds what absurd stacks can ask for.
-constexpr size_t kMaxTensors = 500'000;
-
 class GgufCheckpoint : public Checkpoint {
  public:
   Status Load(const std::string& path);
@@ -38,7 +35,7 @@ Status GgufCheckpoint::AddTensor(const std::string& gguf_name, const GgufName& n
     return ModelError("%s: tensor %s has %d dimensions, not 1 or 2; fetch the file again", file,
                       gguf_name, sizes.size());
   }
-  if (static_cast<uint64_t>(count) > kMaxTensors - tensors_.size()) {
+  if (static_cast<uint64_t>(count) > kMostTensors - tensors_.size()) {
     return ModelError("%s: tensor %s is a stack of %d, too many for any model; fetch it again",
                       file, gguf_name, count);
   }

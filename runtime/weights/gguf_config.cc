@@ -127,7 +127,9 @@ void ReadGlm4Moe(Reader& reader, json* config) {
   if (reader.CountOr("attention.value_length", 1, head_dim) != head_dim) {
     reader.Fail("attention.value_length", "differs from attention.key_length");
   }
-  if (rotary > head_dim) reader.Fail("rope.dimension_count", "is above attention.key_length");
+  // No fraction of the head: the loop below would not end, since it looks for one below 2.
+  if (rotary > head_dim)
+    return reader.Fail("rope.dimension_count", "is above attention.key_length");
   // Whoever multiplies it out and drops the fraction must get the number again.
   double factor = static_cast<double>(rotary) / static_cast<double>(head_dim);
   while (static_cast<int64_t>(factor * static_cast<double>(head_dim)) < rotary) {

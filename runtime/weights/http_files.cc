@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "nlohmann/json.hpp"
+#include "runtime/weights/safetensors.h"
 
 namespace lockstep {
 namespace {
@@ -17,15 +18,8 @@ using nlohmann::json;
 constexpr uint64_t kFirstBytes = uint64_t{1} << 20;
 constexpr size_t kMostBlocks = 128;
 constexpr uint64_t kMostListBytes = uint64_t{16} << 20;
-constexpr uint64_t kMostIndexBytes = uint64_t{256} << 20;
 // Ranges that lie close together are read as one up to this length.
 constexpr uint64_t kMostMergedBytes = uint64_t{8} << 20;
-constexpr char kIndex[] = "model.safetensors.index.json";
-
-bool IsPlainName(const std::string& name) {
-  return !name.empty() && name[0] != '.' && name.find('/') == std::string::npos &&
-         name.find('\\') == std::string::npos;
-}
 
 // A name as it stands in a URL.
 std::string Escaped(const std::string& name) {
@@ -140,7 +134,7 @@ std::string HttpFiles::model() const {
 Status HttpFiles::Discover() {
   if (!place_.file.empty()) {
     const std::string name = Unescaped(place_.file);
-    if (!IsPlainName(name)) return UsageError("--from: '%s' is no file's name", name);
+    if (!IsPlainFileName(name)) return UsageError("--from: '%s' is no file's name", name);
     LOCKSTEP_ASSIGN_OR_RETURN(const Remote* remote, Find(name));
     if (remote == nullptr)
       return ModelError("%s/%s: there is no such file", place_.directory, name);
@@ -178,7 +172,7 @@ StatusOr<bool> HttpFiles::TakeList(const std::string& text) {
   }
   for (const json& entry : root["files"]) {
     const json name = entry.is_object() ? entry.value("name", json()) : json();
-    if (!name.is_string() || !IsPlainName(name.get<std::string>()))
+    if (!name.is_string() || !IsPlainFileName(name.get<std::string>()))
       return ModelError("%s/: lists something that is no file's name", place_.directory);
     names_.push_back(name.get<std::string>());
   }
@@ -188,20 +182,12 @@ StatusOr<bool> HttpFiles::TakeList(const std::string& text) {
 
 // A server without a list: the index of the weights names their files.
 Status HttpFiles::AskForIndex() {
-  LOCKSTEP_ASSIGN_OR_RETURN(const Remote* index, Find(kIndex));
+  LOCKSTEP_ASSIGN_OR_RETURN(const Remote* index, Find(kSafetensorsIndex));
   if (index != nullptr) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, Text(kIndex));
-    const json root = json::parse(text, nullptr, false);
-    const json map = root.is_object() ? root.value("weight_map", json()) : json();
-    if (!map.is_object())
-      return ModelError("%s/%s: no JSON object with a weight_map", place_.directory, kIndex);
-    for (const auto& [tensor, file] : map.items()) {
-      if (!file.is_string() || !IsPlainName(file.get<std::string>())) {
-        return ModelError("%s/%s: weight_map.%s is not a file's name", place_.directory, kIndex,
-                          tensor);
-      }
-      names_.push_back(file.get<std::string>());
-    }
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, Text(kSafetensorsIndex));
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        const auto files, ParseSafetensorsIndex(text, place_.directory + "/" + kSafetensorsIndex));
+    for (const auto& [tensor, file] : files) names_.push_back(file);
   }
   // Some copies keep the draft layer in a file outside the index.
   std::vector<std::string> others = {"mtp.safetensors"};
@@ -217,7 +203,7 @@ Status HttpFiles::AskForIndex() {
       "%s: no list of files as lockstep files gives it, no %s and no model.safetensors; give the "
       "URL of such a directory (of Hugging Face https://huggingface.co/OWNER/NAME/resolve/main) or "
       "of a .gguf file",
-      place_.directory, kIndex);
+      place_.directory, kSafetensorsIndex);
 }
 
 StatusOr<HttpFiles::Remote*> HttpFiles::Find(const std::string& name) const {

@@ -13,10 +13,10 @@ namespace {
 using nlohmann::json;
 
 constexpr uint64_t kMaxHeaderBytes = uint64_t{100} << 20;  // the format's own limit
-constexpr size_t kMostTensors = 500'000;
 constexpr size_t kMostDimensions = 8;
 constexpr int kMostDepth = 8;
 constexpr char kMetadata[] = "__metadata__";  // texts about the file, beside the tensors
+constexpr char kWeightMap[] = "weight_map";
 constexpr char kRefetch[] = "the file is damaged, fetch it again";
 
 // Bytes of one element, 0 for a type that we do not know.
@@ -53,19 +53,61 @@ Status PlaceArray(uint64_t begin, uint64_t end, uint64_t data_begin, uint64_t fi
   return OkStatus();
 }
 
-// Takes a header's values as the parser meets them, so that a hostile one is refused where its lie
-// stands, and nothing is kept but the arrays. (A tree of JSON values takes twenty times the text,
-// and nlohmann's callback looks through the whole parent at the end of every object.)
-class HeaderReader final : public nlohmann::json_sax<json> {
+// Takes a text's values as the parser meets them, so that a hostile one is refused where its lie
+// stands, and nothing is kept but what the subclass keeps. (A tree of JSON values takes twenty
+// times the text, and nlohmann's callback looks through the whole parent at the end of every
+// object.)
+class ValueReader : public nlohmann::json_sax<json> {
  public:
-  HeaderReader(uint64_t file_bytes, const std::string& name, SafetensorsHeader* header)
-      : file_bytes_(file_bytes), name_(name), header_(*header) {}
+  explicit ValueReader(const std::string& name) : name_(name) {}
 
   const Status& status() const { return status_; }
 
   bool start_object(size_t) override { return Value(Kind::kObject) && Enter(); }
   bool start_array(size_t) override { return Value(Kind::kArray) && Enter(); }
+  bool end_object() override { return --depth_, true; }
   bool end_array() override { return --depth_, true; }
+  bool string(std::string&) override { return Value(Kind::kText); }
+  bool number_unsigned(uint64_t) override { return Value(Kind::kWhole); }
+  bool null() override { return Value(Kind::kOther); }
+  bool boolean(bool) override { return Value(Kind::kOther); }
+  bool number_integer(int64_t) override { return Value(Kind::kOther); }
+  bool number_float(double, const std::string&) override { return Value(Kind::kOther); }
+  bool binary(json::binary_t&) override { return Value(Kind::kOther); }
+  bool parse_error(size_t, const std::string&, const json::exception&) override {
+    return NoObject();
+  }
+
+ protected:
+  enum class Kind : uint8_t { kObject, kArray, kText, kWhole, kOther };
+
+  // Whether a value of this kind may stand here.
+  virtual bool Value(Kind kind) = 0;
+  // Fails: the text as a whole is not what it should be.
+  virtual bool NoObject() = 0;
+  bool Fail(Status status) {
+    status_ = std::move(status);
+    return false;
+  }
+
+  const std::string& name_;
+  int depth_ = 0;  // of objects and arrays around the next value: 1 is the text's own
+
+ private:
+  bool Enter() {
+    if (++depth_ <= kMostDepth) return true;
+    return Fail(ModelError("%s: nests deeper than %d levels; %s", name_, kMostDepth, kRefetch));
+  }
+
+  Status status_;
+};
+
+// Keeps the arrays of a header.
+class HeaderReader final : public ValueReader {
+ public:
+  HeaderReader(uint64_t file_bytes, const std::string& name, SafetensorsHeader* header)
+      : ValueReader(name), file_bytes_(file_bytes), header_(*header) {}
+
   bool end_object() override { return --depth_ != 1 || metadata_ || FinishTensor(); }
   bool key(std::string& text) override {
     if (depth_ == 1) return StartTensor(text);
@@ -81,21 +123,11 @@ class HeaderReader final : public nlohmann::json_sax<json> {
     if (field_ == kOther) return true;
     return field_ == kShape ? AddSize(number) : AddOffset(number);
   }
-  bool null() override { return Value(Kind::kOther); }
-  bool boolean(bool) override { return Value(Kind::kOther); }
-  bool number_integer(int64_t) override { return Value(Kind::kOther); }
-  bool number_float(double, const std::string&) override { return Value(Kind::kOther); }
-  bool binary(json::binary_t&) override { return Value(Kind::kOther); }
-  bool parse_error(size_t, const std::string&, const json::exception&) override {
-    return NoObject();
-  }
 
  private:
-  enum class Kind : uint8_t { kObject, kArray, kText, kWhole, kOther };
   enum Field : uint8_t { kType = 1, kShape = 2, kOffsets = 4, kOther = 0 };
 
-  // Whether a value of this kind may stand here.
-  bool Value(Kind kind) {
+  bool Value(Kind kind) override {
     if (depth_ == 0) return kind == Kind::kObject || NoObject();
     if (metadata_) return true;
     if (depth_ == 1) return kind == Kind::kObject || Incomplete();
@@ -104,11 +136,6 @@ class HeaderReader final : public nlohmann::json_sax<json> {
     if (kind == Kind::kWhole) return true;
     return Fail(ModelError("%s: %s is not a whole number >= 0; %s", Where(),
                            field_ == kShape ? "a dimension" : "data_offsets", kRefetch));
-  }
-  bool Enter() {
-    if (++depth_ <= kMostDepth) return true;
-    return Fail(
-        ModelError("%s: the header nests deeper than %d levels; %s", name_, kMostDepth, kRefetch));
   }
   bool StartTensor(const std::string& tensor) {
     const auto [added, is_new] = header_.tensors.try_emplace(tensor);
@@ -158,28 +185,79 @@ class HeaderReader final : public nlohmann::json_sax<json> {
   }
 
   std::string Where() const { return name_ + ": tensor " + tensor_->first; }
-  bool NoObject() {
+  bool NoObject() override {
     return Fail(ModelError("%s: the header is not a JSON object; %s", name_, kRefetch));
   }
   bool Incomplete() {
     return Fail(ModelError("%s: needs dtype, shape and two data_offsets; %s", Where(), kRefetch));
   }
-  bool Fail(Status status) {
-    status_ = std::move(status);
-    return false;
-  }
 
   const uint64_t file_bytes_;
-  const std::string& name_;
   SafetensorsHeader& header_;
-  Status status_;
-  int depth_ = 0;  // of objects and arrays around the next value: 1 is the header's own
   std::pair<const std::string, StoredArray>* tensor_ = nullptr;  // whose entry is read
   bool metadata_ = false;                                        // and it is no tensor
   Field field_ = kOther;                                         // whose value is read
   uint8_t given_ = 0;                                            // fields of the entry so far
   int offsets_ = 0;
   uint64_t begin_ = 0, end_ = 0;
+};
+
+// Keeps the weight_map of an index.
+class IndexReader final : public ValueReader {
+ public:
+  IndexReader(const std::string& name, std::map<std::string, std::string>* files)
+      : ValueReader(name), files_(*files) {}
+
+  bool end_object() override { return --depth_ != 0 || has_map_ || NoObject(); }
+  bool key(std::string& text) override {
+    if (depth_ == 1) return StartField(text);
+    return !in_map_ || StartTensor(text);
+  }
+  bool string(std::string& text) override {
+    if (!Value(Kind::kText)) return false;
+    if (!in_map_) return true;
+    if (!IsPlainFileName(text)) return NoFileName(": '" + text + "' is no file of this directory");
+    entry_->second = text;
+    return true;
+  }
+
+ private:
+  bool Value(Kind kind) override {
+    if (depth_ == 0) return kind == Kind::kObject || NoObject();
+    if (!in_map_) return true;
+    if (depth_ == 1) return kind == Kind::kObject || NoObject();
+    return kind == Kind::kText || NoFileName("");
+  }
+  bool StartField(const std::string& field) {
+    in_map_ = field == kWeightMap;
+    if (in_map_ && has_map_)
+      return Fail(ModelError("%s: names %s twice; %s", name_, kWeightMap, kRefetch));
+    has_map_ = has_map_ || in_map_;
+    return true;
+  }
+  bool StartTensor(const std::string& tensor) {
+    const auto [added, is_new] = files_.try_emplace(tensor);
+    if (!is_new) {
+      return Fail(
+          ModelError("%s: %s names a tensor twice, %s; %s", name_, kWeightMap, tensor, kRefetch));
+    }
+    if (files_.size() > kMostTensors)
+      return Fail(ModelError("%s: more than %d tensors; %s", name_, kMostTensors, kRefetch));
+    entry_ = &*added;
+    return true;
+  }
+  bool NoFileName(const std::string& why) {
+    return Fail(ModelError("%s: %s.%s is not a file's name%s; %s", name_, kWeightMap, entry_->first,
+                           why, kRefetch));
+  }
+  bool NoObject() override {
+    return Fail(ModelError("%s: no JSON object with a %s; %s", name_, kWeightMap, kRefetch));
+  }
+
+  std::map<std::string, std::string>& files_;
+  std::pair<const std::string, std::string>* entry_ = nullptr;  // whose file comes next
+  bool in_map_ = false;  // between the key weight_map and the one behind it
+  bool has_map_ = false;
 };
 
 Status CheckOverlaps(const SafetensorsHeader& header, const std::string& name) {
@@ -198,30 +276,28 @@ Status CheckOverlaps(const SafetensorsHeader& header, const std::string& name) {
   return OkStatus();
 }
 
-// The weight_map of model.safetensors.index.json: tensor to file. Empty if there is no index.
+// Empty if there is no index.
 StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& directory) {
-  std::map<std::string, std::string> map;
-  const std::string path = directory + "/model.safetensors.index.json";
-  if (!FileExists(path)) return map;
+  const std::string path = directory + "/" + kSafetensorsIndex;
+  if (!FileExists(path)) return std::map<std::string, std::string>();
   LOCKSTEP_ASSIGN_OR_RETURN(const std::string text,
-                            ReadTextFile(path, uint64_t{256} << 20, ErrorKind::kModel));
-  const json index = json::parse(text, nullptr, false);
-  if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object()) {
-    return ModelError("%s: no JSON object with a weight_map; %s", path, kRefetch);
-  }
-  for (const auto& [tensor, file] : index["weight_map"].items()) {
-    if (!file.is_string()) return ModelError("%s: weight_map.%s is not a file name", path, tensor);
-    const std::string name = file.get<std::string>();
-    if (name.empty() || name.find('/') != std::string::npos || name[0] == '.') {
-      return ModelError("%s: weight_map.%s names '%s', which is no file of this directory", path,
-                        tensor, name);
-    }
-    map[tensor] = name;
-  }
-  return map;
+                            ReadTextFile(path, kMostIndexBytes, ErrorKind::kModel));
+  return ParseSafetensorsIndex(text, path);
 }
 
 }  // namespace
+
+bool IsPlainFileName(const std::string& name) {
+  return !name.empty() && name[0] != '.' && name.find_first_of("/\\") == std::string::npos;
+}
+
+StatusOr<std::map<std::string, std::string>> ParseSafetensorsIndex(std::string_view text,
+                                                                   const std::string& name) {
+  std::map<std::string, std::string> files;
+  IndexReader reader(name, &files);
+  if (!json::sax_parse(text.begin(), text.end(), &reader)) return reader.status();
+  return files;
+}
 
 StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view text, uint64_t file_bytes,
                                                    const std::string& name) {
@@ -275,17 +351,16 @@ Status SafetensorsCheckpoint::Open(const std::string& directory) {
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> files, ListFiles(directory, index));
   for (const std::string& file : files) {
     if (!FileExists(directory + "/" + file)) {
-      return ModelError("%s/%s: missing, but model.safetensors.index.json names it; fetch it",
-                        directory, file);
+      return ModelError("%s/%s: missing, but %s names it; fetch it", directory, file,
+                        kSafetensorsIndex);
     }
     LOCKSTEP_RETURN_IF_ERROR(AddFile(directory + "/" + file, index));
   }
   for (const auto& [tensor, file] : index) {
     if (!arrays_.contains(tensor)) {
       return ModelError(
-          "%s/%s: tensor %s is missing, but model.safetensors.index.json says it is there; fetch "
-          "the file again",
-          directory, file, tensor);
+          "%s/%s: tensor %s is missing, but %s says it is there; fetch the file again", directory,
+          file, tensor, kSafetensorsIndex);
     }
   }
   config_file_ = directory + "/config.json";

@@ -25,6 +25,18 @@ struct SafetensorsHeader {
 StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view json, uint64_t file_bytes,
                                                    const std::string& name);
 
+// The file that says which file holds which tensor, and the most bytes of it that are read.
+inline constexpr char kSafetensorsIndex[] = "model.safetensors.index.json";
+inline constexpr uint64_t kMostIndexBytes = uint64_t{64} << 20;
+
+// Whether it can be the name of a file in a directory, and of none elsewhere.
+bool IsPlainFileName(const std::string& name);
+
+// The index's weight_map: tensors to names of files (IsPlainFileName). Refuses others, a tensor
+// that is named twice and more than kMostTensors. `name` is the index's path or URL, for errors.
+StatusOr<std::map<std::string, std::string>> ParseSafetensorsIndex(std::string_view text,
+                                                                   const std::string& name);
+
 // The tensors that the arrays of all files make up, by their names in Hugging Face's checkpoints:
 // plain ones, and quantized ones with their scales, recognised by their arrays:
 //

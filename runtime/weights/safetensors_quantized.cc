@@ -239,7 +239,7 @@ StatusOr<WeightFormat> Interpreter::MlxFormat(const std::string& module, const T
   const std::string where = directory_ + "/config.json: quantization of " + module;
   const bool own = quantization_.is_object() && quantization_.contains(module) &&
                    quantization_[module].is_object();
-  const json settings = own ? quantization_[module] : quantization_;
+  const json& settings = own ? quantization_[module] : quantization_;
   if (settings.is_object() && settings.contains("mode") && settings["mode"] != "affine")
     return ModelError("%s: mode is not affine, which is what this build reads", where);
   int64_t group = IntegerAt(settings, "group_size");
@@ -309,11 +309,23 @@ Status Interpreter::Add(const std::string& name, const TensorInfo& info) {
   const auto* stack = std::find_if(std::begin(kStacks), std::end(kStacks), [&](const Stack& known) {
     return name.find(known.mark) != std::string::npos;
   });
-  if (stack == std::end(kStacks) || info.shape.size() != 3) return insert(name, info);
-  const int64_t count = info.shape[0];
+  const bool stacked = stack != std::end(kStacks) && info.shape.size() == 3;
+  const int64_t count = stacked ? info.shape[0] : 1;
   if (count < 1 || count > kMaxStack) {
     return ModelError("%s: tensor %s stacks %d matrices; up to %d are read", info.data.file->path(),
                       name, count, kMaxStack);
+  }
+  if (static_cast<uint64_t>(count) > kMostTensors - tensors_.size()) {
+    return ModelError(
+        "%s: with tensor %s the checkpoint has more than %d, too many for any model; fetch it "
+        "again",
+        info.data.file->path(), name, kMostTensors);
+  }
+  if (!stacked) return insert(name, info);
+  // Such a stack costs its file nothing, and here every matrix of it takes room.
+  if (info.data.bytes < static_cast<uint64_t>(count)) {
+    return ModelError("%s: tensor %s is %s, a stack of matrices without bytes; fetch it again",
+                      info.data.file->path(), name, info.ShapeText());
   }
   for (int64_t index = 0; index < count; ++index) {
     TensorInfo one = info;

@@ -1,7 +1,6 @@
 // One rank's file of a directory that `lockstep shard` made, as a Checkpoint.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 
 #include "runtime/weights/checkpoint.h"
 #include "runtime/weights/shard_file.h"
@@ -19,24 +18,6 @@ bool SameShares(const std::vector<double>& one, const std::vector<double>& other
   });
 }
 
-// For how many ranks there are files: "2", "2 and 4".
-std::string CountsIn(const std::string& directory) {
-  std::vector<int> counts;
-  const StatusOr<std::vector<std::string>> names = ShardFilesIn(directory);
-  for (const std::string& name : names.ok() ? *names : std::vector<std::string>()) {
-    int rank = 0, ranks = 0;
-    if (std::sscanf(name.c_str(), "rank-%d-of-%d.", &rank, &ranks) == 2 && rank >= 0 &&
-        ShardName(rank, ranks) == name) {
-      counts.push_back(ranks);
-    }
-  }
-  std::sort(counts.begin(), counts.end());
-  counts.erase(std::unique(counts.begin(), counts.end()), counts.end());
-  std::string text;
-  for (const int count : counts) text += (text.empty() ? "" : " and ") + std::to_string(count);
-  return text.empty() ? "other" : text;
-}
-
 class ShardCheckpoint final : public Checkpoint {
  public:
   Status Open(const std::string& directory, const RankPlace& place) {
@@ -50,11 +31,12 @@ class ShardCheckpoint final : public Checkpoint {
     }
     const std::string path = directory + "/" + ShardName(place.rank, ranks);
     if (!FileExists(path)) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> names, ShardFilesIn(directory));
       return ModelError(
           "%s: missing; the directory holds files for %s ranks, and this is rank %d of %d: give "
           "--ranks what they were made for, copy this rank's file here, or run lockstep shard "
           "--ranks %d",
-          path, CountsIn(directory), place.rank, ranks, ranks);
+          path, RankCountsText(RankCountsOf(names)), place.rank, ranks, ranks);
     }
     LOCKSTEP_ASSIGN_OR_RETURN(ShardHeader header, ReadShardHeader(path));
     if (header.rank != place.rank || header.ranks() != ranks) {

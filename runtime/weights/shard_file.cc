@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <set>
 
+#include "absl/strings/str_join.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/digest.h"
 #include "runtime/base/file.h"
@@ -336,6 +338,22 @@ StatusOr<bool> HoldsShards(const std::string& directory) {
 
 std::string ShardName(int rank, int ranks) {
   return absl::StrFormat("rank-%d-of-%d%s", rank, ranks, kShardSuffix);
+}
+
+std::vector<int> RankCountsOf(const std::vector<std::string>& names) {
+  std::set<int> counts;
+  for (const std::string& name : names) {
+    int rank = 0, ranks = 0;
+    if (std::sscanf(name.c_str(), "rank-%d-of-%d.", &rank, &ranks) == 2 && rank >= 0 &&
+        rank < ranks && ShardName(rank, ranks) == name) {
+      counts.insert(ranks);
+    }
+  }
+  return {counts.begin(), counts.end()};
+}
+
+std::string RankCountsText(const std::vector<int>& counts) {
+  return counts.empty() ? "other" : absl::StrJoin(counts, " and ");
 }
 
 uint64_t ShardRowBytes(const ShardTensor& tensor) {

@@ -61,6 +61,10 @@ StatusOr<bool> HoldsShards(const std::string& directory);
 StatusOr<std::vector<std::string>> ShardFilesIn(const std::string& directory);
 
 std::string ShardName(int rank, int ranks);  // "rank-0-of-2.lockstep"
+// For how many ranks files of these names are, each number once, sorted. Other names count nothing.
+std::vector<int> RankCountsOf(const std::vector<std::string>& names);
+// "2", "2 and 4"; "other" if there are none.
+std::string RankCountsText(const std::vector<int>& counts);
 
 // Bytes of one row of a slice in the file; of elements, of all.
 uint64_t ShardRowBytes(const ShardTensor& tensor);

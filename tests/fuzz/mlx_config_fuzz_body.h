@@ -10,17 +10,9 @@
 #include "runtime/base/check.h"
 #include "runtime/base/file.h"
 #include "runtime/weights/safetensors.h"
-#include "runtime/weights/transcode.h"
+#include "tests/fuzz/stored_rows.h"
 
 namespace lockstep {
-
-inline void CheckRange(const StoredArray& array, const FileRange& range, uint64_t file_bytes) {
-  if (range.bytes == 0) return;
-  LOCKSTEP_CHECK(array.present());
-  LOCKSTEP_CHECK(array.offset <= file_bytes && array.bytes <= file_bytes - array.offset);
-  LOCKSTEP_CHECK(range.offset >= array.offset && range.bytes <= array.bytes &&
-                 range.offset - array.offset <= array.bytes - range.bytes);
-}
 
 enum class MlxConfigOutcome { kNoHeader, kRefused, kRead };
 
@@ -45,17 +37,7 @@ inline MlxConfigOutcome FuzzMlxConfig(std::string_view data) {
     LOCKSTEP_CHECK(KindOf(tensors.status()) == ErrorKind::kModel);
     return MlxConfigOutcome::kRefused;
   }
-  for (const auto& [name, info] : *tensors) {
-    const int64_t rows = info.shape.size() > 1 ? info.shape[0] : 1;
-    for (const int64_t first : {int64_t{0}, rows / 2, rows}) {
-      const StatusOr<RowRanges> ranges = RangesOf(info, name, first, rows - first);
-      if (!ranges.ok()) continue;
-      CheckRange(info.data, ranges->data, file_bytes);
-      CheckRange(info.scales, ranges->scales, file_bytes);
-      CheckRange(info.biases, ranges->biases, file_bytes);
-      CheckRange(info.whole_scale, ranges->whole_scale, file_bytes);
-    }
-  }
+  CheckRows(*tensors, file_bytes);
   return MlxConfigOutcome::kRead;
 }
 

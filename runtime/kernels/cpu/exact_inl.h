@@ -177,7 +177,7 @@ struct ExactSuperScale {  // iq4_xs
   }
 };
 
-// --- formats: kInner bytes and kCodes bytes of a block ---
+// --- formats: the scales that they inherit, and kCodes bytes of codes per block ---
 
 struct ExactQ4_0 : ExactHalfScale {
   static constexpr int64_t kCodes = 16;

@@ -4,9 +4,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "absl/strings/str_format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "runtime/model/weights.h"
 #include "runtime/weights/checkpoint.h"
 #include "tests/support/golden.h"
 #include "tests/support/ranks.h"
@@ -137,6 +139,21 @@ TEST_F(BadCheckpoint, OneRanksBrokenFileEndsTheOthersWithItsReason) {
   });
   for (const std::string& message : messages) EXPECT_THAT(message, HasSubstr("not finite"));
   for (const ErrorKind kind : kinds) EXPECT_EQ(kind, ErrorKind::kModel);
+}
+
+// The test has no clock: if every name were sought among all of them, it would take minutes.
+TEST(CheckUnused, ManyTensorsOfADraftLayerTakeNoTime) {
+  constexpr int kTensors = 300'000;
+  ModelConfig config;
+  config.num_hidden_layers = 92;
+  std::vector<std::string> unused;
+  for (int i = 0; i < kTensors; ++i)
+    unused.push_back(
+        absl::StrFormat("model.layers.92.%014d", i));  // as long as the one that counts
+  EXPECT_THAT(MessageOf(CheckUnused(config, unused)), HasSubstr(unused.front()));
+  unused.emplace_back("model.layers.92.eh_proj.weight");
+  const Status status = CheckUnused(config, unused);
+  EXPECT_TRUE(status.ok()) << status;
 }
 
 TEST(LoadModel, EveryRankReadsItsShareAndNothingElse) {

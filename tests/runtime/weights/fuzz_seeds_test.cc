@@ -2,20 +2,19 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
-#include <random>
 #include <string>
-#include <vector>
 
 #include "tests/fuzz/mlx_config_fuzz_body.h"
+#include "tests/fuzz/replay.h"
 #include "tests/runtime/base/gguf_fuzz_body.h"
 #include "tests/runtime/weights/shard_fuzz_body.h"
-#include "tests/support/golden.h"
-#include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
+
+using testing::ReplaySeeds;
+using testing::SeedPath;
 
 constexpr int kDamagedCopies = 200;
 
@@ -35,31 +34,10 @@ constexpr Target kTargets[] = {
     {"mlx_config", [](std::string_view data) { (void)FuzzMlxConfig(data); }},
     {"shard_file", FuzzShardHeader}};
 
-std::string SeedPath(const std::string& target, const std::string& name = "") {
-  return testing::SourcePath("tests/fuzz/seeds/" + target + (name.empty() ? "" : "/" + name));
-}
-
 class FuzzSeeds : public ::testing::TestWithParam<Target> {};
 
 TEST_P(FuzzSeeds, NeitherTheyNorDamagedCopiesDoHarm) {
-  std::mt19937_64 random(testing::TestSeed());
-  int seeds = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(SeedPath(GetParam().name))) {
-    const std::string seed = testing::ReadAll(entry.path().string());
-    ++seeds;
-    GetParam().run(seed);
-    for (int round = 0; round < kDamagedCopies && !seed.empty(); ++round) {
-      std::string damaged = seed;
-      for (uint64_t i = random() % 4; i > 0; --i) {
-        const size_t at = random() % damaged.size();
-        damaged[at] = random() % 2 == 0 ? static_cast<char>(random())
-                                        : "0123456789-,:[]{}\"eE."[random() % 21];
-      }
-      if (random() % 4 == 0) damaged.resize(1 + random() % damaged.size());
-      GetParam().run(damaged);
-    }
-  }
-  EXPECT_GE(seeds, 5);
+  EXPECT_GE(ReplaySeeds(GetParam().name, kDamagedCopies, GetParam().run), 5);
 }
 
 INSTANTIATE_TEST_SUITE_P(Targets, FuzzSeeds, ::testing::ValuesIn(kTargets),

@@ -5,6 +5,7 @@
 #include <random>
 #include <thread>
 
+#include "absl/strings/str_format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/fake_http.h"
@@ -422,13 +423,28 @@ TEST(HttpFilesTest, NamesThatLeadElsewhereAreRefused) {
                 HasSubstr("no file's name"))
         << list;
   }
-  FakeHttpServer index([&](const FakeRequest& request) {
-    return request.path == "/model.safetensors.index.json"
-               ? HttpPart(R"({"weight_map": {"a": "../b.safetensors"}})", request)
-               : HttpNotFound();
+}
+
+// Of a server that has an index and nothing else.
+std::string IndexError(const std::string& index) {
+  FakeHttpServer server([&](const FakeRequest& request) {
+    return request.path == "/model.safetensors.index.json" ? HttpPart(index, request)
+                                                           : HttpNotFound();
   });
-  EXPECT_THAT(MessageOf(HttpFiles::Connect(index.url(), Quick()).status()),
-              HasSubstr("is not a file's name"));
+  return MessageOf(HttpFiles::Connect(server.url(), Quick()).status());
+}
+
+TEST(HttpFilesTest, AnIndexIsReadAsOneOfADirectoryIs) {
+  for (const char* name : {"../b.safetensors", R"(..\\b.safetensors)", ".b", ""}) {
+    EXPECT_THAT(IndexError(absl::StrFormat(R"({"weight_map": {"a": "%s"}})", name)),
+                AllOf(HasSubstr("/model.safetensors.index.json: weight_map.a is not a file's name"),
+                      HasSubstr("no file of this directory")))
+        << name;
+  }
+  EXPECT_THAT(IndexError(R"({"weight_map": {"a": "b", "a": "c"}})"), HasSubstr("twice, a;"));
+  EXPECT_THAT(IndexError("{}"), HasSubstr("no JSON object with a weight_map"));
+  EXPECT_THAT(IndexError(std::string((64 << 20) + 1, ' ')),
+              HasSubstr("67108865 bytes, too many for such a file"));
 }
 
 TEST(HttpFilesTest, WhatIsNoUrlOfFilesIsRefused) {

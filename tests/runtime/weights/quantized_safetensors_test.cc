@@ -4,6 +4,7 @@
 #include <cmath>
 #include <random>
 
+#include "absl/strings/str_format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/weights/checkpoint.h"
@@ -232,6 +233,49 @@ TEST_F(Quantized, MlxSettingsThatContradictTheArraysAreNamed) {
   EXPECT_THAT(Error(R"({"quantization":{"group_size":128,"bits":4,"mode":"mxfp4"}})"),
               HasSubstr("mode is not affine"));
   EXPECT_TRUE(Open(R"({"quantization":{"group_size":64,"bits":4}})").ok());
+}
+
+// Modules without settings of their own take those of the whole. The test has no clock: if the
+// settings were copied for every one of them, it would take minutes.
+TEST_F(Quantized, ManyModulesBesideManySettingsTakeNoTime) {
+  constexpr int kModules = 40'000;
+  std::string config = R"({"quantization":{"group_size":32,"bits":4)";
+  for (int i = 0; i < kModules; ++i) {
+    const std::string module = absl::StrFormat("m.%d", i);
+    writer_.Add(module + ".weight", "U32", {1, 4}, std::string(16, '\1'));
+    writer_.Add(module + ".scales", "F16", {1, 1}, std::string(2, '\1'));
+    writer_.Add(module + ".biases", "F16", {1, 1}, std::string(2, '\1'));
+    config += absl::StrFormat(R"(,"model.layers.%d.other":{"group_size":64,"bits":8})", i);
+  }
+  const auto opened = Open(config + "}}");
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  EXPECT_EQ((*opened)->tensors().size(), kModules);
+}
+
+// They cost a file nothing but their names.
+TEST_F(Quantized, StacksOfMatricesWithoutBytesAreRefused) {
+  for (const std::vector<int64_t>& shape :
+       {std::vector<int64_t>{4096, 0, 0}, {4096, 0, 8}, {3, 8, 0}}) {
+    writer_ = {};
+    writer_.Add("m.switch_mlp.up_proj.weight", "BF16", shape, "");
+    EXPECT_THAT(Error(), AllOf(HasSubstr("model.safetensors: tensor m.switch_mlp.up_proj.weight"),
+                               HasSubstr("without bytes"), HasSubstr("fetch it again")));
+  }
+  writer_ = {};
+  writer_.Add("m.switch_mlp.up_proj.weight", "U32", {2, 0, 4}, "");
+  writer_.Add("m.switch_mlp.up_proj.scales", "F16", {2, 0, 1}, "");
+  writer_.Add("m.switch_mlp.up_proj.biases", "F16", {2, 0, 1}, "");
+  EXPECT_THAT(Error(R"({"quantization":{"group_size":32,"bits":4}})"), HasSubstr("without bytes"));
+}
+
+TEST_F(Quantized, AllStacksTogetherAreBounded) {
+  constexpr int64_t kStack = 4096;
+  for (int64_t i = 0; i <= 500'000 / kStack; ++i) {
+    writer_.Add(absl::StrFormat("m.%d.switch_mlp.up_proj", i), "U8", {kStack, 1, 1},
+                std::string(kStack, '\1'));
+  }
+  EXPECT_THAT(Error(),
+              AllOf(HasSubstr("model.safetensors: with tensor m."), HasSubstr("more than 500000")));
 }
 
 TEST_F(Quantized, OtherMethodsAreRefusedByName) {

@@ -18,6 +18,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Pair;
 using testing::TemporaryDirectory;
 
 std::string File(const std::string& header, const std::string& data) {
@@ -153,6 +154,46 @@ TEST(SafetensorsHeader, WhatTheFormatDoesNotNameIsPassedOver) {
   EXPECT_THAT(parsed->tensors.at("a").shape, ElementsAre(0));
 }
 
+std::string IndexError(const std::string& index) {
+  const auto parsed = ParseSafetensorsIndex(index, "i.json");
+  return parsed.ok() ? "" : MessageOf(parsed.status());
+}
+
+TEST(SafetensorsIndex, TheMapIsKeptAndTheRestIsPassedOver) {
+  const auto files = ParseSafetensorsIndex(
+      R"({"metadata":{"weight_map":{"x":1},"total_size":[2,{"y":"../z"}]},)"
+      R"("weight_map":{"b":"n..safetensors","a":"m.safetensors"},"other":["/"]})",
+      "i.json");
+  ASSERT_TRUE(files.ok()) << files.status();
+  EXPECT_THAT(*files, ElementsAre(Pair("a", "m.safetensors"), Pair("b", "n..safetensors")));
+}
+
+// The texts end in the middle: a reader that took all of it first would say that it is no JSON.
+TEST(SafetensorsIndex, LiesAreRefusedWhereTheyStand) {
+  for (const std::string name : {"../b", "a/b", "/b", R"(a\\b)", R"(..\\b)", "..", ".b", ""}) {
+    EXPECT_THAT(IndexError(R"({"weight_map":{"a":")" + name + "\","),
+                AllOf(HasSubstr("i.json: weight_map.a is not a file's name: '"),
+                      HasSubstr("no file of this directory"), HasSubstr("fetch it again")))
+        << name;
+  }
+  for (const std::string value : {"7", "null", "[", "{"}) {
+    EXPECT_THAT(IndexError(R"({"weight_map":{"a":)" + value + ","),
+                HasSubstr("weight_map.a is not a file's name;"))
+        << value;
+  }
+  EXPECT_THAT(IndexError(R"({"weight_map":{"a":"b","a":)"), HasSubstr("a tensor twice, a;"));
+  EXPECT_THAT(IndexError(R"({"weight_map":{},"weight_map":)"), HasSubstr("weight_map twice"));
+  for (const char* none : {"", "[", "7", "{}", R"({"weight_map":[)", R"({"weight_map":"a",)",
+                           R"({"weight_map":{"a":"b")"}) {
+    EXPECT_THAT(IndexError(none), HasSubstr("i.json: no JSON object with a weight_map")) << none;
+  }
+  EXPECT_THAT(IndexError(R"({"metadata":)" + Repeated("[", 100'000)),
+              HasSubstr("nests deeper than 8 levels"));
+  std::string names = R"({"weight_map":{)";
+  for (int i = 0; i <= 500'000; ++i) names += absl::StrFormat(R"("%d":"m",)", i);
+  EXPECT_THAT(IndexError(names), HasSubstr("more than 500000 tensors"));
+}
+
 TEST(Checkpoint, NamesTheShardThatIsMissing) {
   const TemporaryDirectory directory;
   directory.Write("model-00001-of-00002.safetensors", File(kGood, std::string(16, 'x')));
@@ -177,9 +218,21 @@ TEST(Checkpoint, NamesTheTensorThatTheIndexPromisesInVain) {
 TEST(Checkpoint, RefusesAnIndexThatPointsOutsideTheDirectory) {
   const TemporaryDirectory directory;
   directory.Write("model.safetensors", File(kGood, std::string(16, 'x')));
-  directory.Write("model.safetensors.index.json", R"({"weight_map":{"a":"../../etc/passwd"}})");
+  for (const char* index : {R"({"weight_map":{"a":"../../etc/passwd"}})",
+                            R"({"weight_map":{"a":"..\\etc\\passwd"}})"}) {
+    directory.Write("model.safetensors.index.json", index);
+    EXPECT_THAT(MessageOf(Checkpoint::Open(directory.path()).status()),
+                HasSubstr("no file of this directory"));
+  }
+}
+
+TEST(Checkpoint, RefusesAnIndexOfMoreThan64MiB) {
+  const TemporaryDirectory directory;
+  directory.Write("model.safetensors", File(kGood, std::string(16, 'x')));
+  directory.Write("model.safetensors.index.json", "{}");
+  std::filesystem::resize_file(directory.File("model.safetensors.index.json"), (64 << 20) + 1);
   EXPECT_THAT(MessageOf(Checkpoint::Open(directory.path()).status()),
-              HasSubstr("no file of this directory"));
+              AllOf(HasSubstr("index.json"), HasSubstr("more than the 67108864")));
 }
 
 TEST(Checkpoint, FindsFilesBesideTheIndex) {

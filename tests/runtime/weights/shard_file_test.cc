@@ -13,7 +13,9 @@
 namespace lockstep {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 ShardHeader Example() {
   ShardHeader header;
@@ -72,6 +74,19 @@ TEST(ShardFile, WhatIsWrittenComesBack) {
   }
   // Q6_K columns 96..320: seven blocks, in two groups.
   EXPECT_EQ(header->tensors[1].bytes, 8u * (2 * 2 + 7 * 26));
+}
+
+TEST(ShardFile, NamesSayForHowManyRanksTheFilesAre) {
+  EXPECT_THAT(RankCountsOf({ShardName(3, 4), ShardName(0, 12), ShardName(1, 4), "config.json"}),
+              ElementsAre(4, 12));
+  EXPECT_THAT(
+      RankCountsOf({"rank-2-of-2.lockstep", "rank--1-of-2.lockstep", "rank-01-of-2.lockstep",
+                    "rank- 0-of-2.lockstep", "rank-0-of-2.lockstep.part", "rank-0-of-2.json",
+                    "rank-0-of-99999999999999999999.lockstep", "x.lockstep", ""}),
+      IsEmpty());
+  EXPECT_EQ(RankCountsText({4, 12}), "4 and 12");
+  EXPECT_EQ(RankCountsText({4}), "4");
+  EXPECT_EQ(RankCountsText({}), "other");
 }
 
 TEST(ShardFile, SettingsAreOverEverythingButChecksums) {
