@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "runtime/base/check.h"
+
 namespace lockstep {
 
 SequenceTable::SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice)
@@ -14,6 +16,14 @@ SequenceTable::Sequence* SequenceTable::Find(int32_t slot) {
   if (slot < 0 || slot >= static_cast<int64_t>(sequences_.size()) || !sequences_[slot])
     return nullptr;
   return &*sequences_[slot];
+}
+
+void SequenceTable::Truncate(int32_t slot, int64_t length) {
+  Sequence* sequence = Find(slot);
+  LOCKSTEP_CHECK(sequence != nullptr);
+  LOCKSTEP_CHECK(length >= 1 && length <= static_cast<int64_t>(sequence->tokens.size()));
+  sequence->tokens.resize(static_cast<size_t>(length));
+  sequence->computed = std::min(sequence->computed, length);
 }
 
 Status SequenceTable::Release(int32_t slot) {

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <string>
@@ -187,6 +188,107 @@ TEST(SequenceTable, RefusesRowsBeyondTheKvBlocks) {
   plan.started = {start};
   plan.spans = {{0, 0, 1, SpanOutput::kSample}};
   EXPECT_FALSE(table.Apply(plan).ok());
+}
+
+// A table in which two sequences of 4 and 20 tokens, all blocks theirs, have their first answer.
+SequenceTable TwoSequences() {
+  SequenceTable table(
+      ModelLimits{.max_rows = 32, .max_outputs = 4, .max_model_len = 64, .kv_blocks = 8}, 100,
+      {0, 50});
+  StepPlan plan;
+  plan.started = {{0, std::vector<int32_t>(3, 1), {}, {}},
+                  {1, std::vector<int32_t>(19, 2), {}, {}}};
+  plan.growth = {{0, {0, 2, 4, 6}}, {1, {1, 3, 5, 7}}};
+  plan.spans = {{0, 0, 3, SpanOutput::kSample}, {1, 0, 19, SpanOutput::kSample}};
+  const Status status = table.Apply(plan);
+  EXPECT_TRUE(status.ok()) << status;
+  for (const int32_t slot : {0, 1}) table.Append(slot, 7);
+  return table;
+}
+
+StepPlan Computing(int32_t slot, int32_t begin, int32_t count) {
+  StepPlan plan;
+  plan.spans = {{slot, begin, count, SpanOutput::kSample}};
+  return plan;
+}
+
+// Both have the same tokens, of the first of these lengths and no more, and compute the next rows
+// alike.
+void ExpectSame(SequenceTable* one, SequenceTable* other, const std::vector<int32_t>& lengths) {
+  StepPlan plan;
+  for (const int32_t slot : {0, 1}) {
+    for (int32_t at = 0; at < lengths[slot] + 8; ++at) {
+      ASSERT_EQ(one->TokenAt(slot, at), other->TokenAt(slot, at)) << slot << " " << at;
+      ASSERT_EQ(one->TokenAt(slot, at) < 0, at >= lengths[slot]) << slot << " " << at;
+    }
+    plan.spans.push_back({slot, lengths[slot] - 1, 1, SpanOutput::kSample});
+  }
+  for (SequenceTable* table : {one, other}) {
+    const Status status = table->Apply(plan);
+    ASSERT_TRUE(status.ok()) << status;
+  }
+  EXPECT_EQ(one->batch().tokens, other->batch().tokens);
+  EXPECT_EQ(one->batch().positions, other->batch().positions);
+  EXPECT_EQ(one->batch().block_tables, other->batch().block_tables);
+}
+
+// One table takes a token at a time. The other one computes drafts with it, some of them wrong, and
+// takes those back.
+TEST(SequenceTable, DraftsThatWereTakenBackLeaveNothing) {
+  std::mt19937 random(lockstep::testing::TestSeed());
+  const auto below = [&](int32_t n) {
+    return static_cast<int32_t>(random() % static_cast<uint32_t>(n));
+  };
+  for (int turn = 0; turn < 50; ++turn) {
+    SequenceTable straight = TwoSequences(), drafting = TwoSequences();
+    std::vector<int32_t> lengths = {4, 20};
+    while (std::max(lengths[0], lengths[1]) < 56) {
+      const int32_t slot = below(2), length = lengths[slot], drafts = below(5);
+      const int32_t accepted = below(drafts + 1);
+      std::vector<int32_t> next;  // what was accepted, and the token behind it
+      for (int32_t i = 0; i <= accepted; ++i) next.push_back(below(100));
+      for (int32_t i = 0; i < drafts; ++i)
+        drafting.Append(slot, i < accepted ? next[i] : below(100));
+      ASSERT_TRUE(drafting.Apply(Computing(slot, length - 1, 1 + drafts)).ok());
+      drafting.Truncate(slot, length + accepted);
+      drafting.Append(slot, next.back());
+      for (const int32_t token : next) {
+        ASSERT_TRUE(straight.Apply(Computing(slot, lengths[slot] - 1, 1)).ok());
+        straight.Append(slot, token);
+        ++lengths[slot];
+      }
+      ASSERT_NO_FATAL_FAILURE(ExpectSame(&straight, &drafting, lengths)) << "turn " << turn;
+      for (const int32_t other : {0, 1}) {
+        const int32_t token = below(100);
+        straight.Append(other, token);
+        drafting.Append(other, token);
+        ++lengths[other];
+      }
+    }
+  }
+}
+
+// Rank 0 will not give them a second time.
+TEST(SequenceTable, ATruncatedSequenceKeepsItsBlocks) {
+  Prepared prepared;
+  ASSERT_TRUE(prepared.table.Apply(Computing(0, 16, 4)).ok());
+  for (int32_t token = 0; token < 13; ++token) prepared.table.Append(0, token);
+  StepPlan plan = Computing(0, 20, 13);
+  plan.growth = {{0, {2}}};
+  ASSERT_TRUE(prepared.table.Apply(plan).ok());
+  prepared.table.Truncate(0, 21);
+  prepared.table.Append(0, 5);
+  ASSERT_TRUE(prepared.table.Apply(Computing(0, 21, 1)).ok());
+  EXPECT_EQ(prepared.table.batch().block_tables, (std::vector<std::vector<int32_t>>{{0, 1, 2}}));
+  plan.spans.clear();
+  EXPECT_FALSE(prepared.table.Apply(plan).ok()) << "block 2 was given to another";
+}
+
+TEST(SequenceTableDeathTest, MoreThanThereIsCannotStay) {
+  Prepared prepared;
+  EXPECT_DEATH(prepared.table.Truncate(0, 21), "length <=");
+  EXPECT_DEATH(prepared.table.Truncate(0, 0), "length >= 1");
+  EXPECT_DEATH(prepared.table.Truncate(1, 1), "sequence != nullptr");
 }
 
 }  // namespace
