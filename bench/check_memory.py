@@ -62,7 +62,7 @@ def measure(recorder, arguments, ranks):
     command = [arguments.binary, "bench", "decode", "--model", arguments.model, "--ranks", ranks, "--threads",
                max(1, (os.cpu_count() or 1) // ranks), "--collective", arguments.collective, "--tokens",
                arguments.tokens, "--context", arguments.context, "--repeat", 1, "--json", "--log-level", "error"]
-    return json.loads(recorder.run(command)[0])
+    return recorder.report(command)
 
 
 def judge(report, tolerance):

@@ -43,10 +43,20 @@ def built_from(version):
 
 def shorten(word):
     """Files of the repository from its root, others by their name alone: a command that can be repeated elsewhere."""
-    path = pathlib.Path(str(word))
-    if not path.is_absolute():
-        return str(word)
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    word = str(word)
+    path = pathlib.Path(word)
+    if path.is_absolute():
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+    flag, equals, value = word.partition("=")
+    return f"{flag}={shorten(value)}" if equals else word
+
+
+def shorten_in(text, words):
+    """What a program said, with the files among `words` (its command) shortened."""
+    for word in sorted(map(str, words), key=len, reverse=True):
+        if word.startswith("/"):
+            text = text.replace(word, shorten(word))
+    return text
 
 
 def origin(bench, binary, script=None):
@@ -98,5 +108,11 @@ class Recorder:
         if done.returncode != 0:
             said = [text for text in (done.stderr + done.stdout).splitlines() if text.strip()]
             why = [text for text in said if "error" in text.lower() or "not " in text] or said
-            raise Refused(f"{line}: exit code {done.returncode}: {' | '.join(why[-3:])[-600:]}")
+            why = shorten_in(" | ".join(why[-3:]), command)
+            raise Refused(f"{line}: exit code {done.returncode}: {why[-600:]}")
         return done.stdout, done.stderr
+
+    def report(self, command):
+        """The object that `lockstep bench decode|prefill --json` prints, its model shortened as in commands."""
+        said = json.loads(self.run(command)[0])
+        return said | {"model": shorten(said["model"])}

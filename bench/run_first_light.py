@@ -21,7 +21,7 @@ from measuring import ROOT, Recorder, origin
 def bench(recorder, arguments, ranks, kind, more):
     command = [arguments.binary, "bench", kind, "--model", arguments.model, "--ranks", ranks, "--collective",
                arguments.collective, "--repeat", arguments.repeat, "--json", "--log-level", "warning", *more]
-    return json.loads(recorder.run(command)[0])
+    return recorder.report(command)
 
 
 def exchanges(recorder, arguments, ranks):

@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 
-from measuring import ROOT, Recorder, origin
+from measuring import ROOT, Recorder, origin, shorten_in
 
 MEMORY_V1 = pathlib.Path("/sys/fs/cgroup/memory")
 
@@ -106,7 +106,7 @@ def shard(recorder, arguments):
         "seconds": round(seconds, 2),
         "probe_seconds": float(probe.group(1)) if probe else None,
         "processor_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "said": text.replace(str(arguments.files), arguments.files.name).splitlines()[-arguments.ranks - 8:],
+        "said": shorten_in(text, command).splitlines()[-arguments.ranks - 8:],
     }
 
 

@@ -14,6 +14,7 @@ import sys
 
 import tokenizers
 
+import bounds
 import reference
 import run_fidelity
 import smol_model
@@ -40,7 +41,7 @@ def main():
     difference = run_fidelity.against(rows[0], rows[1])
     ours = run_fidelity.against(rows[0], reference.plain_logits(llama, ids))
     print(f"Glm4Moe from Llama: {difference}\nplain_logits from Llama: {ours}")
-    if greedy[0] != greedy[1] or max(difference["largest"], ours["largest"]) > run_fidelity.SAME_LIMIT:
+    if greedy[0] != greedy[1] or max(difference["largest"], ours["largest"]) > bounds.SAME_LIMIT:
         sys.exit("they differ")
     expected = {"versions": versions, "tokens": len(ids), "perplexity": run_fidelity.perplexity(rows[0], ids),
                 "greedy": dict(zip(run_fidelity.PROMPTS, greedy[0]))}

@@ -7,10 +7,12 @@ Makes SmolLM2-135M-Instruct as glm4_moe (smol_model.py) in one format after anot
 next-token distributions of text.txt, and compares them with those of the reference (reference.py), in nats: perplexity,
 mean and largest Kullback-Leibler divergence. Ends with 1 if a bound does not hold:
 
-- BF16 with float32 activations: perplexity equal to the reference's to six digits, every divergence below 1e-6, greedy
-  text equal.
-- 8-bit activations against float32 ones over the same file: a mean divergence of at most 5e-3, unless the
-  weights themselves are so far from the reference that nothing is left of the model (2 nats: Q2_K everywhere).
+- BF16 with float32 activations: perplexity equal to the reference's to six digits, every divergence below 1e-6 (F16's
+  too), greedy text equal.
+- Every other format with float32 activations against the reference: a mean divergence of at most 1.5 times what was
+  measured over the first 512 tokens (bounds.py has the figures).
+- 8-bit activations against float32 ones over the same file: a mean divergence of at most 5e-3; Q2_K, which misses that,
+  at most 1.5 times what it measured.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import time
 import numpy
 import tokenizers
 
+import bounds
 import formats
 import reference
 import smol_model
@@ -35,10 +38,7 @@ from measuring import ROOT, origin  # noqa: E402
 HERE = pathlib.Path(__file__).resolve().parent
 PROMPTS = ("The capital of France is", "Water boils when", "Once upon a time, in a small village by the sea,")
 GREEDY_TOKENS = 32
-ACTIVATIONS_LIMIT = 5e-3  # mean divergence of 8-bit activations
 WIRE_LIMITS = {"bf16": 1e-4, "int8": 5e-3}  # mean divergence of narrow sums between ranks
-LOST_MODEL = 2  # mean divergence of quantized weights, above which nothing is left that could be kept
-SAME_LIMIT = 1e-6  # largest divergence between two computations of the same in float32
 QUICK = ["bf16", "q8_0", "q4_0", "q4_k_m", "q6_k", "iq4_xs", "mxfp4", "mlx4", "nvfp4", "shard-q4_k"]
 ALL = [*formats.DIRECTORY_FORMATS, *formats.GGUF_FORMATS, *(f"shard-{format}" for format in formats.SHARD_FORMATS)]
 # Weights that see float32 activations in either mode.
@@ -155,9 +155,8 @@ class Study:
             fast = self.logits(model, "--fast")
             entry["fast"] = {"perplexity": perplexity(fast, self.ids), "reference": against(self.reference, fast),
                              "exact": against(exact, fast)}
-            mean = entry["fast"]["exact"]["mean"]
-            lost = entry["exact"]["reference"]["mean"] > LOST_MODEL
-            self.expect(lost or mean <= ACTIVATIONS_LIMIT, f"{format}: 8-bit activations diverge by {mean:.2e} in the mean")
+        for sentence in bounds.broken(format, entry):
+            self.expect(False, sentence)
         if self.arguments.llama_cpp and model.suffix == ".gguf":
             theirs = self.llama_cpp(model)
             entry["llama.cpp"] = {"perplexity": perplexity(theirs, self.ids), "exact": against(exact, theirs)}
@@ -206,7 +205,6 @@ class Study:
             self.save()
         same = self.result["formats"].get("bf16", {}).get("exact")
         if same:
-            self.expect(same["reference"]["largest"] <= SAME_LIMIT, f"BF16 diverges by {same['reference']['largest']:.1e}")
             ratio = same["perplexity"] / self.result["reference"]["perplexity"]
             self.expect(abs(ratio - 1) < 1e-6, f"BF16: perplexity {same['perplexity']:.6f} is not the reference's")
             self.greedy()

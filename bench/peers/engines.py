@@ -36,7 +36,7 @@ class Lockstep:
                        self.ranks, "--threads", self.threads, "--collective", self.arguments.collective, flag,
                        ",".join(map(str, counts)), "--repeat", self.arguments.repeat, "--prefill-chunk", 512, "--json",
                        "--log-level", "error", *self.arguments.lockstep_arguments]
-            report = json.loads(self.recorder.run(command)[0])
+            report = self.recorder.report(command)
             self.reports[kind] = report
             self.read_gb_per_s += [report["read_gb_per_s"]["before"], report["read_gb_per_s"]["after"]]
             for entry in report["tests"]:

@@ -156,6 +156,7 @@ def main():
             "lockstep_file": arguments.lockstep_model.name,
             "architecture": header.metadata["general.architecture"],
             "layers": header.of_model("block_count"),
+            "vocabulary": len(header.metadata["tokenizer.ggml.tokens"]),
             "bytes": header.total_bytes(),
             "bytes_by_type": header.bytes_by_type(),
             "bytes_per_token": header.bytes_per_token(),

@@ -35,8 +35,21 @@ Json RatesOf(const Json& test) {
   return {{"median", median}, {"min", sorted.front()}, {"max", sorted.back()}, {"samples", rates}};
 }
 
+double ReadOf(const BenchReport& report) {
+  return (report.read_before_gb_per_s + report.read_after_gb_per_s) / 2;
+}
+
+// What a product reaches of what bounds it: of reading where tokens are decoded, of arithmetic in
+// prompts. All ranks were measured together there, and rank 0 has an equal part of that.
+const char* ShareName(bool decode) { return decode ? "share_of_bandwidth" : "share_of_peak"; }
+
+double ShareOf(const BenchReport& report, const Json& time) {
+  const double reached = time[report.decode ? "gb_per_s" : "gop_per_s"].get<double>();
+  return reached * report.ranks / (report.decode ? ReadOf(report) : report.peak.gop_per_s);
+}
+
 // Rank 0's time per token, op by op: the longest first, then what exchanges took, then the rest.
-Json TimesOf(const Json& test, double repeat) {
+Json TimesOf(const BenchReport& report, const Json& test, double repeat) {
   const double tokens = test["tokens"].get<double>() * repeat;
   const Json& rank = test["ranks"][0];
   double total_ns = 0;
@@ -59,6 +72,7 @@ Json TimesOf(const Json& test, double repeat) {
       time["inputs"] = op["inputs"];
       time["gb_per_s"] = op["bytes"].get<double>() / ns;
       time["gop_per_s"] = op["operations"].get<double>() / ns;
+      time[ShareName(report.decode)] = ShareOf(report, time);
     }
     add(std::move(time), ns);
   }
@@ -79,7 +93,6 @@ Json FiguresOf(const BenchReport& report, const Json& test) {
   if (report.decode) figures["context"] = test["context"];
   figures["tokens_per_second"] = RatesOf(test);
   const double rate = figures["tokens_per_second"]["median"].get<double>();
-  const double read = (report.read_before_gb_per_s + report.read_after_gb_per_s) / 2;
   if (report.decode) {
     const double weights = Sum(ranks, "weight_bytes_per_token");
     // A token reads all positions before it and its own.
@@ -89,7 +102,7 @@ Json FiguresOf(const BenchReport& report, const Json& test) {
     figures["kv_bytes_per_token"] = cache;
     figures["bytes_per_token"] = weights + cache;
     figures["gb_per_s"] = rate * (weights + cache) * 1e-9;
-    figures["share_of_bandwidth"] = rate * (weights + cache) * 1e-9 / read;
+    figures["share_of_bandwidth"] = rate * (weights + cache) * 1e-9 / ReadOf(report);
   } else {
     const double operations = OpSum(ranks, "operations") / (tokens * repeat);
     figures["operations_per_token"] = operations;
@@ -97,7 +110,7 @@ Json FiguresOf(const BenchReport& report, const Json& test) {
     figures["share_of_peak"] = rate * operations * 1e-9 / report.peak.gop_per_s;
     figures["product_bytes_per_prompt"] = OpSum(ranks, "bytes") / repeat;
   }
-  figures["times_of_rank_0"] = TimesOf(test, repeat);
+  figures["times_of_rank_0"] = TimesOf(report, test, repeat);
   figures["ranks"] = ranks;
   return figures;
 }
@@ -116,10 +129,11 @@ Json MemoryOf(Json memory) {
   return memory;
 }
 
-void PrintTimes(const Json& times) {
-  std::printf("  %-40s %12s %12s %7s %9s %9s\n", "op (rank 0)", "calls/token", "us/token", "share",
-              "GB/s", "Gop/s");
-  for (const Json& time : times) {
+void PrintTimes(const Json& test) {
+  const bool decode = test["test"] == "decode";
+  std::printf("  %-40s %12s %12s %7s %9s %9s %8s\n", "op (rank 0)", "calls/token", "us/token",
+              "share", "GB/s", "Gop/s", decode ? "of read" : "of peak");
+  for (const Json& time : test["times_of_rank_0"]) {
     std::string name = time["op"];
     if (time.contains("outputs")) {
       name += " " + std::to_string(time["outputs"].get<int64_t>()) + " x " +
@@ -129,7 +143,8 @@ void PrintTimes(const Json& times) {
                 time["calls_per_token"].get<double>(), time["us_per_token"].get<double>(),
                 100 * time["share"].get<double>());
     if (time.contains("gb_per_s")) {
-      std::printf(" %9.2f %9.1f", time["gb_per_s"].get<double>(), time["gop_per_s"].get<double>());
+      std::printf(" %9.2f %9.1f %7.1f%%", time["gb_per_s"].get<double>(),
+                  time["gop_per_s"].get<double>(), 100 * time[ShareName(decode)].get<double>());
     }
     std::printf("\n");
   }
@@ -154,7 +169,7 @@ void PrintTest(const Json& test, double read) {
                 test["operations_per_token"].get<double>() * 1e-9, test["gop_per_s"].get<double>(),
                 100 * test["share_of_peak"].get<double>());
   }
-  PrintTimes(test["times_of_rank_0"]);
+  PrintTimes(test);
 }
 
 void PrintTable(const Json& all) {

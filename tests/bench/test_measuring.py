@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import sys
 import unittest
 from unittest import mock
@@ -54,14 +55,26 @@ class Measuring(TestCase):
 
     def test_commands_name_no_folders_of_the_machine(self):
         script = str(measuring.ROOT / "bench/load_speed.py")
-        with mock.patch.object(sys, "argv", [script, "--model", "/data/a.gguf", "--ranks", "2"]):
+        with mock.patch.object(sys, "argv", [script, "--model", "/data/a.gguf", "--ranks", "2", "--out=/data/b.json"]):
             result, _ = self.origin("")
-        self.assertEqual(result["command"], "bench/load_speed.py --model a.gguf --ranks 2")
+        self.assertEqual(result["command"], "bench/load_speed.py --model a.gguf --ranks 2 --out=b.json")
         recorder = measuring.Recorder()
         for _ in range(2):
             self.assertEqual(recorder.run(["/bin/echo", measuring.ROOT / "models/tiny", 3])[0],
                              f"{measuring.ROOT}/models/tiny 3\n")
         self.assertEqual(recorder.commands, ["echo models/tiny 3"])
+
+    def test_what_programs_say_names_no_folders_of_the_machine(self):
+        said = self.write("said.json", json.dumps({"model": "/data/a.gguf", "tests": []}))
+        self.assertEqual(measuring.Recorder().report(["/bin/cat", said]), {"model": "a.gguf", "tests": []})
+        with self.assertRaises(measuring.Refused) as caught:
+            measuring.Recorder().run(["/bin/sh", "-c", "echo error: no $0 >&2; exit 1", "/data/a.gguf"])
+        self.assertIn("error: no a.gguf", str(caught.exception))
+
+    def test_no_recorded_result_names_a_folder_of_a_machine(self):
+        for path in pathlib.Path(source("bench", "results")).glob("*.json"):
+            with self.subTest(result=path.name):
+                self.assertEqual(re.findall(r"""(?:^|(?<=[\s"'=:]))/\w[^\s"']*""", path.read_text(encoding="utf-8")), [])
 
     def test_a_program_that_fails_ends_the_script_with_its_last_words(self):
         with self.assertRaises(measuring.Refused) as caught:

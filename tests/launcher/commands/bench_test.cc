@@ -43,6 +43,18 @@ void ExpectWholeTime(const Json& test, bool exchanges) {
   EXPECT_EQ(exchanged, exchanges);
 }
 
+// Every product says what it reaches of rank 0's part of what all ranks reach; no other op does.
+void ExpectShares(const Json& test, const char* share, const char* rate, double part_of_rank_0) {
+  int products = 0;
+  for (const Json& time : test["times_of_rank_0"]) {
+    ASSERT_EQ(time.contains(share), time.contains("outputs")) << time;
+    if (!time.contains(share)) continue;
+    ++products;
+    EXPECT_NEAR(time[share].get<double>(), time[rate].get<double>() / part_of_rank_0, 1e-9);
+  }
+  EXPECT_GT(products, 0);
+}
+
 TEST(BenchDecode, SaysWhatATokenReadsAndWhereTheTimeGoes) {
   for (const int ranks : {1, 2}) {
     const Json json =
@@ -68,12 +80,12 @@ TEST(BenchDecode, SaysWhatATokenReadsAndWhereTheTimeGoes) {
     }
     const double weights = test["weight_bytes_per_token"].get<double>();
     EXPECT_NEAR(bytes / 10, weights, 0.05 * weights);
-    EXPECT_NEAR(test["share_of_bandwidth"].get<double>(),
-                test["gb_per_s"].get<double>() /
-                    (json["read_gb_per_s"]["before"].get<double>() +
-                     json["read_gb_per_s"]["after"].get<double>()) *
-                    2,
+    const double read = (json["read_gb_per_s"]["before"].get<double>() +
+                         json["read_gb_per_s"]["after"].get<double>()) /
+                        2;
+    EXPECT_NEAR(test["share_of_bandwidth"].get<double>(), test["gb_per_s"].get<double>() / read,
                 1e-9);
+    ExpectShares(test, "share_of_bandwidth", "gb_per_s", read / ranks);
   }
 }
 
@@ -91,6 +103,7 @@ TEST(BenchPrefill, CountsTheOperationsOfAllRanks) {
     // Ranks share the work; only the routers are computed by each.
     EXPECT_NEAR(operations, alone, 0.02 * alone);
     ExpectWholeTime(test, ranks > 1);
+    ExpectShares(test, "share_of_peak", "gop_per_s", json["peak_gop_per_s"].get<double>() / ranks);
   }
 }
 
