@@ -129,6 +129,9 @@ class OpenedSession final : public Session {
   Status CheckProbe(const SessionNeeds& needs, const Checkpoint& checkpoint);
   // Sums of the layers as --wire wants them, and what that does to the probe prompt's logits.
   Status StartWire();
+  Status StartOverlap();
+  // Rank 0's value, on every rank. Collective.
+  StatusOr<int64_t> OfRankZero(int64_t value);
   // A line about this rank: where the user looks at its own output, for the curious elsewhere.
   void Report(const std::string& text) const;
   // Tells all ranks why this one cannot go on.
@@ -283,11 +286,22 @@ size_t OpenedSession::StepSlotBytes(const ModelConfig& config, const ModelLimits
 Status OpenedSession::OpenGroup(const SessionNeeds& needs, size_t slot_bytes) {
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership_->OpenGroup(slot_bytes));
   group_ = needs.wrap_group ? needs.wrap_group(std::move(group)) : std::move(group);
-  // Every choice gives the same bits, so rank 0 need not ask the others.
-  int64_t direct_bytes = options_.direct_sum_bytes;
-  LOCKSTEP_RETURN_IF_ERROR(
-      Broadcast(*group_, std::as_writable_bytes(std::span(&direct_bytes, 1)), 0));
+  LOCKSTEP_ASSIGN_OR_RETURN(const int64_t direct_bytes, OfRankZero(options_.direct_sum_bytes));
   if (direct_bytes >= 0) group_->set_longest_direct_bytes(static_cast<size_t>(direct_bytes));
+  return OkStatus();
+}
+
+StatusOr<int64_t> OpenedSession::OfRankZero(int64_t value) {
+  LOCKSTEP_RETURN_IF_ERROR(Broadcast(*group_, std::as_writable_bytes(std::span(&value, 1)), 0));
+  return value;
+}
+
+Status OpenedSession::StartOverlap() {
+  // Ranks of one machine share its cores, and what they exchange does not travel far.
+  const int64_t usual = membership_->local_size() == size() ? 0 : 128;
+  const int64_t wanted = options_.overlap_rows >= 0 ? options_.overlap_rows : usual;
+  LOCKSTEP_ASSIGN_OR_RETURN(const int64_t rows, OfRankZero(wanted));
+  model_->SetOverlap(rows);
   return OkStatus();
 }
 
@@ -335,7 +349,8 @@ Status OpenedSession::Load(const SessionNeeds& needs) {
   const Status loaded = LoadWeights(opened, *limits);
   if (!loaded.ok()) return TellAll(loaded);
   LOCKSTEP_RETURN_IF_ERROR(CheckProbe(needs, *opened.checkpoint));
-  const Status started = StartWire();
+  Status started = StartWire();
+  if (started.ok()) started = StartOverlap();
   return started.ok() ? started : TellAll(started);
 }
 

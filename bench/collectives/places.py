@@ -69,6 +69,12 @@ class Place:
         self.agent.write_text(AGENT.format(namespace=self.names[-1]))
         self.agent.chmod(stat.S_IRWXU)
 
+    def limit(self, gigabits):
+        """So much and no more passes the veth pair either way. Segments leave it as they come, up to 64 KiB each."""
+        for name, link in zip(self.names, self.links):
+            subprocess.run(["tc", "-n", name, "qdisc", "add", "dev", link, "root", "tbf", "rate", f"{int(gigabits * 1e6)}kbit",
+                            "burst", "256kb", "limit", "4mb"], check=True)
+
     def inside(self, name):
         return ["ip", "netns", "exec", name]
 

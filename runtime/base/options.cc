@@ -49,22 +49,6 @@ std::vector<OptionSpec> RankOptions() {
        {},
        0,
        1023},
-      {"collective", &O::collective, "how ranks exchange", {"tcp", "shm", "rdma", "mpi"}},
-      {"wire",
-       &O::wire,
-       "numbers of the layers' sums between ranks; bf16: half the bytes, int8: a quarter and more",
-       {"f32", "bf16", "int8"}},
-      {"direct-sum-bytes",
-       &O::direct_sum_bytes,
-       "longest sum on the wire that is made in one step, not in two; rank 0's counts; `bench "
-       "collectives --record` finds it; default: 32768, with two ranks any",
-       {},
-       0,
-       1 << 30},
-      {"rdma-mode",
-       &O::rdma_mode,
-       "RDMA connections: rc (reliable), uc (Thunderbolt); auto: rc where the device has it",
-       {"auto", "rc", "uc"}},
       {"shares", &O::shares, "relative work per rank, for example 3,2; default equal", {}, 0, 1e9},
       {"threads",
        &O::threads,
@@ -97,6 +81,33 @@ std::vector<OptionSpec> RankOptions() {
        86'400'000},
       {"verify-exchanges", &O::verify_exchanges,
        "check every byte between ranks with a digest; over tcp, shm and rdma"}};
+}
+
+std::vector<OptionSpec> ExchangeOptions() {
+  return {
+      {"collective", &O::collective, "how ranks exchange", {"tcp", "shm", "rdma", "mpi"}},
+      {"wire",
+       &O::wire,
+       "numbers of the layers' sums between ranks; bf16: half the bytes, int8: a quarter and more",
+       {"f32", "bf16", "int8"}},
+      {"direct-sum-bytes",
+       &O::direct_sum_bytes,
+       "longest sum on the wire that is made in one step, not in two; rank 0's counts; `bench "
+       "collectives --record` finds it; default: 32768, with two ranks any",
+       {},
+       0,
+       1 << 30},
+      {"overlap-rows",
+       &O::overlap_rows,
+       "steps of at least so many tokens run in two halves, one of which is computed while the "
+       "other's sums travel; 0: none; rank 0's counts; default: 128, on one machine 0",
+       {},
+       0,
+       65'536},
+      {"rdma-mode",
+       &O::rdma_mode,
+       "RDMA connections: rc (reliable), uc (Thunderbolt); auto: rc where the device has it",
+       {"auto", "rc", "uc"}}};
 }
 
 std::vector<OptionSpec> LimitOptions() {
@@ -224,8 +235,8 @@ std::vector<OptionSpec> OutputOptions() {
 const std::vector<OptionSpec>& Table() {
   static const std::vector<OptionSpec> table = [] {
     std::vector<OptionSpec> all;
-    for (const auto& part : {ModelOptions(), RankOptions(), LimitOptions(), ServingOptions(),
-                             PromptOptions(), BenchOptions(), OutputOptions()}) {
+    for (const auto& part : {ModelOptions(), RankOptions(), ExchangeOptions(), LimitOptions(),
+                             ServingOptions(), PromptOptions(), BenchOptions(), OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

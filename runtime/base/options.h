@@ -27,6 +27,7 @@ struct Options {
   std::string collective = "tcp";
   std::string wire = "f32";
   int64_t direct_sum_bytes = -1;  // -1: UsualDirectBytes
+  int64_t overlap_rows = -1;      // -1: as where the ranks are says
   std::string rdma_mode = "auto";
   std::vector<double> shares;
   int64_t threads = 0;

@@ -1,6 +1,6 @@
-// The forward pass, with the two exchanges of a layer written where they happen (RunLayer). Shapes:
-// R rows of this step, D hidden, F this rank's feed-forward columns, E experts of which each row
-// takes the top k, V this rank's vocabulary rows.
+// The forward pass, with the two exchanges of a layer written where they happen (RunLayer, and
+// RunLayersInHalves for long prompts). Shapes: R rows of this step, D hidden, F this rank's
+// feed-forward columns, E experts of which each row takes the top k, V this rank's vocabulary rows.
 #include "runtime/model/decoder.h"
 
 #include <algorithm>
@@ -95,7 +95,12 @@ Status Decoder::CheckRows(const Batch& batch) {
 StatusOr<StepOutput> Decoder::Step(const Batch& batch) {
   const std::vector<Layer>& layers = weights_.layers;
   LOCKSTEP_RETURN_IF_ERROR(BeginStep(batch, *weights_.embedding, layers[0].input_norm));
-  for (size_t index = 0; index < layers.size(); ++index) {
+  size_t index = 0;
+  if (sums_ != nullptr && batch.rows() >= overlap_rows_) {
+    LOCKSTEP_RETURN_IF_ERROR(RunLayersInHalves(batch.rows()));
+    index = layers.size() - 1;
+  }
+  for (; index < layers.size(); ++index) {
     const bool last = index + 1 == layers.size();
     LOCKSTEP_RETURN_IF_ERROR(StepLayer(batch, index, layers[index],
                                        last ? weights_.final_norm : layers[index + 1].input_norm));
@@ -136,16 +141,63 @@ StatusOr<const float*> Decoder::Embed(const kernels::PackedMatrix& table, const 
 
 Status Decoder::RunLayer(const Layer& layer, size_t index, const std::vector<float>& next_norm,
                          int64_t rows, PartialSum* sum) {
+  const Range all{0, rows};
   LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(rows * config_.hidden_size));
-  Attention(layer, index, rows, partial);
+  Attention(layer, index, all, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* attended,
                             sum->Reduce(wire_));  // first exchange of the layer
-  AddAndNorm(attended, layer.post_attention_norm, rows);
+  AddAndNorm(attended, layer.post_attention_norm, all);
 
   LOCKSTEP_ASSIGN_OR_RETURN(partial, sum->Begin(rows * config_.hidden_size));
-  FeedForwardPart(layer, rows, partial);
+  FeedForwardPart(layer, all, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce(wire_));  // second exchange of the layer
-  AddAndNorm(fed, next_norm, rows);
+  AddAndNorm(fed, next_norm, all);
+  return OkStatus();
+}
+
+void Decoder::SetOverlap(int64_t rows) {
+  overlap_rows_ = std::max<int64_t>(rows, 2);
+  sums_.reset();
+  if (rows > 0 && group_.size() > 1) sums_ = std::make_unique<SumQueue>(group_);
+}
+
+Status Decoder::RunLayersInHalves(int64_t rows) {
+  struct Half {
+    Range rows;
+    const std::vector<float>* norm;  // that follows its sum under way; null: there is none
+  };
+  Half halves[2] = {{{0, rows / 2}, nullptr}, {{rows / 2, rows}, nullptr}};
+  const auto sum_of = [&](const Half& half) {
+    const int64_t width = config_.hidden_size;
+    return std::span(scratch_.sum, static_cast<size_t>(rows * width))
+        .subspan(static_cast<size_t>(half.rows.begin * width),
+                 static_cast<size_t>(half.rows.size() * width));
+  };
+  const auto finish = [&](Half& half) -> Status {
+    if (half.norm == nullptr) return OkStatus();
+    LOCKSTEP_RETURN_IF_ERROR(sums_->Wait());
+    AddAndNorm(sum_of(half).data(), *half.norm, half.rows);
+    half.norm = nullptr;
+    return OkStatus();
+  };
+  const auto exchange = [&](Half& half, const std::vector<float>& norm) {
+    sums_->Post(sum_of(half), wire_);
+    half.norm = &norm;
+  };
+  for (size_t index = 0; index + 1 < weights_.layers.size(); ++index) {
+    const Layer& layer = weights_.layers[index];
+    for (Half& half : halves) {
+      LOCKSTEP_RETURN_IF_ERROR(finish(half));
+      Attention(layer, index, half.rows, sum_of(half).data());
+      exchange(half, layer.post_attention_norm);
+    }
+    for (Half& half : halves) {
+      LOCKSTEP_RETURN_IF_ERROR(finish(half));
+      FeedForwardPart(layer, half.rows, sum_of(half).data());
+      exchange(half, weights_.layers[index + 1].input_norm);
+    }
+  }
+  for (Half& half : halves) LOCKSTEP_RETURN_IF_ERROR(finish(half));
   return OkStatus();
 }
 
@@ -153,7 +205,7 @@ Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
                              const std::vector<float>& final_norm, PartialSum* sum) {
   const int64_t width = config_.hidden_size;
   LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(batch.rows() * width));
-  Attention(layer, static_cast<size_t>(config_.num_hidden_layers - 1), batch.rows(), partial);
+  Attention(layer, static_cast<size_t>(config_.num_hidden_layers - 1), {0, batch.rows()}, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum->Reduce(wire_));
   // Behind the attention no row reads another: without a draft layer, which wants them all, those
   // that nobody asked for end here.
@@ -170,11 +222,12 @@ Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
     std::memmove(scratch_.residual + i * width, scratch_.residual + rows[i] * width, width * 4);
     std::memmove(scratch_.final_hidden + i * width, attended + rows[i] * width, width * 4);
   }
-  AddAndNorm(all ? attended : scratch_.final_hidden, layer.post_attention_norm, count);
+  const Range wanted{0, count};
+  AddAndNorm(all ? attended : scratch_.final_hidden, layer.post_attention_norm, wanted);
   LOCKSTEP_ASSIGN_OR_RETURN(partial, sum->Begin(count * width));
-  FeedForwardPart(layer, count, partial);
+  FeedForwardPart(layer, wanted, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce(wire_));
-  AddAndNorm(fed, final_norm, count);
+  AddAndNorm(fed, final_norm, wanted);
   return OkStatus();
 }
 
@@ -195,12 +248,13 @@ void Decoder::PrepareRows(const Batch& batch) {
   router_.weights = scratch_.expert_weights;
 }
 
-void Decoder::AddAndNorm(const float* delta, const std::vector<float>& norm, int64_t rows) {
-  ops_.AddRmsNorm(queue_, scratch_.residual, delta, norm.data(), config_.rms_norm_eps, rows,
-                  config_.hidden_size, scratch_.normed);
+void Decoder::AddAndNorm(const float* delta, const std::vector<float>& norm, Range rows) {
+  const int64_t first = rows.begin * config_.hidden_size;
+  ops_.AddRmsNorm(queue_, scratch_.residual + first, delta, norm.data(), config_.rms_norm_eps,
+                  rows.size(), config_.hidden_size, scratch_.normed + first);
 }
 
-void Decoder::FeedForwardPart(const Layer& layer, int64_t rows, float* partial) {
+void Decoder::FeedForwardPart(const Layer& layer, Range rows, float* partial) {
   if (layer.dense.has_value()) {
     DenseFeedForward(*layer.dense, rows, partial);
   } else {
@@ -208,30 +262,31 @@ void Decoder::FeedForwardPart(const Layer& layer, int64_t rows, float* partial) 
   }
 }
 
-void Decoder::DenseFeedForward(const FeedForward& ffn, int64_t rows, float* partial) {
+void Decoder::DenseFeedForward(const FeedForward& ffn, Range rows, float* partial) {
   const int64_t columns = ffn.down->inputs();
-  ffn.gate_up.MatMul(ops_, queue_, nullptr, scratch_.normed, rows, scratch_.gate_up);  // [R, 2 F]
-  ops_.SiluMul(queue_, scratch_.gate_up, rows, columns, scratch_.activated);           // [R, F]
-  ops_.MatMul(queue_, *ffn.down, nullptr, scratch_.activated, rows, partial,
+  const int64_t count = rows.size();
+  ffn.gate_up.MatMul(ops_, queue_, nullptr, NormedOf(rows), count, scratch_.gate_up);  // [R, 2 F]
+  ops_.SiluMul(queue_, scratch_.gate_up, count, columns, scratch_.activated);          // [R, F]
+  ops_.MatMul(queue_, *ffn.down, nullptr, scratch_.activated, count, partial,
               config_.hidden_size);  // [R, D]
 }
 
-void Decoder::MixtureOfExperts(const Mixture& mixture, int64_t rows, float* partial) {
+void Decoder::MixtureOfExperts(const Mixture& mixture, Range rows, float* partial) {
   kernels::RouterArgs route = router_;
-  route.rows = rows;
+  route.rows = rows.size();
   route.correction = mixture.correction.data();
-  ops_.MatMul(queue_, *mixture.router, nullptr, scratch_.normed, rows, scratch_.router_logits,
+  ops_.MatMul(queue_, *mixture.router, nullptr, NormedOf(rows), route.rows, scratch_.router_logits,
               route.experts);  // [R, E]
   ops_.Route(queue_, route);   // [R, k]
   ops_.GroupRows(queue_, route, scratch_.groups);
-  digest_ = DigestOf(route.chosen, static_cast<size_t>(rows * route.top_k), digest_);
+  const int64_t chosen = route.rows * route.top_k;
+  digest_ = DigestOf(route.chosen, static_cast<size_t>(chosen), digest_);
 
   const FeedForward& experts = mixture.experts;
   const int64_t columns = experts.down->inputs();
-  experts.gate_up.GroupedMatMul(ops_, queue_, scratch_.groups, scratch_.normed, true,
+  experts.gate_up.GroupedMatMul(ops_, queue_, scratch_.groups, NormedOf(rows), true,
                                 scratch_.expert_gate_up);  // [R k, 2 F]
-  ops_.SiluMul(queue_, scratch_.expert_gate_up, rows * route.top_k, columns,
-               scratch_.expert_activated);
+  ops_.SiluMul(queue_, scratch_.expert_gate_up, chosen, columns, scratch_.expert_activated);
   ops_.GroupedMatMul(queue_, *experts.down, scratch_.groups, scratch_.expert_activated, false,
                      scratch_.expert_out, config_.hidden_size);  // [R k, D]
   const float* shared = nullptr;

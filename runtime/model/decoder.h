@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
+#include "collectives/sum_queue.h"
 #include "runtime/model/architectures.h"
 #include "runtime/model/model.h"
 #include "runtime/model/partial_sum.h"
@@ -29,6 +31,7 @@ class Decoder : public Model {
   uint64_t bytes_per_token() const override { return weights_.bytes_per_token; }
   bool has_draft_layer() const override { return weights_.draft.has_value(); }
   void SetWire(WireFormat wire) override { wire_ = wire; }
+  void SetOverlap(int64_t rows) override;
   StatusOr<StepOutput> Step(const Batch& batch) override;
   // Its pieces, each with the weights that it needs, for whoever has no others in memory
   // (layer_walk.h): the beginning, every layer in order, the end. One batch, which lives until
@@ -44,9 +47,22 @@ class Decoder : public Model {
  protected:
   // Where the heads of all layers find their rows.
   virtual void PrepareHeads(const Batch& batch) = 0;
-  // normed [R, D] -> partial [R, D]: this rank's heads, through their columns of o_proj. `index` is
-  // the layer's place in the cache.
-  virtual void Attention(const Layer& layer, size_t index, int64_t rows, float* partial) = 0;
+  // normed [R, D] -> partial [R, D] for R of the step's rows: this rank's heads, through their
+  // columns of o_proj. `index` is the layer's place in the cache. A sequence's rows come in order.
+  virtual void Attention(const Layer& layer, size_t index, Range rows, float* partial) = 0;
+
+  const float* NormedOf(Range rows) const {
+    return scratch_.normed + rows.begin * config_.hidden_size;
+  }
+  // Turns attention's arguments for all rows of the step into those for `rows`.
+  template <typename Args>
+  void TakeRows(Range rows, Args* args) const {
+    args->rows = rows.size();
+    args->positions += rows.begin;
+    args->sequences += rows.begin;
+    args->cosines += rows.begin * config_.rotary_dim / 2;
+    args->sines += rows.begin * config_.rotary_dim / 2;
+  }
 
   // Bytes of one layer's cache.
   int64_t CacheBytes() const;
@@ -80,12 +96,15 @@ class Decoder : public Model {
   // them with a draft layer, else output row i stands in row i of normed.
   Status RunLastLayer(const Layer& layer, const Batch& batch, const std::vector<float>& final_norm,
                       PartialSum* sum);
-  // residual += delta; normed = rms_norm(residual).
-  void AddAndNorm(const float* delta, const std::vector<float>& norm, int64_t rows);
+  // All layers but the last, for rows in two halves: while the sum of one half is exchanged, the
+  // other half is computed.
+  Status RunLayersInHalves(int64_t rows);
+  // residual += delta; normed = rms_norm(residual). `delta` [R, D] is of these rows alone.
+  void AddAndNorm(const float* delta, const std::vector<float>& norm, Range rows);
   // normed [R, D] -> partial [R, D]: this rank's columns of the layer's feed-forward.
-  void FeedForwardPart(const Layer& layer, int64_t rows, float* partial);
-  void DenseFeedForward(const FeedForward& ffn, int64_t rows, float* partial);
-  void MixtureOfExperts(const Mixture& mixture, int64_t rows, float* partial);
+  void FeedForwardPart(const Layer& layer, Range rows, float* partial);
+  void DenseFeedForward(const FeedForward& ffn, Range rows, float* partial);
+  void MixtureOfExperts(const Mixture& mixture, Range rows, float* partial);
 
   // What a block of the draft layer's cache holds: its first `count` positions, behind those of
   // block `before` (-1: none).
@@ -105,6 +124,8 @@ class Decoder : public Model {
   std::vector<int32_t> last_rows_;  // of RunLastLayer
   kernels::RouterArgs router_;
   WireFormat wire_ = WireFormat::kF32;  // of the sums of the layers
+  int64_t overlap_rows_ = 0;            // steps of so many rows run in halves; 0: none
+  std::unique_ptr<SumQueue> sums_;      // of the halves; null where none run
   uint64_t digest_ = 0;
 };
 

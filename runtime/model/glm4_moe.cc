@@ -13,19 +13,20 @@ class Glm4Moe final : public Decoder {
   using Decoder::Decoder;
 
  private:
-  void Attention(const Layer& layer, size_t index, int64_t rows, float* partial) override {
+  void Attention(const Layer& layer, size_t index, Range rows, float* partial) override {
     kernels::AttentionArgs args = attention_;
-    args.rows = rows;
+    TakeRows(rows, &args);
     args.query_norm = layer.query_norm.empty() ? nullptr : layer.query_norm.data();
     args.key_norm = layer.key_norm.empty() ? nullptr : layer.key_norm.data();
     // [layers][keys, values][blocks][K][kBlockTokens] rows of d
     args.key_pages = kv_.data() + static_cast<int64_t>(index) * CacheBytes();
     args.value_pages = args.key_pages + CacheBytes() / 2;
     const float* bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data();
-    layer.qkv.MatMul(ops_, queue_, bias, scratch_.normed, rows, scratch_.qkv);  // [R, (H + 2 K) d]
+    layer.qkv.MatMul(ops_, queue_, bias, NormedOf(rows), args.rows,
+                     scratch_.qkv);  // [R, (H + 2 K) d]
     ops_.PrepareAttention(queue_, args);
     ops_.Attention(queue_, args);  // [R, H d]
-    ops_.MatMul(queue_, *layer.output, nullptr, scratch_.attended, rows, partial,
+    ops_.MatMul(queue_, *layer.output, nullptr, scratch_.attended, args.rows, partial,
                 config_.hidden_size);  // [R, D]
   }
 

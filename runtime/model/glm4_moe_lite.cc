@@ -28,20 +28,29 @@ class Glm4MoeLite final : public Decoder {
   using Decoder::Decoder;
 
  private:
-  void Attention(const Layer& layer, size_t index, int64_t rows, float* partial) override {
+  void Attention(const Layer& layer, size_t index, Range step_rows, float* partial) override {
     const LatentAttention& weights = *layer.latent;
     const LatentScratch& scratch = scratch_.latent;
     kernels::LatentAttentionArgs args = attention_;
-    args.rows = rows;
+    TakeRows(step_rows, &args);
+    const int64_t rows = args.rows;
+    // Every matrix of a stack of heads takes all of them.
+    for (int64_t head = 0; head < args.heads; ++head) {
+      const auto first = static_cast<int32_t>(head * rows);
+      scratch.heads.groups[head] = {static_cast<int32_t>(head), first,
+                                    first + static_cast<int32_t>(rows)};
+    }
+    *scratch.heads.group_count = static_cast<int32_t>(args.heads);
     args.latent_norm = weights.latent_norm.data();
     args.pages = kv_.data() + static_cast<int64_t>(index) * CacheBytes();
-    ops_.MatMul(queue_, *weights.query_down, nullptr, scratch_.normed, rows, scratch.query_latents,
+    const float* normed = NormedOf(step_rows);
+    ops_.MatMul(queue_, *weights.query_down, nullptr, normed, rows, scratch.query_latents,
                 config_.q_lora_rank);  // [R, Q]
     ops_.RmsNorm(queue_, scratch.query_latents, weights.query_norm.data(), kLatentNormEps, rows,
                  config_.q_lora_rank, scratch.query_latents);
     ops_.MatMul(queue_, *weights.query_up, nullptr, scratch.query_latents, rows, scratch_.qkv,
                 shape_.qkv_width);  // [R, H (n + r)]
-    ops_.MatMul(queue_, *weights.latent_down, nullptr, scratch_.normed, rows, scratch.latents,
+    ops_.MatMul(queue_, *weights.latent_down, nullptr, normed, rows, scratch.latents,
                 config_.latent_width());  // [R, L + r]
     ops_.PrepareLatentAttention(queue_, args);
     ops_.GroupedMatMul(queue_, *weights.key_absorb, scratch.heads, scratch.plain_queries, false,
@@ -55,14 +64,9 @@ class Glm4MoeLite final : public Decoder {
                 config_.hidden_size);  // [R, D]
   }
 
-  // Every matrix of a stack of heads takes all rows.
   void PrepareHeads(const Batch& batch) override {
     const LatentScratch& scratch = scratch_.latent;
-    const auto rows = static_cast<int32_t>(batch.rows());
     attention_.heads = shape_.query_heads.size();
-    for (int32_t head = 0; head < attention_.heads; ++head)
-      scratch.heads.groups[head] = {head, head * rows, (head + 1) * rows};
-    *scratch.heads.group_count = static_cast<int32_t>(attention_.heads);
     attention_.nope_dim = config_.qk_nope_head_dim;
     attention_.rope_dim = config_.qk_rope_head_dim;
     attention_.latent_dim = config_.kv_lora_rank;

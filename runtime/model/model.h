@@ -115,6 +115,10 @@ class Model {
   virtual uint64_t bytes_per_token() const = 0;
   // What ranks round their parts of a layer's sums to in all later steps; equal on all ranks.
   virtual void SetWire(WireFormat wire) = 0;
+  // From now on steps of at least so many rows run in two halves, of which one is computed while
+  // the other's sums travel; 0: none does. Equal on all ranks, and changes no bit of the logits.
+  // Starts a thread; throws std::system_error where the system allows none.
+  virtual void SetOverlap(int64_t rows) = 0;
   // Computes one step together with all other ranks (collective). Allocates nothing.
   //
   // A row reads the cache up to its own position alone, and what its step writes there before. So

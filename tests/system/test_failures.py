@@ -160,6 +160,10 @@ nodes:
         config = self.config("a", os.path.join(MODELS, "tiny-a"), "s" * 32, free_port())
         self.pair((config, ("--direct-sum-bytes", 0, "--max-tokens", 3)), (config, ("--direct-sum-bytes", 1 << 30)), 0)
 
+    def test_which_steps_run_in_halves_is_for_rank_0_to_say(self):
+        config = self.config("a", os.path.join(MODELS, "tiny-a"), "s" * 32, free_port())
+        self.pair((config, ("--overlap-rows", 2, "--max-tokens", 3)), (config, ("--overlap-rows", 0)), 0)
+
     def test_a_wrong_secret_is_refused(self):
         port = free_port()
         model = os.path.join(MODELS, "tiny-a")

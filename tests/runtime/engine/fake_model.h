@@ -57,6 +57,7 @@ class FakeModel final : public Model {
   const ModelConfig& config() const override { return config_; }
   const ModelLimits& limits() const override { return limits_; }
   void SetWire(WireFormat) override {}
+  void SetOverlap(int64_t) override {}
   const MemoryPlan& memory() const override { return memory_; }
   uint64_t bytes_read() const override { return 0; }
   uint64_t bytes_per_token() const override { return 0; }
