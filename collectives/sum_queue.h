@@ -19,7 +19,7 @@ class SumQueue {
 
   // `group` outlives the queue. Throws std::system_error where the system allows no more threads.
   explicit SumQueue(Group& group);
-  // What is still under way ends first, by the group's timeouts at the latest.
+  // What is still under way ends first; every wait in it has the group's timeout.
   ~SumQueue();
   SumQueue(const SumQueue&) = delete;
   SumQueue& operator=(const SumQueue&) = delete;
@@ -27,8 +27,8 @@ class SumQueue {
   // data[i] is to become the sum over ranks, as AllReduceSum says; nobody touches it until it is
   // waited for. At most kMostUnderWay sums. Allocates nothing.
   void Post(std::span<float> data, WireFormat wire);
-  // Until the oldest sum under way is made, or cannot be any more: a sum ends by the group's
-  // exchange timeout, so this does. After an error nothing is under way.
+  // Until the oldest sum under way is made, or cannot be any more: every wait inside a sum ends by
+  // the group's exchange timeout. After an error nothing is under way.
   Status Wait();
 
  private:

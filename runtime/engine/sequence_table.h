@@ -41,11 +41,12 @@ class SequenceTable {
   }
   // The token sampled for `slot`, at the end of its sequence.
   void Append(int32_t slot, int32_t token) { sequences_[slot]->tokens.push_back(token); }
-  // Only the first `length` tokens of a running sequence stay (its prompt at least): those behind
-  // were drafts that the model did not confirm, and the next rows begin where they began. What the
-  // step has already is not changed (batch, outputs), nor are the KV blocks: rank 0 counts them as
-  // given, and later rows write over what is in them. The sampler is not told here, as it is not
-  // by Append: whoever appended to it takes that back (SequenceSampler::Truncate).
+  // Only the first `length` tokens of a running sequence stay, at least its prompt, which the
+  // caller sees to: those behind were drafts that the model did not confirm, and the next rows
+  // begin where they began. What the step has already is not changed (batch, outputs), nor are the
+  // KV blocks: rank 0 counts them as given, and later rows write over what is in them. The sampler
+  // is not told here, as it is not by Append: whoever appended to it takes that back
+  // (SequenceSampler::Truncate).
   void Truncate(int32_t slot, int64_t length);
 
  private:
