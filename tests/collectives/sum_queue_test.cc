@@ -29,7 +29,7 @@ TEST_P(SumQueueOver, MakesTheSumsInOrderWhileOthersAreFilled) {
       LOCKSTEP_RETURN_IF_ERROR(queue.Wait());
       const std::vector<float>& got = data[(seed - 1) % 2];
       const auto want = ExpectedSum(group.size(), got.size(), seed - 1, WireFormat::kF32);
-      if (std::memcmp(got.data(), want.data(), want.size() * sizeof(float)) != 0)
+      if (!want.empty() && std::memcmp(got.data(), want.data(), want.size() * sizeof(float)) != 0)
         return InternalError("sum %d differs from the left fold", seed - 1);
     }
     // Nothing is under way: the group is the caller's again.
