@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <exception>
 #include <optional>
 #include <thread>
 #include <utility>
@@ -79,7 +80,11 @@ class OpenedSession final : public Session {
  public:
   explicit OpenedSession(const Options& options) : options_(options) {}
   ~OpenedSession() override {
-    if (!closed_) (void)Close(OkStatus());
+    if (closed_) return;
+    // An exception passes: the others wait for this rank, and it has no error to close with.
+    if (std::uncaught_exceptions() > 0 && membership_ != nullptr)
+      (void)TellAll(UsageError("ran out of memory or threads; what it printed says what to do"));
+    (void)Close(OkStatus());
   }
 
   const Options& options() const override { return options_; }

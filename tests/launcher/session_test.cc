@@ -1,13 +1,18 @@
 // Worlds as users start them: spawned, under mpirun, by hand; how they end well and how they end
 // badly.
+#include "launcher/session.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <filesystem>
+#include <new>
 
 #include "nlohmann/json.hpp"
 #include "tests/launcher/program.h"
@@ -287,6 +292,37 @@ TEST(Session, ASystemThatStartsNoThreadIsAnErrorWithARemedy) {
     EXPECT_EQ(program.Wait(), 2) << program.error();
     EXPECT_THAT(program.error(), AllOf(HasSubstr("cannot start a thread"), HasSubstr("ulimit -u")));
   }
+}
+
+// main() turns the exception into its error; what the others must hear comes before.
+TEST(Session, ARankThatRunsOutOfMemoryTellsTheOthers) {
+  Options options;
+  options.model = kModel;
+  options.ranks = 2;
+  options.rank = 1;
+  options.max_model_len = 512;  // as ShortRun
+  options.rendezvous = "127.0.0.1:" + FreePort();
+  SessionNeeds needs;
+  needs.wrap_group = [](std::unique_ptr<Group>) -> std::unique_ptr<Group> {
+    throw std::bad_alloc();
+  };
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    try {
+      (void)OpenSession(options, needs);
+    } catch (const std::bad_alloc&) {
+      _exit(7);
+    }
+    _exit(0);
+  }
+  Program zero(ShortRun({"--ranks", "2", "--rank", "0", "--rendezvous", options.rendezvous}));
+  EXPECT_EQ(zero.Wait(), 2) << zero.error();
+  EXPECT_THAT(zero.ErrorLines(),
+              ElementsAre(AllOf(StartsWith("rank 1 ("), HasSubstr("ran out of memory"))));
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
 }  // namespace
