@@ -30,18 +30,15 @@ SequenceSampler::SequenceSampler(const SamplingParams& params, const TokenSet& t
 }
 
 void SequenceSampler::Append(int32_t token) {
-  output_.push_back(token);
   if (params_.penalized() && Holds(slice_, token)) ++seen_[token].in_output;
 }
 
-void SequenceSampler::Truncate(int64_t length) {
-  LOCKSTEP_CHECK(length >= 0 && length <= output_length());
-  for (; output_length() > length; output_.pop_back()) {
-    const auto seen = seen_.find(output_.back());
-    if (seen == seen_.end()) continue;  // no penalties, or an id of another rank's slice
-    // The repetition penalty asks only whether an id is there: one that is nowhere must go.
-    if (--seen->second.in_output == 0 && !seen->second.in_prompt) seen_.erase(seen);
-  }
+void SequenceSampler::TakeBack(int32_t token) {
+  if (!params_.penalized() || !Holds(slice_, token)) return;
+  const auto seen = seen_.find(token);
+  LOCKSTEP_CHECK(seen != seen_.end() && seen->second.in_output > 0);
+  // The repetition penalty asks only whether an id is there: one that is nowhere must go.
+  if (--seen->second.in_output == 0 && !seen->second.in_prompt) seen_.erase(seen);
 }
 
 void SequenceSampler::Adjust(std::span<float> logits) {

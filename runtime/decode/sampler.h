@@ -35,13 +35,11 @@ class SequenceSampler {
   const SamplingParams& params() const { return params_; }
   // The token was chosen and is now part of the output.
   void Append(int32_t token);
-  // The tokens that were appended and are still there.
-  int64_t output_length() const { return static_cast<int64_t>(output_.size()); }
-  // Only the first `length` tokens of the output stay (at most output_length()): those behind were
-  // drafts that the model did not confirm. From here on all is as if they had never been appended.
-  // That holds for draws too: noise is a function of the seed and of the position (random.h), so
-  // there is no stream to wind back, and a position that is sampled again meets its old noise.
-  void Truncate(int64_t length);
+  // The token was appended, as a draft that the model did not confirm: from here on all is as if it
+  // had never been. That holds for draws too: noise is a function of the seed and of the position
+  // (random.h), so there is no stream to wind back, and a position that is sampled again meets its
+  // old noise.
+  void TakeBack(int32_t token);
 
   // Applies penalties (repetition, then presence and frequency), bias and masks to this rank's
   // logits in place, and offers its best. `position` is where the sampled token will stand in its
@@ -62,7 +60,6 @@ class SequenceSampler {
   SamplingParams params_;
   TokenSet tokens_;
   VocabSlice slice_;
-  std::vector<int32_t> output_;                     // of all slices, to take back the last ones
   std::unordered_map<int32_t, Seen> seen_;          // ids of the slice; empty without penalties
   std::unordered_map<int32_t, float> bias_;         // ids of the slice
   std::unordered_map<int32_t, float> raw_changed_;  // raw logits of the ids that Adjust changed

@@ -46,7 +46,7 @@ class SequenceTable {
   // begin where they began. What the step has already is not changed (batch, outputs), nor are the
   // KV blocks: rank 0 counts them as given, and later rows write over what is in them. The sampler
   // is not told here, as it is not by Append: whoever appended to it takes that back
-  // (SequenceSampler::Truncate).
+  // (SequenceSampler::TakeBack).
   void Truncate(int32_t slot, int64_t length);
 
  private:

@@ -72,7 +72,7 @@ Look LookOf(SequenceSampler& sampler, VocabSlice slice, std::vector<float> logit
   return look;
 }
 
-TEST(SequenceSamplerTruncate, DraftsThatWereTakenBackLeaveNothing) {
+TEST(SequenceSamplerTakeBack, DraftsThatWereTakenBackLeaveNothing) {
   Random random;
   int seen = 0;  // rows that rejected drafts changed while they stood
   for (int turn = 0; turn < 400; ++turn) {
@@ -83,6 +83,7 @@ TEST(SequenceSamplerTruncate, DraftsThatWereTakenBackLeaveNothing) {
     const std::vector<int32_t> prompt = random.Ids(random.Below(6));
     SequenceSampler straight(params, tokens, slice, prompt);
     SequenceSampler drafting(params, tokens, slice, prompt);
+    int64_t length = 0;
     for (int step = 0; step < 10; ++step) {
       const std::vector<float> logits = random.Logits(slice.size());
       const std::vector<int32_t> drafts = random.Ids(random.Below(5));
@@ -91,11 +92,11 @@ TEST(SequenceSamplerTruncate, DraftsThatWereTakenBackLeaveNothing) {
         drafting.Append(drafts[i]);
         if (static_cast<int32_t>(i) < accepted) straight.Append(drafts[i]);
       }
-      const int64_t length = straight.output_length();
+      length += accepted;
       const Look expected = LookOf(straight, slice, logits, length);
       seen += LookOf(drafting, slice, logits, length) != expected;
-      drafting.Truncate(length);
-      ASSERT_EQ(drafting.output_length(), length);
+      for (size_t i = drafts.size(); i > static_cast<size_t>(accepted); --i)
+        drafting.TakeBack(drafts[i - 1]);
       ASSERT_EQ(LookOf(drafting, slice, logits, length), expected)
           << "turn " << turn << ", step " << step;
     }
@@ -103,7 +104,7 @@ TEST(SequenceSamplerTruncate, DraftsThatWereTakenBackLeaveNothing) {
   EXPECT_GT(seen, 100) << "the drafts were never felt";
 }
 
-TEST(SequenceSamplerTruncate, EveryPenaltyForgetsWhatItCounted) {
+TEST(SequenceSamplerTakeBack, EveryPenaltyForgetsWhatItCounted) {
   struct Case {
     SamplingParams params;
     std::vector<float> expected;
@@ -120,14 +121,14 @@ TEST(SequenceSamplerTruncate, EveryPenaltyForgetsWhatItCounted) {
     const VocabSlice slice = {0, 4};
     SequenceSampler sequence(test.params, {4, {}}, slice, std::vector<int32_t>{0});
     for (const int32_t token : {1, 1, 0, 2}) sequence.Append(token);
-    sequence.Truncate(1);
+    for (const int32_t token : {2, 0, 1}) sequence.TakeBack(token);
     EXPECT_EQ(LookOf(sequence, slice, std::vector<float>(4, 8.0f), 5).logits, test.expected);
   }
 }
 
 // The whole way of speculation: tokens are sampled ahead behind wrong drafts, taken back, and
 // sampled again.
-TEST(SequenceSamplerTruncate, APositionThatIsSampledAgainGetsItsToken) {
+TEST(SequenceSamplerTakeBack, APositionThatIsSampledAgainGetsItsToken) {
   constexpr int64_t kTokens = 12;
   Random random;
   for (int turn = 0; turn < 20; ++turn) {
@@ -154,11 +155,13 @@ TEST(SequenceSamplerTruncate, APositionThatIsSampledAgainGetsItsToken) {
         return tokens[0];
       };
       for (int64_t position = 0; position < kTokens; ++position) {
+        std::vector<int32_t> ahead;
         for (int64_t i = 0; i < 2; ++i) {
-          drafting.Append(wrong[2 * position + i]);
-          (void)sample(&drafting, position + 1 + i);
+          ahead.push_back(wrong[2 * position + i]);
+          drafting.Append(ahead.back());
+          ahead.push_back(sample(&drafting, position + 1 + i).id);  // appends it
         }
-        drafting.Truncate(position);
+        for (const int32_t token : ahead) drafting.TakeBack(token);
         const SampledToken expected = sample(&straight, position);
         const SampledToken again = sample(&drafting, position);
         EXPECT_EQ(again.id, expected.id) << "turn " << turn << ", position " << position;
@@ -168,11 +171,13 @@ TEST(SequenceSamplerTruncate, APositionThatIsSampledAgainGetsItsToken) {
   }
 }
 
-TEST(SequenceSamplerTruncateDeathTest, MoreThanThereIsCannotStay) {
-  SequenceSampler sequence({}, {4, {}}, {0, 4}, {});
+TEST(SequenceSamplerTakeBackDeathTest, WhatIsNotThereCannotBeTakenBack) {
+  SamplingParams params;
+  params.frequency_penalty = 0.2;
+  SequenceSampler sequence(params, {4, {}}, {0, 4}, std::vector<int32_t>{2});
   sequence.Append(1);
-  EXPECT_DEATH(sequence.Truncate(2), "output_length");
-  EXPECT_DEATH(sequence.Truncate(-1), "length >= 0");
+  EXPECT_DEATH(sequence.TakeBack(3), "in_output");
+  EXPECT_DEATH(sequence.TakeBack(2), "in_output");
 }
 
 }  // namespace
