@@ -53,9 +53,10 @@ def shorten(word):
 
 def shorten_in(text, words):
     """What a program said, with the files among `words` (its command) shortened."""
-    for word in sorted(map(str, words), key=len, reverse=True):
-        if word.startswith("/"):
-            text = text.replace(word, shorten(word))
+    values = [str(word).split("=", 1)[-1] for word in words]
+    for value in sorted(values, key=len, reverse=True):
+        if value.startswith("/"):
+            text = text.replace(value, shorten(value))
     return text
 
 

@@ -73,7 +73,7 @@ class Cluster:
         self.way, self.ranks = way, ranks
         self.processes = []
         self.flags = ["--model", arguments.model, "--collective", collective, "--max-model-len", "32768",
-                      "--prefill-chunk", "16", "--peer-timeout-ms", str(int(PEER_TIMEOUT_S * 1000))]
+                      "--prefill-chunk", "16", "--overlap-rows", "8", "--peer-timeout-ms", str(int(PEER_TIMEOUT_S * 1000))]
         generate = ["--raw", "--ignore-eos", "--max-tokens", "16000", PROMPTS[phase]]
         if way == "spawned":
             self.start([arguments.binary, "run", "--ranks", str(ranks), *self.flags, *generate])

@@ -67,6 +67,7 @@ class Measuring(TestCase):
     def test_what_programs_say_names_no_folders_of_the_machine(self):
         said = self.write("said.json", json.dumps({"model": "/data/a.gguf", "tests": []}))
         self.assertEqual(measuring.Recorder().report(["/bin/cat", said]), {"model": "a.gguf", "tests": []})
+        self.assertEqual(measuring.shorten_in("no /data/m/a.gguf", ["x", "--model=/data/m/a.gguf"]), "no a.gguf")
         with self.assertRaises(measuring.Refused) as caught:
             measuring.Recorder().run(["/bin/sh", "-c", "echo error: no $0 >&2; exit 1", "/data/a.gguf"])
         self.assertIn("error: no a.gguf", str(caught.exception))

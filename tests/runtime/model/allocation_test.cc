@@ -42,8 +42,11 @@ TEST(Step, AllocatesNothing) {
                   .output_rows = {1, 2}};
       const auto first = model.model->Step(batch);  // the first exchange may size its buffers
       ASSERT_TRUE(first.ok());
-      if (options.draft_layer) ASSERT_TRUE(model.model->Draft(batch, first->all_hidden).ok());
+      if (options.draft_layer) {
+        ASSERT_TRUE(model.model->Draft(batch, first->all_hidden).ok());
+      }
       for (int round = 0; round < 3; ++round) {
+        model.model->SetOverlap(round == 2 ? 2 : 0);  // in halves
         for (size_t row = 0; row < 3; ++row) batch.positions[row] += row < 2 ? 2 : 1;
         counting = true;
         const auto output = model.model->Step(batch);

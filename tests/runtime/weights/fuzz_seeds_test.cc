@@ -7,6 +7,7 @@
 
 #include "tests/fuzz/mlx_config_fuzz_body.h"
 #include "tests/fuzz/replay.h"
+#include "tests/fuzz/safetensors_index_fuzz_body.h"
 #include "tests/runtime/base/gguf_fuzz_body.h"
 #include "tests/runtime/weights/shard_fuzz_body.h"
 
@@ -30,6 +31,7 @@ void FuzzSafetensorsHeader(std::string_view text) {
 
 constexpr Target kTargets[] = {
     {"safetensors", FuzzSafetensorsHeader},
+    {"safetensors_index", FuzzSafetensorsIndex},
     {"gguf", FuzzGguf},
     {"mlx_config", [](std::string_view data) { (void)FuzzMlxConfig(data); }},
     {"shard_file", FuzzShardHeader}};
@@ -53,6 +55,11 @@ TEST(FuzzSeedsTest, SoundSeedsAreAccepted) {
         ParseGgufBeginning(seed.substr(1), seed.size() - 1 + 255 * 512, name, &gguf, &more).ok())
         << name;
     EXPECT_FALSE(more) << name;
+  }
+  for (const char* name : {"sound", "empty_map", "nested"}) {
+    const auto files = ParseSafetensorsIndex(testing::ReadAll(SeedPath("safetensors_index", name)),
+                                             kSafetensorsIndex);
+    EXPECT_TRUE(files.ok()) << name << ": " << files.status();
   }
   for (const auto& entry : std::filesystem::directory_iterator(SeedPath("shard_file"))) {
     const std::string seed = testing::ReadAll(entry.path().string());
