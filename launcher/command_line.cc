@@ -59,7 +59,7 @@ const std::vector<GroupSpec>& Groups() {
       {kLimits, "Limits", {"max-model-len", "max-num-seqs", "prefill-chunk"}},
       {kSecret, "Secret", {"secret-file"}},
       {kListen, "Address", {"host", "port"}},
-      {kServing, "Serving", {"grpc-port", "served-model-name"}},
+      {kServing, "Serving", {"grpc-port", "served-model-name", "recover"}},
       {kPrompt,
        "Prompt",
        {"prompt", "system", "raw", "thinking", "max-tokens", "stop", "ignore-eos", "logprobs"}},

@@ -27,9 +27,7 @@ constexpr int kInterruptedExitCode = 130;
 
 void HandleSignal(int) {
   if (g_scopes.load() > 0 && !g_interrupted.exchange(true)) return;
-  constexpr char kMessage[] = "lockstep: interrupted\n";
-  (void)!write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
-  _exit(kInterruptedExitCode);
+  EndInterrupted();
 }
 
 }  // namespace
@@ -49,6 +47,12 @@ void TellFinalError(const Status& status) {
   if (status.ok() || g_silenced.exchange(true)) return;
   std::fflush(stdout);  // what was answered comes first
   std::fprintf(stderr, "lockstep: %s\n", MessageOf(status).c_str());
+}
+
+void EndInterrupted() {
+  constexpr char kMessage[] = "lockstep: interrupted\n";
+  (void)!write(STDERR_FILENO, kMessage, sizeof(kMessage) - 1);
+  _exit(kInterruptedExitCode);
 }
 
 void InstallSignalHandlers() {

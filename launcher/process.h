@@ -29,6 +29,8 @@ void TellFinalError(const Status& status);
 // SIGPIPE is ignored for good. SIGINT and SIGTERM end the process at once with "interrupted" and
 // exit code 130, except while an InterruptScope lives.
 void InstallSignalHandlers();
+// What a signal does outside of every InterruptScope: ends the process at once, exit code 130.
+[[noreturn]] void EndInterrupted();
 // A SIGINT or SIGTERM arrived while an InterruptScope lived.
 bool Interrupted();
 

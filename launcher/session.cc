@@ -78,7 +78,8 @@ Status WaitForSlowDisks(Group& group) {
 
 class OpenedSession final : public Session {
  public:
-  explicit OpenedSession(const Options& options) : options_(options) {}
+  OpenedSession(const Options& options, const SessionNeeds& needs)
+      : options_(options), needs_(needs) {}
   ~OpenedSession() override {
     if (closed_) return;
     // An exception passes: the others wait for this rank, and it has no error to close with.
@@ -114,24 +115,32 @@ class OpenedSession final : public Session {
     return KindOf(health) == ErrorKind::kPeerLost ? health : InterruptedError();
   }
 
+  bool CanReopen(const Status& status) const override {
+    return options_.recover && KindOf(status) == ErrorKind::kPeerLost && !Interrupted() &&
+           (world_.origin == WorldOrigin::kSpawner || world_.origin == WorldOrigin::kSpawned ||
+            world_.origin == WorldOrigin::kNodes);
+  }
+  Status Reopen(const Status& why) override;
   Status Close(const Status& status) override;
-  Status Join(const SessionNeeds& needs);
-  Status Load(const SessionNeeds& needs);
+  // Becomes a rank of its world, once.
+  Status Enter();
+  // Joins the others and opens the group.
+  Status Join();
+  Status Load();
 
  private:
-  Status StartWorld(bool worker);
+  Status StartWorld();
   Status JoinRanks();
   Status CheckModel(OpenedModel* opened);
-  StatusOr<ModelLimits> DecideLimits(const SessionNeeds& needs, const ModelConfig& config,
-                                     const SlicePlan& slice);
+  StatusOr<ModelLimits> DecideLimits(const ModelConfig& config, const SlicePlan& slice);
   // Slots for the sums of a step, at least those of the group that is there.
   size_t StepSlotBytes(const ModelConfig& config, const ModelLimits& limits) const;
   // A group with slots of that size (0: for all but steps), in place of the one that is there.
-  Status OpenGroup(const SessionNeeds& needs, size_t slot_bytes);
+  Status OpenGroup(size_t slot_bytes);
   Status LoadWeights(const OpenedModel& opened, const ModelLimits& limits);
-  Status CheckFiles(const SessionNeeds& needs, const OpenedModel& opened);
+  Status CheckFiles(const OpenedModel& opened);
   // Files of ranks: their probe prompt, if one is recorded.
-  Status CheckProbe(const SessionNeeds& needs, const Checkpoint& checkpoint);
+  Status CheckProbe(const Checkpoint& checkpoint);
   // Sums of the layers as --wire wants them, and what that does to the probe prompt's logits.
   Status StartWire();
   Status StartOverlap();
@@ -143,11 +152,11 @@ class OpenedSession final : public Session {
   Status TellAll(const Status& status);
 
   const Options options_;
+  const SessionNeeds needs_;
   World world_;
   int listener_ = -1;  // rank 0 of spawned ranks: taken over by Bootstrap
   std::unique_ptr<SpawnedRanks> spawned_;
   kernels::Precision precision_ = kernels::Precision::kExact;
-  bool probes_at_start_ = true;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<ThreadPool> pool_;
   // Destroyed in reverse: the model uses the group, the group the membership.
@@ -166,9 +175,9 @@ void KeepStdoutForRankZero(int rank) {
   (void)dup2(STDERR_FILENO, STDOUT_FILENO);
 }
 
-Status OpenedSession::StartWorld(bool worker) {
+Status OpenedSession::StartWorld() {
   LOCKSTEP_ASSIGN_OR_RETURN(const Surroundings around, LookAround(options_));
-  LOCKSTEP_ASSIGN_OR_RETURN(world_, DecideWorld(options_, around, worker));
+  LOCKSTEP_ASSIGN_OR_RETURN(world_, DecideWorld(options_, around, needs_.worker));
   log::Configure(LogLevel(options_), world_.size > 1 ? world_.rank : -1);
   KeepStdoutForRankZero(world_.rank);
   if (world_.origin == WorldOrigin::kReexec) return ReexecUnderMpirun(world_.size);
@@ -195,34 +204,39 @@ Status OpenedSession::JoinRanks() {
   join.secret = world_.secret;
   join.settings = SettingsOf(options_, world_, *backend_);
   join.settings.push_back(
-      {"probe at start", probes_at_start_ ? "yes" : "no", "start the same command on every node"});
+      {"probe at start", needs_.probe ? "yes" : "no", "start the same command on every node"});
   join.start_timeout_ms = options_.start_timeout_ms;
   join.exchange_timeout_ms = options_.exchange_timeout_ms;
   join.peer_timeout_ms = options_.peer_timeout_ms;
   join.verify_exchanges = options_.verify_exchanges;
   join.ranks_on_this_host = world_.ranks_on_this_host;
+  listener_ = -1;
   LOCKSTEP_ASSIGN_OR_RETURN(membership_, Bootstrap(join));
   if (spawned_ != nullptr) spawned_->Joined();
   return OkStatus();
 }
 
-Status OpenedSession::Join(const SessionNeeds& needs) {
-  precision_ = PrecisionOf(options_, needs);
-  probes_at_start_ = needs.probe;
+Status OpenedSession::Enter() {
+  precision_ = PrecisionOf(options_, needs_);
   // Before anything is started: a wrong --kernels should not cost a spawn.
   LOCKSTEP_ASSIGN_OR_RETURN(backend_, kernels::MakeBackend(options_.kernels, precision_));
-  if (needs.wrap_backend) backend_ = needs.wrap_backend(std::move(backend_));
-  LOCKSTEP_RETURN_IF_ERROR(StartWorld(needs.worker));
+  if (needs_.wrap_backend) backend_ = needs_.wrap_backend(std::move(backend_));
+  return StartWorld();
+}
+
+Status OpenedSession::Join() {
   LOCKSTEP_RETURN_IF_ERROR(JoinRanks());
   const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
-  LOCKSTEP_ASSIGN_OR_RETURN(
-      const int threads, TakeCores(world_, membership_->local_rank(), membership_->local_size()));
-  pool_ = std::make_unique<ThreadPool>(threads, os::AllowedCpus());
-  LOCKSTEP_RETURN_IF_ERROR(OpenGroup(needs, 0));
+  if (pool_ == nullptr) {
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        const int threads, TakeCores(world_, membership_->local_rank(), membership_->local_size()));
+    pool_ = std::make_unique<ThreadPool>(threads, os::AllowedCpus());
+  }
+  LOCKSTEP_RETURN_IF_ERROR(OpenGroup(0));
   if (rank() == 0) {
     log::Info("%d rank%s, exchange %s, kernels %s, %d thread%s per rank", size(),
-              size() == 1 ? "" : "s", group_->traits().name, backend_->name(), threads,
-              threads == 1 ? "" : "s");
+              size() == 1 ? "" : "s", group_->traits().name, backend_->name(), pool_->count(),
+              pool_->count() == 1 ? "" : "s");
   }
   return OkStatus();
 }
@@ -242,11 +256,10 @@ Status OpenedSession::CheckModel(OpenedModel* opened) {
   return AgreeOnValue(*group_, *membership_, setting);
 }
 
-StatusOr<ModelLimits> OpenedSession::DecideLimits(const SessionNeeds& needs,
-                                                  const ModelConfig& config,
+StatusOr<ModelLimits> OpenedSession::DecideLimits(const ModelConfig& config,
                                                   const SlicePlan& slice) {
   StatusOr<ModelLimits> limits =
-      needs.limits ? needs.limits(config) : LimitsFromOptions(options_, config);
+      needs_.limits ? needs_.limits(config) : LimitsFromOptions(options_, config);
   LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, limits.status()));
   if (options_.kv_cache_dtype != "auto") {
     // The option table allows no other names.
@@ -288,9 +301,9 @@ size_t OpenedSession::StepSlotBytes(const ModelConfig& config, const ModelLimits
                   PartialSum::SlotBytes(limits.max_rows * config.hidden_size));
 }
 
-Status OpenedSession::OpenGroup(const SessionNeeds& needs, size_t slot_bytes) {
+Status OpenedSession::OpenGroup(size_t slot_bytes) {
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership_->OpenGroup(slot_bytes));
-  group_ = needs.wrap_group ? needs.wrap_group(std::move(group)) : std::move(group);
+  group_ = needs_.wrap_group ? needs_.wrap_group(std::move(group)) : std::move(group);
   LOCKSTEP_ASSIGN_OR_RETURN(const int64_t direct_bytes, OfRankZero(options_.direct_sum_bytes));
   if (direct_bytes >= 0) group_->set_longest_direct_bytes(static_cast<size_t>(direct_bytes));
   return OkStatus();
@@ -339,37 +352,37 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
   return WaitForSlowDisks(*group_);
 }
 
-Status OpenedSession::Load(const SessionNeeds& needs) {
+Status OpenedSession::Load() {
   const InterruptScope interrupts([this] { membership_->Abort(InterruptedError()); });
   OpenedModel opened;
   if (const Status checked = CheckModel(&opened); !checked.ok()) return TellAll(checked);
-  if (const Status files = CheckFiles(needs, opened); !files.ok()) return TellAll(files);
-  const StatusOr<ModelLimits> limits = DecideLimits(needs, opened.config, opened.slice);
+  if (const Status files = CheckFiles(opened); !files.ok()) return TellAll(files);
+  const StatusOr<ModelLimits> limits = DecideLimits(opened.config, opened.slice);
   if (!limits.ok()) return TellAll(limits.status());
   // Its slots may be too small for a step.
   const size_t slot_bytes = StepSlotBytes(opened.config, *limits);
   if (size() > 1 && slot_bytes > group_->traits().slot_bytes)
-    LOCKSTEP_RETURN_IF_ERROR(OpenGroup(needs, slot_bytes));
+    LOCKSTEP_RETURN_IF_ERROR(OpenGroup(slot_bytes));
   // A fault here strikes one rank alone, while the others wait for its part.
   const Status loaded = LoadWeights(opened, *limits);
   if (!loaded.ok()) return TellAll(loaded);
-  LOCKSTEP_RETURN_IF_ERROR(CheckProbe(needs, *opened.checkpoint));
+  LOCKSTEP_RETURN_IF_ERROR(CheckProbe(*opened.checkpoint));
   Status started = StartWire();
   if (started.ok()) started = StartOverlap();
   return started.ok() ? started : TellAll(started);
 }
 
-Status OpenedSession::CheckFiles(const SessionNeeds& needs, const OpenedModel& opened) {
-  if (!needs.check_files) return OkStatus();
-  const Status mine = needs.check_files(opened);
+Status OpenedSession::CheckFiles(const OpenedModel& opened) {
+  if (!needs_.check_files) return OkStatus();
+  const Status mine = needs_.check_files(opened);
   LOCKSTEP_RETURN_IF_ERROR(WaitForSlowDisks(*group_));
   return AgreeThatOk(*group_, *membership_, mine);
 }
 
-Status OpenedSession::CheckProbe(const SessionNeeds& needs, const Checkpoint& checkpoint) {
+Status OpenedSession::CheckProbe(const Checkpoint& checkpoint) {
   if (!checkpoint.is_of_one_rank()) return OkStatus();
   LOCKSTEP_ASSIGN_OR_RETURN(files_settings_, checkpoint.Digest());
-  if (!needs.probe) return OkStatus();
+  if (!needs_.probe) return OkStatus();
   const Status checked = CheckProbeAtStart(*this);
   return checked.ok() ? checked : TellAll(checked);
 }
@@ -399,6 +412,20 @@ Status OpenedSession::TellAll(const Status& status) {
   return status;
 }
 
+Status OpenedSession::Reopen(const Status& why) {
+  (void)TellAll(why);
+  model_.reset();
+  group_.reset();
+  membership_.reset();
+  {
+    // Nobody computes, so there is nothing to end in order.
+    const InterruptScope interrupts([] { EndInterrupted(); });
+    if (spawned_ != nullptr) LOCKSTEP_RETURN_IF_ERROR(spawned_->Restart());
+    LOCKSTEP_RETURN_IF_ERROR(Join());
+  }
+  return Load();
+}
+
 Status OpenedSession::Close(const Status& status) {
   if (closed_) return status;
   closed_ = true;
@@ -424,9 +451,10 @@ Status OpenedSession::Close(const Status& status) {
 }  // namespace
 
 StatusOr<std::unique_ptr<Session>> OpenSession(const Options& options, const SessionNeeds& needs) {
-  auto session = std::make_unique<OpenedSession>(options);
-  Status status = session->Join(needs);
-  if (status.ok() && needs.model) status = session->Load(needs);
+  auto session = std::make_unique<OpenedSession>(options, needs);
+  Status status = session->Enter();
+  if (status.ok()) status = session->Join();
+  if (status.ok() && needs.model) status = session->Load();
   if (!status.ok()) return session->Close(status);
   return session;
 }

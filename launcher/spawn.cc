@@ -30,10 +30,18 @@ constexpr size_t kLargestTicket = 4096;
 constexpr int64_t kWatchEveryMs = 20;
 // A refused rank ends a moment before rank 0 has its own, better error.
 constexpr int64_t kGraceMs = 1000;
+constexpr int64_t kLossShowsMs = 1000;
 
 std::string ErrnoText() { return std::strerror(errno); }
 
 void SleepMs(int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
+
+// A child that SIGSTOP or a terminal has stopped.
+bool IsStopped(pid_t pid) {
+  siginfo_t about = {};
+  return waitid(P_PID, static_cast<id_t>(pid), &about, WSTOPPED | WNOHANG | WNOWAIT) == 0 &&
+         about.si_pid == pid;
+}
 
 std::string EncodeTicket(const SpawnTicket& ticket) {
   ByteWriter writer;
@@ -119,14 +127,33 @@ StatusOr<std::unique_ptr<SpawnedRanks>> SpawnedRanks::Start(int size, const std:
   for (int rank = 1; rank < size; ++rank) {
     const SpawnTicket ticket = {
         .rank = rank, .size = size, .rendezvous = rendezvous, .secret = secret};
-    LOCKSTEP_RETURN_IF_ERROR(ranks->StartOne(rank, size, EncodeTicket(ticket)));
+    Child child = {.rank = rank, .ticket = EncodeTicket(ticket)};
+    LOCKSTEP_RETURN_IF_ERROR(StartOne(&child));
+    ranks->children_.push_back(std::move(child));
   }
-  ranks->watcher_ =
-      std::jthread([raw = ranks.get()](const std::stop_token& stop) { raw->Watch(stop); });
+  ranks->StartWatching();
   return ranks;
 }
 
-Status SpawnedRanks::StartOne(int rank, int size, const std::string& ticket) {
+void SpawnedRanks::StartWatching() {
+  joined_ = false;
+  watcher_ = std::jthread([this](const std::stop_token& stop) { Watch(stop); });
+}
+
+Status SpawnedRanks::Restart() {
+  // A loss shows on the rank's connections before the system knows of its end.
+  const Deadline deadline = Deadline::After(kLossShowsMs);
+  const int all = static_cast<int>(children_.size());
+  while (Reap(/*kill_stopped=*/true) == all && !deadline.Passed()) SleepMs(2);
+  for (Child& child : children_) {
+    if (child.ended) LOCKSTEP_RETURN_IF_ERROR(StartOne(&child));
+  }
+  StartWatching();
+  return OkStatus();
+}
+
+Status SpawnedRanks::StartOne(Child* child) {
+  const std::string& ticket = child->ticket;
   if (ticket.size() > kLargestTicket) return UsageError("the secret or the rendezvous is too long");
   int ends[2];
   if (pipe(ends) != 0) return InternalError("cannot make a pipe: %s", ErrnoText());
@@ -149,15 +176,17 @@ Status SpawnedRanks::StartOne(int rank, int size, const std::string& ticket) {
   if (pid == 0) BecomeRank(ends[0], path.c_str(), arguments.data(), environment.data());
   const std::string why = ErrnoText();
   close(ends[0]);
-  if (pid < 0) return InternalError("cannot start rank %d of %d: %s", rank, size, why);
-  children_.push_back({.rank = rank, .pid = pid});
+  if (pid < 0) return InternalError("cannot start rank %d: %s", child->rank, why);
+  child->pid = pid;
+  child->ended = false;
   return OkStatus();
 }
 
-int SpawnedRanks::Reap() {
+int SpawnedRanks::Reap(bool kill_stopped) {
   const std::lock_guard lock(mutex_);
   int running = 0;
   for (Child& child : children_) {
+    if (kill_stopped && !child.ended && IsStopped(child.pid)) kill(child.pid, SIGKILL);
     if (!child.ended) child.ended = waitpid(child.pid, &child.wait_status, WNOHANG) == child.pid;
     if (!child.ended) ++running;
   }

@@ -46,21 +46,26 @@ class SpawnedRanks {
   // sentence that names it: nobody should wait for a rank that is gone. Afterwards the membership
   // watches over the ranks.
   void Joined();
+  // After a rank was lost: kills those that are stopped, starts again those that have ended, and
+  // waits for all as before Joined(). From the thread of Start().
+  Status Restart();
   // Waits for all to end, kills those that have not within `timeout_ms`, and leaves no zombie.
   void Finish(int64_t timeout_ms);
 
  private:
   struct Child {
     int rank = 0;
+    std::string ticket;
     pid_t pid = 0;
     bool ended = false;
     int wait_status = 0;
   };
   SpawnedRanks() = default;
-  Status StartOne(int rank, int size, const std::string& ticket);
+  static Status StartOne(Child* child);
+  void StartWatching();
   void Watch(const std::stop_token& stop);
   // Reaps what has ended; returns how many still run.
-  int Reap();
+  int Reap(bool kill_stopped = false);
   void EndProcess(const Child& child);
 
   std::mutex mutex_;

@@ -46,22 +46,26 @@ Status CheckVocabulary(const ModelText& text, const ModelConfig& config) {
 }  // namespace
 
 StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs) {
-  TextSession opened;
-  needs.limits = [&opened, &options](const ModelConfig& config) -> StatusOr<ModelLimits> {
-    if (opened.text == nullptr) {
+  // A session that is opened again asks again: then rank 0 still has the text, the others only
+  // check.
+  const auto kept = std::make_shared<std::shared_ptr<ModelText>>();
+  needs.limits = [kept, options](const ModelConfig& config) -> StatusOr<ModelLimits> {
+    if (*kept == nullptr) {
       StatusOr<ModelText> text = LoadModelText(options.model, options.chat_template);
       if (!text.ok()) return text.status();
-      opened.text = std::make_shared<ModelText>(std::move(*text));
+      *kept = std::make_shared<ModelText>(std::move(*text));
     }
-    LOCKSTEP_RETURN_IF_ERROR(CheckVocabulary(*opened.text, config));
+    LOCKSTEP_RETURN_IF_ERROR(CheckVocabulary(**kept, config));
     return LimitsFromOptions(options, config);
   };
+  TextSession opened;
   LOCKSTEP_ASSIGN_OR_RETURN(opened.session, OpenSession(options, needs));
   if (opened.session->rank() != 0) {
-    opened.text.reset();
-  } else if (!opened.text->generation.warning.empty()) {
-    log::Warning("%s", opened.text->generation.warning);
+    kept->reset();
+    return opened;
   }
+  opened.text = *kept;
+  if (!opened.text->generation.warning.empty()) log::Warning("%s", opened.text->generation.warning);
   return opened;
 }
 
@@ -94,15 +98,40 @@ Status WorkForRankZero(Session& session, int64_t patience_ms) {
   return status;
 }
 
+Status WorkThroughLosses(Session& session, int64_t patience_ms) {
+  while (true) {
+    const Status end = session.FinalStatus(WorkForRankZero(session, patience_ms));
+    if (!session.CanReopen(end)) return end;
+    log::Warning("%s; --recover: forming the group again", MessageOf(end));
+    LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
+  }
+}
+
+Status CheckRecover(const Options& options) {
+  int rank = 0, size = 0, local_rank = 0, local_size = 0;
+  if (!options.recover ||
+      (options.collective != "mpi" && !DetectMpirun(&rank, &size, &local_rank, &local_size)))
+    return OkStatus();
+  return UsageError(
+      "--recover: mpirun ends all ranks when one is lost, and starts none again; leave it out, or "
+      "start the ranks without mpirun: --ranks on one machine, lockstep worker on several");
+}
+
+SchedulerLimits LimitsOf(Session& session) {
+  const ModelLimits& model = session.model().limits();
+  SchedulerLimits limits;
+  limits.max_sequences = session.options().max_num_seqs;
+  limits.max_rows = model.max_rows;
+  limits.max_outputs = model.max_outputs;
+  limits.prefill_rows = session.options().prefill_chunk;
+  limits.max_model_len = model.max_model_len;
+  limits.kv_blocks = model.kv_blocks;
+  return limits;
+}
+
 std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Executor* executor) {
-  const ModelLimits& limits = session.model().limits();
   EngineOptions options;
-  options.limits.max_sequences = session.options().max_num_seqs;
-  options.limits.max_rows = limits.max_rows;
-  options.limits.max_outputs = limits.max_outputs;
-  options.limits.prefill_rows = session.options().prefill_chunk;
-  options.limits.max_model_len = limits.max_model_len;
-  options.limits.kv_blocks = limits.kv_blocks;
+  options.limits = LimitsOf(session);
   options.vocab_size = session.model().config().vocab_size;
   options.token_set = SampledTokens(*text.tokenizer, options.vocab_size);
   const Tokenizer* tokenizer = text.tokenizer.get();

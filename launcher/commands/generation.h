@@ -41,6 +41,13 @@ inline constexpr int64_t kDrainMs = 10'000;
 // others that it goes.
 Status WorkForRankZero(Session& session, int64_t patience_ms = kEndAtOnceMs);
 
+// The same through losses of other ranks, where --recover mends them.
+Status WorkThroughLosses(Session& session, int64_t patience_ms);
+// A UsageError where --recover cannot be kept.
+Status CheckRecover(const Options& options);
+
+// What the engine of rank 0 may plan.
+SchedulerLimits LimitsOf(Session& session);
 // The engine of rank 0 over `executor`. All must outlive it.
 std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Executor* executor);
 

@@ -52,9 +52,27 @@ Status WatchUntilTheEnd(const Engine& engine) {
   return InterruptedError();
 }
 
+// WatchUntilTheEnd through losses of ranks, where --recover mends them. Meanwhile requests are
+// refused with the loss.
+Status ServeThroughLosses(Session& session, Engine& engine, GrpcServer& server,
+                          std::unique_ptr<TensorParallelExecutor>* executor) {
+  while (true) {
+    const Status end = WatchUntilTheEnd(engine);
+    if (!session.CanReopen(end)) return end;
+    server.SetServing(false);
+    log::Warning("%s; --recover: forming the group again", MessageOf(end));
+    executor->reset();
+    LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
+    LOCKSTEP_ASSIGN_OR_RETURN(*executor, MakeExecutor(session));
+    engine.Resume(LimitsOf(session), executor->get());
+    server.SetServing(true);
+    log::Info("all ranks are there again: serving");
+  }
+}
+
 Status ServeOnRankZero(const Options& options, Session& session, const ModelText& text) {
   if (!text.chat_warning.empty()) log::Warning("%s", text.chat_warning);
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<TensorParallelExecutor> executor,
+  LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<TensorParallelExecutor> executor,
                             MakeExecutor(session));
   const std::unique_ptr<Engine> engine = MakeEngine(session, text, executor.get());
   const ServedModel model = {ModelName(options), session.model().limits().max_model_len,
@@ -76,7 +94,7 @@ Status ServeOnRankZero(const Options& options, Session& session, const ModelText
         options.host, (*server)->port());
   }
   PrintReady(model, (*server)->port());
-  Status end = WatchUntilTheEnd(*engine);
+  Status end = ServeThroughLosses(session, *engine, **server, &executor);
   (*server)->SetServing(false);
   // After a signal: was a lost rank its cause? What is known is told before anything takes time.
   end = session.FinalStatus(end);
@@ -97,12 +115,13 @@ Status ServeOnRankZero(const Options& options, Session& session, const ModelText
 }  // namespace
 
 Status ServeCommand(const Options& options) {
+  LOCKSTEP_RETURN_IF_ERROR(CheckRecover(options));
   LOCKSTEP_RETURN_IF_ERROR(CheckPortEarly(options));
   LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options));
   const InterruptScope scope;
   Session& session = *opened.session;
   return session.Close(session.rank() == 0 ? ServeOnRankZero(options, session, *opened.text)
-                                           : WorkForRankZero(session, kDrainMs + kEndAtOnceMs));
+                                           : WorkThroughLosses(session, kDrainMs + kEndAtOnceMs));
 }
 
 }  // namespace lockstep

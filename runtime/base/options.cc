@@ -123,11 +123,15 @@ std::vector<OptionSpec> LimitOptions() {
 }
 
 std::vector<OptionSpec> ServingOptions() {
-  return {{"host", &O::host, "address to serve on"},
-          {"grpc-port", &O::grpc_port, "gRPC port; 0 picks a free one", {}, 0, 65'535},
-          {"port", &O::port, "port of lockstep files; 0 picks a free one", {}, 0, 65'535},
-          {"served-model-name", &O::served_model_name,
-           "name that clients see; default: the directory's"}};
+  return {
+      {"host", &O::host, "address to serve on"},
+      {"grpc-port", &O::grpc_port, "gRPC port; 0 picks a free one", {}, 0, 65'535},
+      {"port", &O::port, "port of lockstep files; 0 picks a free one", {}, 0, 65'535},
+      {"served-model-name", &O::served_model_name,
+       "name that clients see; default: the directory's"},
+      {"recover", &O::recover,
+       "when a rank is lost, start it again, or wait for it on its node, and load again instead "
+       "of ending; not under mpirun"}};
 }
 
 std::vector<OptionSpec> PromptOptions() {

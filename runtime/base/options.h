@@ -39,6 +39,7 @@ struct Options {
   int64_t exchange_timeout_ms = 30'000;
   int64_t peer_timeout_ms = 10'000;
   bool verify_exchanges = false;
+  bool recover = false;
   // Limits, fixed at start: memory is decided before loading.
   int64_t max_model_len = 0;
   int64_t max_num_seqs = 16;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "runtime/base/check.h"
 #include "runtime/base/log.h"
 
 namespace lockstep {
@@ -51,13 +52,13 @@ Status Engine::ReadyFor(Request* request) const {
 }
 
 StatusOr<std::shared_ptr<OutputStream>> Engine::Submit(Request request) {
+  const std::lock_guard lock(mutex_);
   LOCKSTEP_RETURN_IF_ERROR(ReadyFor(&request));
   auto active = std::make_unique<Active>(Active{.matcher = StopMatcher(request.stop.texts)});
   active->usage.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   active->submitted_ns = NowNs();
   if (options_.make_decoder) active->decoder = options_.make_decoder();
   active->request = std::move(request);
-  const std::lock_guard lock(mutex_);
   if (!failure_.ok()) return failure_;
   if (draining_ || stopping_) {
     return MakeError(ErrorKind::kRequest, absl::StatusCode::kUnavailable,
@@ -105,6 +106,22 @@ StatusOr<std::vector<uint64_t>> Engine::Stop(ErrorKind reason) {
   const std::lock_guard lock(mutex_);
   if (!failure_.ok()) return failure_;
   return digests_;
+}
+
+void Engine::Resume(const SchedulerLimits& limits, Executor* executor) {
+  loop_.join();
+  const std::lock_guard lock(mutex_);
+  LOCKSTEP_CHECK(!failure_.ok() && !stopping_ && active_.empty());
+  options_.limits = limits;
+  scheduler_ = Scheduler(limits);
+  executor_ = executor;
+  plan_ = {};
+  outcome_ = {};
+  next_health_ns_ = 0;
+  cancelled_.clear();
+  load_.kv_blocks = limits.kv_blocks;
+  failure_ = OkStatus();
+  loop_ = std::thread([this] { Loop(); });
 }
 
 Status Engine::status() const {

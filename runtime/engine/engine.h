@@ -78,6 +78,10 @@ class Engine {
   // digest over all steps; after a failure, that failure. Once.
   StatusOr<std::vector<uint64_t>> Stop(ErrorKind reason);
 
+  // Works again after a failure, over another executor with its own limits; every request of before
+  // has ended with that failure. The thread that calls Stop.
+  void Resume(const SchedulerLimits& limits, Executor* executor);
+
   // OK while the engine works; after a failure its reason. Any thread.
   Status status() const;
   EngineLoad load() const;
@@ -106,8 +110,8 @@ class Engine {
   void Wake(const std::shared_ptr<OutputStream>& stream);
   Status ReadyFor(Request* request) const;
 
-  const EngineOptions options_;
-  Executor* const executor_;
+  EngineOptions options_;  // Resume changes the limits, under mutex_
+  Executor* executor_;     // the loop's own
 
   // Shared with callers.
   mutable std::mutex mutex_;

@@ -13,7 +13,8 @@ import threading
 import time
 import unittest
 
-from support import BINARY, GOLDENS, MODELS, TINY, TestCase, Tensors, children, free_port, run, source, start, wait_for
+from support import (BINARY, GOLDENS, MODELS, TINY, TestCase, Tensors, children, free_port, mpirun, run, source, start,
+                     wait_for)
 
 try:
     import grpc
@@ -251,6 +252,76 @@ class Serve(TestCase):
             code, _, err = self.end(server.process, 10)
             self.assertEqual(code, 4, err)
             self.assertIn(f"pid {victim}", err)
+
+    def lose(self, server, victim, how=signal.SIGKILL):
+        """The rank is lost while an answer streams, which ends with its name."""
+        stream = server.stub.Generate(endless(), timeout=60)
+        next(stream)
+        os.kill(victim, how)
+        with self.assertRaises(grpc.RpcError) as lost:
+            for _ in stream:
+                pass
+        self.assertEqual(lost.exception.code(), grpc.StatusCode.UNAVAILABLE)
+        self.assertIn(f"pid {victim}", lost.exception.details())
+
+    def answer_again(self, server):
+        """What the server answers to a client that tries until it is served."""
+        end = time.monotonic() + 30
+        while True:
+            try:
+                parts = list(server.stub.Generate(greedy([1, 2, 3], 20), timeout=30))
+                return [token for part in parts for token in part.token_ids]
+            except grpc.RpcError as error:
+                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+
+    def test_lost_ranks_are_started_again_and_answers_stay_the_same(self):
+        for collective, losses in (("tcp", (signal.SIGKILL, signal.SIGSTOP)), ("shm", (signal.SIGSTOP, signal.SIGKILL))):
+            with self.subTest(collective=collective), \
+                    Server("--ranks", 3, "--recover", "--collective", collective, "--peer-timeout-ms", 1000) as server:
+                want = self.answer_again(server)
+                for how in losses:
+                    victim, survivor = children(server.process.pid)
+                    self.lose(server, victim, how)
+                    self.assertEqual(self.answer_again(server), want)
+                    ranks = children(server.process.pid)
+                    self.assertIn(survivor, ranks)
+                    self.assertNotIn(victim, ranks)
+                    self.assertEqual(len(ranks), 2)
+
+    def test_workers_and_the_server_outlive_each_other(self):
+        config = self.write("two.yaml", f"""
+model: {TINY}
+rendezvous: 127.0.0.1:{free_port()}
+recover: true
+nodes: [{{address: 127.0.0.1}}, {{address: 127.0.0.1}}]
+""")
+
+        def worker():
+            process = start("worker", "--config", config, "--rank", 1)
+            self.addCleanup(process.communicate)
+            self.addCleanup(process.kill)
+            return process
+
+        first = worker()
+        with Server("--config", config, "--rank", 0) as server:
+            want = self.answer_again(server)
+            self.lose(server, first.pid)
+            second = worker()
+            self.assertEqual(self.answer_again(server), want)
+            server.process.kill()
+        with Server("--config", config, "--rank", 0) as server:
+            self.assertEqual(self.answer_again(server), want)
+        code, _, err = self.end(second, 20)
+        self.assertEqual(code, 130, err)
+
+    def test_mpirun_and_recovery_do_not_go_together(self):
+        for arguments in (("--ranks", 2, "--collective", "mpi"), ()):
+            prefix = () if arguments else mpirun(1)
+            done = run("serve", "--model", TINY, "--recover", *arguments, prefix=prefix)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            self.assertIn("--recover: mpirun ends all ranks", done.stderr.decode())
 
     def test_sigterm_lets_running_requests_finish(self):
         with Server("--ranks", 2) as server:

@@ -61,6 +61,18 @@ struct Arrangement {
   std::function<void(int rank, FakeModel*)> prepare;  // changes a rank's model before it starts
 };
 
+EngineOptions OptionsOf(const Arrangement& setup) {
+  EngineOptions options;
+  options.limits = setup.limits;
+  options.vocab_size = kFakeVocab;
+  options.token_set.limit = kFakeVocab;
+  options.max_queue = setup.max_queue;
+  options.make_decoder = [] { return std::make_unique<LetterDecoder>(); };
+  if (setup.make_decoder) options.make_decoder = setup.make_decoder;
+  options.health = setup.health;
+  return options;
+}
+
 // Runs `body` on rank 0 with an engine over all ranks; returns every worker's final status.
 std::vector<Status> WithEngine(const Arrangement& setup, const std::function<void(Engine&)>& body) {
   std::vector<Status> ends(setup.ranks);
@@ -76,15 +88,7 @@ std::vector<Status> WithEngine(const Arrangement& setup, const std::function<voi
       ends[group.rank()] = (*executor)->RunWorker();
       return;
     }
-    EngineOptions options;
-    options.limits = limits;
-    options.vocab_size = kFakeVocab;
-    options.token_set.limit = kFakeVocab;
-    options.max_queue = setup.max_queue;
-    options.make_decoder = [] { return std::make_unique<LetterDecoder>(); };
-    if (setup.make_decoder) options.make_decoder = setup.make_decoder;
-    options.health = setup.health;
-    Engine engine(std::move(options), executor->get());
+    Engine engine(OptionsOf(setup), executor->get());
     body(engine);
   });
   return ends;
@@ -322,6 +326,45 @@ TEST(Engine, ALostPeerEndsEveryRequestWithItsNameAlsoWhileIdle) {
   });
 }
 
+TEST(Engine, WorksAgainAfterALossOverAnotherExecutorWithItsOwnLimits) {
+  std::atomic<bool> lost{false};
+  Arrangement setup;
+  setup.health = [&]() -> Status {
+    return lost ? PeerLostError("rank 1 (node, pid 1) is gone") : OkStatus();
+  };
+  SchedulerLimits fewer = setup.limits;
+  fewer.kv_blocks = 3;
+  testing::OnRanks(1, [&](Group& group) {
+    const VocabSlice slice = FakeSlice(0, 1);
+    const auto executor_for = [&](FakeModel& model) {
+      return std::move(*TensorParallelExecutor::Create(model, group, slice, FakeNames(1)));
+    };
+    const auto model_for = [&](const SchedulerLimits& limits) {
+      return FakeModel(
+          {limits.max_rows, limits.max_outputs, limits.max_model_len, limits.kv_blocks}, slice);
+    };
+    FakeModel model = model_for(setup.limits), next_model = model_for(fewer);
+    model.step_ms = 2;
+    const auto executor = executor_for(model), next_executor = executor_for(next_model);
+    Engine engine(OptionsOf(setup), executor.get());
+    auto stream = *engine.Submit(Ask({1}, 500));
+    ASSERT_TRUE(stream->WaitFor(10'000));
+    lost = true;
+    EXPECT_EQ(Collect(*stream).summary.reason, FinishReason::kError);
+    EXPECT_FALSE(engine.Submit(Ask({1}, 1)).ok());
+    lost = false;
+    engine.Resume(fewer, next_executor.get());
+    EXPECT_TRUE(engine.status().ok());
+    const Answer answer = Submit(engine, Ask({1, 2}, 12));
+    EXPECT_EQ(answer.summary.reason, FinishReason::kLength);
+    EXPECT_EQ(answer.all.ids, GreedyReference({1, 2}, 12));
+    EXPECT_EQ(engine.load().kv_blocks, 3);
+    const Status large = engine.Submit(Ask(std::vector<int32_t>(300, 1), 1)).status();
+    EXPECT_EQ(KindOf(large), ErrorKind::kRequest) << large;
+    EXPECT_TRUE(engine.Stop(ErrorKind{0}).ok());
+  });
+}
+
 TEST(Engine, ARankThatComputesOtherBitsStopsTheServiceByName) {
   Arrangement setup{.ranks = 3};
   setup.prepare = [](int rank, FakeModel* model) { model->corrupt_at = rank == 2 ? 5 : -1; };
@@ -431,62 +474,6 @@ TEST(Engine, WorkersLearnWhyTheyEnd) {
   ends =
       WithEngine({.ranks = 2}, [](Engine& engine) { (void)engine.Stop(ErrorKind::kInterrupted); });
   EXPECT_EQ(KindOf(ends[1]), ErrorKind::kInterrupted);
-}
-
-TEST(TensorParallel, RanksWithOtherLimitsAreRefusedWithBothValues) {
-  testing::OnRanks(2, [](Group& group) {
-    FakeModel model({16, 4, group.rank() == 0 ? 64 : 65, 8}, FakeSlice(group.rank(), 2));
-    const auto executor =
-        TensorParallelExecutor::Create(model, group, FakeSlice(group.rank(), 2), FakeNames(2));
-    ASSERT_FALSE(executor.ok());
-    EXPECT_EQ(KindOf(executor.status()), ErrorKind::kUsage);
-    EXPECT_NE(MessageOf(executor.status()).find("context 65 and 64"), std::string::npos)
-        << executor.status();
-  });
-}
-
-TEST(TensorParallel, GathersRawRowsEveryRanksHiddenStatesAndDrafts) {
-  testing::OnRanks(3, [](Group& group) {
-    FakeModel model({16, 16, 64, 8}, FakeSlice(group.rank(), 3));
-    auto executor =
-        TensorParallelExecutor::Create(model, group, FakeSlice(group.rank(), 3), FakeNames(3));
-    ASSERT_TRUE(executor.ok());
-    if (group.rank() != 0) {
-      EXPECT_TRUE((*executor)->RunWorker().ok());
-      return;
-    }
-    StepPlan plan;
-    plan.step = 1;
-    NewSequence start;
-    start.tokens = {5, 6, 7};
-    plan.started = {start};
-    plan.growth = {{0, {3}}};
-    plan.spans = {{0, 0, 3, SpanOutput::kRawDraft}};
-    StepOutcome outcome;
-    ASSERT_TRUE((*executor)->Execute(plan, &outcome).ok());
-    ASSERT_EQ(outcome.raw_rows, 3);
-    ASSERT_EQ(outcome.raw_hidden.size(), 3u);
-    EXPECT_TRUE(outcome.tokens.empty());
-    std::vector<int32_t> history;
-    for (int row = 0; row < 3; ++row) {
-      history.push_back(start.tokens[row]);
-      const uint64_t hash = testing::HistoryHash(history);
-      for (int64_t id = 0; id < kFakeVocab; ++id) {
-        ASSERT_EQ(outcome.raw_logits[row * kFakeVocab + id], testing::FakeLogit(hash, id));
-      }
-    }
-    EXPECT_EQ(outcome.raw_hidden[1], outcome.raw_hidden[0]);
-    // Two drafts: the third token has no next one.
-    std::vector<float> drafts;
-    for (int row = 0; row < 2; ++row) {
-      const float state = outcome.raw_hidden[0][row * testing::kFakeHidden];
-      const uint64_t hash = MixBits(static_cast<uint64_t>(start.tokens[row + 1]) * 1'000 + row +
-                                    static_cast<uint64_t>(state * 0x1p20f));
-      for (int64_t id = 0; id < kFakeVocab; ++id) drafts.push_back(testing::FakeLogit(hash, id));
-    }
-    EXPECT_EQ(outcome.draft_logits, drafts);
-    ASSERT_TRUE((*executor)->Stop(2, ErrorKind{0}).ok());
-  });
 }
 
 }  // namespace
