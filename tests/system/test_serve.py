@@ -325,11 +325,11 @@ nodes: [{{address: 127.0.0.1}}, {{address: 127.0.0.1}}]
 
     def test_sigterm_lets_running_requests_finish(self):
         with Server("--ranks", 2) as server:
-            stream = server.stub.Generate(greedy([1, 2, 3], 300), timeout=60)
+            stream = server.stub.Generate(greedy([1, 2, 3], 80), timeout=60)
             got = list(next(stream).token_ids)
             server.process.terminate()
             got += [token for part in stream for token in part.token_ids]
-            self.assertEqual(len(got), 300)
+            self.assertEqual(len(got), 80)
             self.end(server.process, 20)
 
     def test_the_example_client_prints_an_answer(self):
