@@ -22,6 +22,7 @@ constexpr size_t kMostUnsentHeartbeats = 4'096;
 ControlFrame MakeStop(const Status& reason, const std::string& message) {
   ByteWriter writer;
   writer.Put(static_cast<uint8_t>(KindOf(reason)));
+  writer.Put(static_cast<int32_t>(LostRank(reason)));
   writer.PutString(std::string_view(message).substr(0, kLongestReason));
   return {ControlType::kStop, writer.bytes()};
 }
@@ -239,14 +240,12 @@ void ControlChannel::Read(Connection* connection) {
     if (!received.ok()) {
       // The reason may have been lost with the connection.
       if (away_ms_ > options_.peer_timeout_ms) {
-        return Lost(connection,
-                    absl::StrFormat(
-                        "ended while %s was stopped or starved for %d ms; start all ranks again",
-                        options_.names[options_.rank], away_ms_));
+        return Lost(connection, absl::StrFormat("ended while %s was stopped or starved for %d ms",
+                                                options_.names[options_.rank], away_ms_));
       }
       Lost(connection,
            "closed its connection: it crashed or was killed; its own output or the log of its "
-           "machine says why, then start all ranks again");
+           "machine says why");
       return;
     }
     if (*received == 0) return;
@@ -284,9 +283,10 @@ void ControlChannel::Handle(Connection* connection, const ControlFrame& frame) {
 
 void ControlChannel::HandleStop(const Connection& from, ByteReader* reader) {
   const uint8_t kind = reader->Get<uint8_t>();
+  const int32_t lost = reader->Get<int32_t>();
   const std::string message = reader->GetString();
-  if (!reader->ok() || kind < 1 || kind > 6) return;
-  const Status reason = MakeError(static_cast<ErrorKind>(kind), message);
+  if (!reader->ok() || kind < 1 || kind > 6 || lost >= options_.size) return;
+  const Status reason = WithLostRank(MakeError(static_cast<ErrorKind>(kind), message), lost);
   if (options_.rank == 0 && !options_.lifeline->broken()) {
     std::lock_guard lock(mutex_);
     QueueLocked(MakeStop(reason, message), from.rank);
@@ -322,7 +322,8 @@ void ControlChannel::HandleShared(ByteReader* reader) {
 // The others hear of it before this rank's own waits end, because those may end the process. So
 // does the lost rank: if it was only stopped, it then knows why it is alone.
 void ControlChannel::Lost(Connection* connection, const std::string& what) {
-  const Status reason = PeerLostError("%s %s", options_.names[connection->rank], what);
+  const Status reason = WithLostRank(PeerLostError("%s %s", options_.names[connection->rank], what),
+                                     connection->rank);
   std::lock_guard lock(mutex_);
   const bool expected = connection->left || leaving_;
   if (!expected && !options_.lifeline->broken()) {

@@ -25,6 +25,7 @@
 #include "runtime/base/os.h"
 #include "runtime/base/version.h"
 #include "runtime/model/partial_sum.h"
+#include "transport/socket.h"
 
 namespace lockstep {
 namespace {
@@ -116,9 +117,9 @@ class OpenedSession final : public Session {
   }
 
   bool CanReopen(const Status& status) const override {
-    return options_.recover && KindOf(status) == ErrorKind::kPeerLost && !Interrupted() &&
-           (world_.origin == WorldOrigin::kSpawner || world_.origin == WorldOrigin::kSpawned ||
-            world_.origin == WorldOrigin::kNodes);
+    // Nobody starts a rank 0 again that had spawned this one.
+    const bool orphan = world_.origin == WorldOrigin::kSpawned && getppid() != parent_;
+    return options_.recover && LostRank(status) >= 0 && !Interrupted() && !orphan;
   }
   Status Reopen(const Status& why) override;
   Status Close(const Status& status) override;
@@ -154,7 +155,8 @@ class OpenedSession final : public Session {
   const Options options_;
   const SessionNeeds needs_;
   World world_;
-  int listener_ = -1;  // rank 0 of spawned ranks: taken over by Bootstrap
+  const pid_t parent_ = getppid();
+  UniqueFd listener_;  // rank 0 of spawned ranks: keeps the port as long as they may come again
   std::unique_ptr<SpawnedRanks> spawned_;
   kernels::Precision precision_ = kernels::Precision::kExact;
   std::unique_ptr<kernels::Backend> backend_;
@@ -165,6 +167,7 @@ class OpenedSession final : public Session {
   std::unique_ptr<Model> model_;
   double load_seconds_ = 0;
   std::optional<uint64_t> files_settings_;
+  std::optional<uint64_t> model_digest_;
   bool closed_ = false;
 };
 
@@ -183,9 +186,10 @@ Status OpenedSession::StartWorld() {
   if (world_.origin == WorldOrigin::kReexec) return ReexecUnderMpirun(world_.size);
   if (world_.origin != WorldOrigin::kSpawner) return OkStatus();
   if (world_.rendezvous.empty()) {
-    LOCKSTEP_ASSIGN_OR_RETURN(listener_, ListenForRanks("127.0.0.1", &world_.rendezvous));
+    LOCKSTEP_ASSIGN_OR_RETURN(const int fd, ListenForRanks("127.0.0.1", &world_.rendezvous));
+    listener_ = UniqueFd(fd);
     // The spawned ranks must not hold the listener open after this process has died.
-    (void)fcntl(listener_, F_SETFD, FD_CLOEXEC);
+    (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
   }
   LOCKSTEP_ASSIGN_OR_RETURN(spawned_,
                             SpawnedRanks::Start(world_.size, world_.rendezvous, world_.secret));
@@ -200,7 +204,7 @@ Status OpenedSession::JoinRanks() {
   join.rdma_mode = options_.rdma_mode;
   join.rendezvous = world_.rendezvous;
   join.interface = world_.interface;
-  join.rendezvous_fd = listener_;
+  if (listener_.valid()) join.rendezvous_fd = fcntl(listener_.get(), F_DUPFD_CLOEXEC, 0);
   join.secret = world_.secret;
   join.settings = SettingsOf(options_, world_, *backend_);
   join.settings.push_back(
@@ -210,7 +214,8 @@ Status OpenedSession::JoinRanks() {
   join.peer_timeout_ms = options_.peer_timeout_ms;
   join.verify_exchanges = options_.verify_exchanges;
   join.ranks_on_this_host = world_.ranks_on_this_host;
-  listener_ = -1;
+  // Nobody computes yet, so there is nothing to end in order.
+  const InterruptScope interrupts([] { EndInterrupted(); });
   LOCKSTEP_ASSIGN_OR_RETURN(membership_, Bootstrap(join));
   if (spawned_ != nullptr) spawned_->Joined();
   return OkStatus();
@@ -253,7 +258,14 @@ Status OpenedSession::CheckModel(OpenedModel* opened) {
   LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, digest.status()));
   const Setting setting = {"model digest", absl::StrFormat("%016x", *digest),
                            "copy the same checkpoint to every node"};
-  return AgreeOnValue(*group_, *membership_, setting);
+  LOCKSTEP_RETURN_IF_ERROR(AgreeOnValue(*group_, *membership_, setting));
+  // What was told to clients is of the first files.
+  if (*digest != model_digest_.value_or(*digest)) {
+    return ModelError("%s: the model is another one than when this session was opened; start anew",
+                      options_.model);
+  }
+  model_digest_ = *digest;
+  return OkStatus();
 }
 
 StatusOr<ModelLimits> OpenedSession::DecideLimits(const ModelConfig& config,
@@ -414,15 +426,14 @@ Status OpenedSession::TellAll(const Status& status) {
 
 Status OpenedSession::Reopen(const Status& why) {
   (void)TellAll(why);
+  if (rank() == 0 || world_.origin == WorldOrigin::kNodes)
+    log::Warning("%s; --recover: forming the group again", MessageOf(why));
   model_.reset();
   group_.reset();
   membership_.reset();
-  {
-    // Nobody computes, so there is nothing to end in order.
-    const InterruptScope interrupts([] { EndInterrupted(); });
-    if (spawned_ != nullptr) LOCKSTEP_RETURN_IF_ERROR(spawned_->Restart());
-    LOCKSTEP_RETURN_IF_ERROR(Join());
-  }
+  if (spawned_ != nullptr)
+    LOCKSTEP_RETURN_IF_ERROR(spawned_->Restart(LostRank(why), options_.start_timeout_ms));
+  LOCKSTEP_RETURN_IF_ERROR(Join());
   return Load();
 }
 

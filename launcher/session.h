@@ -64,13 +64,14 @@ class Session {
   // unless a rank turns out to be lost within 300 ms (mpirun signals everyone when one rank dies).
   virtual Status FinalStatus(const Status& status) const = 0;
 
-  // Whether Reopen() may mend this end of the work: a rank was lost, --recover was given, and
-  // lockstep or the user started the ranks, not mpirun.
+  // Whether Reopen() may mend this end of the work: --recover was given, and a rank was lost whose
+  // place another process can take (LostRank).
   virtual bool CanReopen(const Status& status) const = 0;
   // Forms the group again without the processes that are left having to start anew. Gives up the
   // model, the group and the membership - whoever uses them must have ended -, starts the lost
-  // ranks where this process started them, waits for them elsewhere (--start-timeout-ms), joins and
-  // loads as OpenSession does. Every rank that is left calls it. After an error: Close with it.
+  // rank where this process started it, waits for it elsewhere (--start-timeout-ms), joins and
+  // loads as OpenSession does, from unchanged files. Every rank that is left calls it, and it calls
+  // what SessionNeeds has again. After an error: Close with it.
   virtual Status Reopen(const Status& why) = 0;
 
   // Ends this rank's part in order and returns FinalStatus(status): an OK status announces an

@@ -30,18 +30,10 @@ constexpr size_t kLargestTicket = 4096;
 constexpr int64_t kWatchEveryMs = 20;
 // A refused rank ends a moment before rank 0 has its own, better error.
 constexpr int64_t kGraceMs = 1000;
-constexpr int64_t kLossShowsMs = 1000;
 
 std::string ErrnoText() { return std::strerror(errno); }
 
 void SleepMs(int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
-
-// A child that SIGSTOP or a terminal has stopped.
-bool IsStopped(pid_t pid) {
-  siginfo_t about = {};
-  return waitid(P_PID, static_cast<id_t>(pid), &about, WSTOPPED | WNOHANG | WNOWAIT) == 0 &&
-         about.si_pid == pid;
-}
 
 std::string EncodeTicket(const SpawnTicket& ticket) {
   ByteWriter writer;
@@ -85,6 +77,8 @@ StatusOr<SpawnTicket> DecodeTicket(const std::string& bytes) {
   dup2(STDERR_FILENO, STDOUT_FILENO);
   fcntl(ticket_fd, F_SETFD, 0);
   execve(path, arguments, environment);
+  // The file may have been replaced since this process began.
+  execve("/proc/self/exe", arguments, environment);
   _exit(127);
 }
 
@@ -124,6 +118,7 @@ StatusOr<std::unique_ptr<SpawnedRanks>> SpawnedRanks::Start(int size, const std:
     return InternalError("rank %d was spawned and must not spawn ranks itself", own->rank);
   }
   std::unique_ptr<SpawnedRanks> ranks(new SpawnedRanks());
+  ranks->cpus_ = os::AllowedCpus();
   for (int rank = 1; rank < size; ++rank) {
     const SpawnTicket ticket = {
         .rank = rank, .size = size, .rendezvous = rendezvous, .secret = secret};
@@ -140,14 +135,26 @@ void SpawnedRanks::StartWatching() {
   watcher_ = std::jthread([this](const std::stop_token& stop) { Watch(stop); });
 }
 
-Status SpawnedRanks::Restart() {
-  // A loss shows on the rank's connections before the system knows of its end.
-  const Deadline deadline = Deadline::After(kLossShowsMs);
-  const int all = static_cast<int>(children_.size());
-  while (Reap(/*kill_stopped=*/true) == all && !deadline.Passed()) SleepMs(2);
+Status SpawnedRanks::Restart(int lost, int64_t timeout_ms) {
   for (Child& child : children_) {
-    if (child.ended) LOCKSTEP_RETURN_IF_ERROR(StartOne(&child));
+    if (child.rank != lost) continue;
+    if (!child.ended) kill(child.pid, SIGKILL);
+    const Deadline deadline = Deadline::After(timeout_ms);
+    for (Reap(); !child.ended; Reap()) {
+      if (deadline.Passed())
+        return InternalError("the process %d of rank %d does not end", child.pid, lost);
+      SleepMs(2);
+    }
   }
+  // A new process begins with the CPUs of this thread.
+  const std::vector<int> own = os::AllowedCpus();
+  LOCKSTEP_RETURN_IF_ERROR(os::SetAffinity(cpus_));
+  Status started = OkStatus();
+  for (Child& child : children_) {
+    if (child.ended && started.ok()) started = StartOne(&child);
+  }
+  LOCKSTEP_RETURN_IF_ERROR(os::SetAffinity(own));
+  LOCKSTEP_RETURN_IF_ERROR(started);
   StartWatching();
   return OkStatus();
 }
@@ -182,11 +189,10 @@ Status SpawnedRanks::StartOne(Child* child) {
   return OkStatus();
 }
 
-int SpawnedRanks::Reap(bool kill_stopped) {
+int SpawnedRanks::Reap() {
   const std::lock_guard lock(mutex_);
   int running = 0;
   for (Child& child : children_) {
-    if (kill_stopped && !child.ended && IsStopped(child.pid)) kill(child.pid, SIGKILL);
     if (!child.ended) child.ended = waitpid(child.pid, &child.wait_status, WNOHANG) == child.pid;
     if (!child.ended) ++running;
   }

@@ -46,9 +46,10 @@ class SpawnedRanks {
   // sentence that names it: nobody should wait for a rank that is gone. Afterwards the membership
   // watches over the ranks.
   void Joined();
-  // After a rank was lost: kills those that are stopped, starts again those that have ended, and
-  // waits for all as before Joined(). From the thread of Start().
-  Status Restart();
+  // After `lost` was lost: kills it if it still lives (it may be stopped, or hang), starts it and
+  // whoever else has ended again, and watches as before Joined(). From the thread of Start(). An
+  // error if the old process has not ended within `timeout_ms`.
+  Status Restart(int lost, int64_t timeout_ms);
   // Waits for all to end, kills those that have not within `timeout_ms`, and leaves no zombie.
   void Finish(int64_t timeout_ms);
 
@@ -65,11 +66,12 @@ class SpawnedRanks {
   void StartWatching();
   void Watch(const std::stop_token& stop);
   // Reaps what has ended; returns how many still run.
-  int Reap(bool kill_stopped = false);
+  int Reap();
   void EndProcess(const Child& child);
 
   std::mutex mutex_;
   std::vector<Child> children_;
+  std::vector<int> cpus_;  // that ranks may share out, before this one kept to its share
   std::atomic<bool> joined_{false};
   std::jthread watcher_;
 };

@@ -84,7 +84,8 @@ Status WorkForRankZero(Session& session, int64_t patience_ms) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     if (done) return;
-    const Status reason = PeerLostError("interrupted by a signal");  // told with this rank's name
+    // Told with this rank's name.
+    const Status reason = WithLostRank(PeerLostError("interrupted by a signal"), session.rank());
     session.membership().Abort(reason);
     session.group().Abort(reason);
   });
@@ -102,7 +103,6 @@ Status WorkThroughLosses(Session& session, int64_t patience_ms) {
   while (true) {
     const Status end = session.FinalStatus(WorkForRankZero(session, patience_ms));
     if (!session.CanReopen(end)) return end;
-    log::Warning("%s; --recover: forming the group again", MessageOf(end));
     LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
   }
 }

@@ -60,7 +60,6 @@ Status ServeThroughLosses(Session& session, Engine& engine, GrpcServer& server,
     const Status end = WatchUntilTheEnd(engine);
     if (!session.CanReopen(end)) return end;
     server.SetServing(false);
-    log::Warning("%s; --recover: forming the group again", MessageOf(end));
     executor->reset();
     LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
     LOCKSTEP_ASSIGN_OR_RETURN(*executor, MakeExecutor(session));

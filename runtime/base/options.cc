@@ -131,7 +131,7 @@ std::vector<OptionSpec> ServingOptions() {
        "name that clients see; default: the directory's"},
       {"recover", &O::recover,
        "when a rank is lost, start it again, or wait for it on its node, and load again instead "
-       "of ending; not under mpirun"}};
+       "of ending; for every rank, not under mpirun"}};
 }
 
 std::vector<OptionSpec> PromptOptions() {

@@ -6,6 +6,7 @@ namespace lockstep {
 namespace {
 
 constexpr char kKindUrl[] = "lockstep/kind";
+constexpr char kLostRankUrl[] = "lockstep/lost-rank";
 
 absl::StatusCode CodeOf(ErrorKind kind) {
   switch (kind) {
@@ -40,6 +41,16 @@ Status MakeError(ErrorKind kind, std::string_view message) {
 
 Status InterruptedError() { return MakeError(ErrorKind::kInterrupted, "interrupted"); }
 
+Status WithLostRank(Status status, int rank) {
+  if (rank >= 0) status.SetPayload(kLostRankUrl, absl::Cord(std::to_string(rank)));
+  return status;
+}
+
+int LostRank(const Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kLostRankUrl);
+  return payload.has_value() ? std::stoi(std::string(*payload)) : -1;
+}
+
 ErrorKind KindOf(const Status& status) {
   const absl::optional<absl::Cord> payload = status.GetPayload(kKindUrl);
   if (!payload.has_value() || payload->size() != 1) return ErrorKind::kInternal;
@@ -69,7 +80,9 @@ int ExitCode(const Status& status) {
 
 Status Annotate(const Status& status, std::string_view prefix) {
   if (status.ok()) return status;
-  return MakeError(KindOf(status), status.code(), std::string(prefix) + ": " + MessageOf(status));
+  return WithLostRank(
+      MakeError(KindOf(status), status.code(), std::string(prefix) + ": " + MessageOf(status)),
+      LostRank(status));
 }
 
 std::string MessageOf(const Status& status) { return std::string(status.message()); }

@@ -57,12 +57,17 @@ Status PeerLostError(const Format<Args...>& format, const Args&... args) {
   return MakeError(ErrorKind::kPeerLost, absl::StrFormat(format, args...));
 }
 Status InterruptedError();
+// A lost peer's error with the rank whose process is gone, hangs or cannot be reached: another one
+// in its place would do. Not so where ranks disagree about bits.
+Status WithLostRank(Status status, int rank);
+// That rank; -1: none.
+int LostRank(const Status& status);
 
 // The kind that MakeError gave; kInternal for statuses made elsewhere. Undefined for an ok status.
 ErrorKind KindOf(const Status& status);
 // The process exit code: 0, 1, 2, 3, 4 or 130.
 int ExitCode(const Status& status);
-// The same error with "prefix: " before its message; kind and code are kept.
+// The same error with "prefix: " before its message; kind, code and lost rank are kept.
 Status Annotate(const Status& status, std::string_view prefix);
 // The message as a std::string (absl::string_view is not std::string_view in Debian 12's abseil).
 std::string MessageOf(const Status& status);

@@ -119,7 +119,7 @@ void Engine::Resume(const SchedulerLimits& limits, Executor* executor) {
   outcome_ = {};
   next_health_ns_ = 0;
   cancelled_.clear();
-  load_.kv_blocks = limits.kv_blocks;
+  load_ = {.kv_blocks = limits.kv_blocks, .steps = load_.steps};
   failure_ = OkStatus();
   loop_ = std::thread([this] { Loop(); });
 }

@@ -53,6 +53,28 @@ same_answer() {
   [[ -n $over_tcp && $over_tcp == "$rdma" ]]
 }
 
+# A server whose second rank is killed goes on with another one.
+recovers() {
+  "$build/lockstep" serve --model models/tiny --ranks 2 --recover --collective rdma --interface rdma0 --grpc-port 0 \
+    --max-model-len 1024 >/tmp/ready 2>&1 &
+  local server=$! code=1
+  awaits 'ready' && kill -9 $(cat /proc/$server/task/$server/children) &&
+    awaits 'all ranks are there again: serving' && code=0
+  kill $server 2>/dev/null
+  wait $server
+  cat /tmp/ready
+  return $code
+}
+awaits() {
+  local _
+  for _ in {1..600}; do grep -q "$1" /tmp/ready && return; sleep 0.1; done
+  return 1
+}
+doctor_knows_the_device() {
+  "$build/lockstep" doctor --ranks 2 --transports rdma,tcp --interface rdma0 && grep -q rxe0 $log &&
+    grep -q 'RDMA: usable' $log
+}
+
 step "contract of links" "$build/tests/transport_link_test" --gtest_filter='*rdma*'
 step "contract of groups" "$build/tests/collectives_group_test" --gtest_filter="$groups"
 step "a dead, stopped or aborting rank is named" \
@@ -64,6 +86,10 @@ for mode in rc uc; do
   step "the same answer as over tcp, $mode" same_answer $mode
 done
 echo "ib_write_lat of 10 KB in the same machine, one way: $(write_latency) us"
+if [[ ${3:-} == full ]]; then
+  step "a lost rank returns" recovers
+  step "doctor knows the device" doctor_knows_the_device
+fi
 exchanges=20
 step "the interface decides the device" interface_decides
 step "an interface without RDMA is refused" refuses_an_interface_without

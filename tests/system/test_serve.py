@@ -285,30 +285,79 @@ class Serve(TestCase):
                     victim, survivor = children(server.process.pid)
                     self.lose(server, victim, how)
                     self.assertEqual(self.answer_again(server), want)
+                    self.assertTrue(wait_for(server.serving), "the health service knows nothing of it")
                     ranks = children(server.process.pid)
                     self.assertIn(survivor, ranks)
                     self.assertNotIn(victim, ranks)
                     self.assertEqual(len(ranks), 2)
 
-    def test_workers_and_the_server_outlive_each_other(self):
-        config = self.write("two.yaml", f"""
+    def test_a_new_rank_has_the_cores_of_the_lost_one(self):
+        with Server("--ranks", 2, "--recover") as server:
+            self.answer_again(server)
+            victim, = children(server.process.pid)
+            cores = os.sched_getaffinity(victim)
+            os.kill(victim, signal.SIGKILL)  # while nobody asks
+            self.assertTrue(wait_for(lambda: children(server.process.pid) not in ([victim], [])))
+            self.answer_again(server)
+            self.assertEqual(os.sched_getaffinity(children(server.process.pid)[0]), cores)
+
+    def test_a_loss_during_a_recovery_ends_the_server_by_name(self):
+        with Server("--ranks", 3, "--recover") as server:
+            before = children(server.process.pid)
+            os.kill(before[0], signal.SIGKILL)
+            self.assertTrue(wait_for(lambda: set(children(server.process.pid)) - set(before), step=0))
+            second = (set(children(server.process.pid)) - set(before)).pop()
+            os.kill(second, signal.SIGKILL)
+            code, _, err = self.end(server.process, 20)
+            self.assertEqual(code, 4, err)
+            self.assertIn(f"pid {second}", err)
+
+    def test_a_signal_ends_a_server_that_waits_for_a_rank(self):
+        config = self.two_nodes()
+        worker = self.worker(config)
+        with Server("--config", config, "--rank", 0) as server:
+            worker.kill()
+            self.assertTrue(wait_for(lambda: not server.serving()))
+            server.process.terminate()
+            code, _, err = self.end(server.process, 5)
+            self.assertEqual(code, 130, err)
+            self.assertIn("forming the group again", err)
+
+    def test_a_server_whose_model_has_changed_ends(self):
+        model = self.copy_model("tiny-a")
+        with Server("--ranks", 2, "--recover", model=model) as server:
+            victim, = children(server.process.pid)
+            changed = os.path.join(model, "config.json")
+            with open(changed, encoding="utf-8") as file:
+                text = file.read()
+            with open(changed, "w", encoding="utf-8") as file:
+                file.write(text.replace('"rope_theta": 1000000', '"rope_theta": 10000'))
+            os.kill(victim, signal.SIGKILL)
+            code, _, err = self.end(server.process, 20)
+            self.assertEqual(code, 3, err)
+            self.assertIn("the model is another one", err)
+
+    def two_nodes(self):
+        return self.write("two.yaml", f"""
 model: {TINY}
 rendezvous: 127.0.0.1:{free_port()}
 recover: true
 nodes: [{{address: 127.0.0.1}}, {{address: 127.0.0.1}}]
 """)
 
-        def worker():
-            process = start("worker", "--config", config, "--rank", 1)
-            self.addCleanup(process.communicate)
-            self.addCleanup(process.kill)
-            return process
+    def worker(self, config):
+        process = start("worker", "--config", config, "--rank", 1)
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        return process
 
-        first = worker()
+    def test_workers_and_the_server_outlive_each_other(self):
+        config = self.two_nodes()
+        first = self.worker(config)
         with Server("--config", config, "--rank", 0) as server:
             want = self.answer_again(server)
             self.lose(server, first.pid)
-            second = worker()
+            second = self.worker(config)
             self.assertEqual(self.answer_again(server), want)
             server.process.kill()
         with Server("--config", config, "--rank", 0) as server:

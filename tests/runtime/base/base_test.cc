@@ -29,6 +29,8 @@ TEST(Status, KeepsItsKindThroughAnnotations) {
   EXPECT_EQ(KindOf(status), ErrorKind::kPeerLost);
   EXPECT_EQ(ExitCode(status), 4);
   EXPECT_EQ(MessageOf(status), "step 7: rank 2 died");
+  EXPECT_EQ(LostRank(status), -1);
+  EXPECT_EQ(LostRank(Annotate(WithLostRank(status, 12), "again")), 12);
 }
 
 TEST(Status, GivesTheExitCodesOfTheContract) {
