@@ -36,7 +36,7 @@ function(lockstep_kernel_flags)
     if(source MATCHES "isa_avx2" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       list(APPEND flags -fno-tree-reassoc -fno-tree-ter)
     endif()
-    if(LOCKSTEP_SANITIZE AND NOT LOCKSTEP_SANITIZE_KERNELS)
+    if(LOCKSTEP_SANITIZE AND LOCKSTEP_SANITIZE_LESS)
       list(APPEND flags -fno-sanitize=all)
     # Checks as calls, none that another makes too, and none of alignment: a third of the time to compile.
     elseif(LOCKSTEP_SANITIZE MATCHES "address" AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
