@@ -245,6 +245,7 @@ class FlagParser {
  private:
   struct GivenOption {
     std::vector<std::string> values;
+    std::string flag;  // where the parser puts a flag's value
     bool belongs = true;
   };
 
@@ -258,9 +259,10 @@ class FlagParser {
     given_[spec.name] = std::move(given);
     CLI::Option* option = nullptr;
     if (std::holds_alternative<bool Options::*>(spec.field)) {
-      option = app_.add_flag_function(
-          names, [target](int64_t count) { target->values = {count > 0 ? "true" : "false"}; },
-          Help(spec));
+      // As text, so that --flag=VALUE is judged where the YAML's is.
+      option = app_.add_flag(names, target->flag, Help(spec))
+                   ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)
+                   ->each([target](const std::string& value) { target->values = {value}; });
     } else if (std::holds_alternative<std::vector<std::string> Options::*>(spec.field)) {
       option = app_.add_option(names, target->values, Help(spec))
                    ->allow_extra_args(false)

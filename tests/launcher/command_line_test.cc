@@ -125,6 +125,16 @@ TEST(CommandLine, ASecondPromptOrTwoSpellingsOfOneAreRefused) {
   EXPECT_THAT(ErrorOf({"run", "--prompt", "a", "b"}), HasSubstr("--prompt"));
 }
 
+TEST(CommandLine, FlagsTakeTrueAndFalseAndNothingElse) {
+  for (const std::string value : {"maybe", "2x", "1", "99999999999999999999"}) {
+    EXPECT_THAT(ErrorOf({"serve", "m", "--recover=" + value}),
+                AllOf(HasSubstr("--recover"), HasSubstr(value), HasSubstr("true, false")));
+  }
+  EXPECT_TRUE(Parse({"serve", "m", "--recover"})->options.recover);
+  EXPECT_TRUE(Parse({"serve", "m", "--recover=true"})->options.recover);
+  EXPECT_FALSE(Parse({"serve", "m", "--recover", "--recover=false"})->options.recover);
+}
+
 TEST(CommandLine, FlagsOfOtherCommandsWorkButWarn) {
   const StatusOr<CommandLine> line = Parse({"tokenize", "--model", "m", "--grpc-port", "1"});
   ASSERT_TRUE(line.ok()) << line.status();
