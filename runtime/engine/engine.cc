@@ -32,33 +32,38 @@ Engine::Engine(EngineOptions options, Executor* executor)
 
 Engine::~Engine() { (void)Stop(ErrorKind{0}); }
 
-Status Engine::ReadyFor(Request* request) const {
-  const int64_t prompt = static_cast<int64_t>(request->prompt.size());
-  const int64_t room = std::max<int64_t>(options_.limits.max_model_len - prompt, 1);
-  if (request->stop.max_tokens < 0) {
-    return RequestError("max_tokens is %d, but must be at least 1", request->stop.max_tokens);
+Status Engine::Validate(const Request& request) const {
+  if (request.stop.max_tokens < 0) {
+    return RequestError("max_tokens is %d, but must be at least 1", request.stop.max_tokens);
   }
-  request->stop.max_tokens =
-      request->stop.max_tokens == 0 ? room : std::min(request->stop.max_tokens, room);
-  LOCKSTEP_RETURN_IF_ERROR(ValidateSamplingParams(request->sampling, options_.vocab_size));
-  LOCKSTEP_RETURN_IF_ERROR(ValidateStopParams(request->stop, options_.vocab_size));
-  for (const int32_t token : request->prompt) {
+  LOCKSTEP_RETURN_IF_ERROR(ValidateSamplingParams(request.sampling, options_.vocab_size));
+  for (const int32_t token : request.prompt) {
     if (token < 0 || token >= options_.vocab_size) {
       return RequestError("the prompt has token id %d, but the model's ids are 0 .. %d", token,
                           options_.vocab_size - 1);
     }
   }
-  return scheduler_.Admissible(prompt, request->stop.max_tokens);
+  return OkStatus();
+}
+
+Status Engine::FitLocked(Request* request) const {
+  const int64_t prompt = static_cast<int64_t>(request->prompt.size());
+  const int64_t room = std::max<int64_t>(options_.limits.max_model_len - prompt, 1);
+  int64_t& most = request->stop.max_tokens;
+  most = most == 0 ? room : std::min(most, room);
+  LOCKSTEP_RETURN_IF_ERROR(ValidateStopParams(request->stop, options_.vocab_size));
+  return scheduler_.Admissible(prompt, most);
 }
 
 StatusOr<std::shared_ptr<OutputStream>> Engine::Submit(Request request) {
-  const std::lock_guard lock(mutex_);
-  LOCKSTEP_RETURN_IF_ERROR(ReadyFor(&request));
+  LOCKSTEP_RETURN_IF_ERROR(Validate(request));
   auto active = std::make_unique<Active>(Active{.matcher = StopMatcher(request.stop.texts)});
   active->usage.prompt_tokens = static_cast<int64_t>(request.prompt.size());
   active->submitted_ns = NowNs();
   if (options_.make_decoder) active->decoder = options_.make_decoder();
   active->request = std::move(request);
+  const std::lock_guard lock(mutex_);
+  LOCKSTEP_RETURN_IF_ERROR(FitLocked(&active->request));
   if (!failure_.ok()) return failure_;
   if (draining_ || stopping_) {
     return MakeError(ErrorKind::kRequest, absl::StatusCode::kUnavailable,

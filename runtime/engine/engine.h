@@ -108,7 +108,10 @@ class Engine {
   void End(uint64_t id, FinishReason reason, const Status& error);
   void FailAll(const Status& error);
   void Wake(const std::shared_ptr<OutputStream>& stream);
-  Status ReadyFor(Request* request) const;
+  // What is wrong with a request for any limits; whether it can run under those of now, with
+  // max_tokens cut to the room that there is.
+  Status Validate(const Request& request) const;
+  Status FitLocked(Request* request) const;
 
   EngineOptions options_;  // Resume changes the limits, under mutex_
   Executor* executor_;     // the loop's own
