@@ -90,8 +90,10 @@ void ControlChannel::Wake() {
 }
 
 void ControlChannel::Announce(const Status& reason) {
-  const std::string message =
-      absl::StrFormat("%s: %s", options_.names[options_.rank], MessageOf(reason));
+  // A reason that all ranks agreed on names this one already.
+  const std::string& name = options_.names[options_.rank];
+  std::string message = MessageOf(reason);
+  if (message.compare(0, name.size(), name) != 0) message = name + ": " + message;
   std::unique_lock lock(mutex_);
   QueueLocked(MakeStop(reason, message), -1);
   FlushLocked(&lock);
