@@ -118,7 +118,7 @@ constexpr CommandSpec kCommands[] = {
     {"shard", "write what each rank holds of a checkpoint to a file of its own", "model",
      kModel | kCompute | kCut | kSecret | kFiles | kShard | kProbe | kOutput},
     {"files", "serve the files of a directory to other machines by HTTP", "model",
-     kModel | kListen | kSecret | kOutput},
+     kModel | kListen | kSecret | kProbe | kOutput},
     {"verify", "check files of ranks: their checksums and the logits of the probe prompt", "model",
      kVerify},
     {"bench", "measure kernels, exchanges, decode or prefill against what is possible here",

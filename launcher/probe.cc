@@ -16,7 +16,6 @@
 namespace lockstep {
 namespace {
 
-constexpr uint64_t kMostProbeBytes = uint64_t{1} << 20;
 // Beyond this a narrow wire is worth a warning: as far as one row's choice of experts may turn.
 constexpr double kFarByWire = 0.25;
 

@@ -16,6 +16,9 @@
 
 namespace lockstep {
 
+// A probe.json has at most so many.
+inline constexpr uint64_t kMostProbeBytes = uint64_t{1} << 20;
+
 // What probe.json in `directory` says of the set of files with these settings; nothing if there is
 // none. Collective: rank 0 reads it for all.
 StatusOr<std::optional<ProbeRecord>> ReadProbe(Session& session);

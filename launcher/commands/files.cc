@@ -1,13 +1,20 @@
 // `lockstep files`: the files of a directory for nodes without a shared disk.
+#include <algorithm>
 #include <chrono>
 #include <thread>
 
 #include "collectives/bootstrap.h"
 #include "launcher/commands/commands.h"
-#include "launcher/file_server.h"
+#include "launcher/commands/source_probe.h"
+#include "launcher/files/file_server.h"
+#include "launcher/probe.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
 #include "runtime/base/log.h"
+#include "runtime/base/os.h"
+#include "runtime/model/model.h"
+#include "runtime/weights/checkpoint.h"
+#include "runtime/weights/shard_file.h"
 #include "transport/socket.h"
 
 namespace lockstep {
@@ -18,6 +25,22 @@ std::string Unserved(const std::vector<std::string>& names) {
   for (const std::string& name : names) list += (list.empty() ? "'" : ", '") + name + "'";
   return absl::StrFormat("%s left out, since a name may have %s alone; rename %s", list,
                          kServedCharacters, names.size() == 1 ? "it" : "them");
+}
+
+// probe.json of the checkpoint itself, for those who fetch their slices of it.
+StatusOr<std::string> ProbeOfServed(const Options& options) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto source, Checkpoint::Open(options.model));
+  LOCKSTEP_ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(*source));
+  ProbeQuestion question;
+  LOCKSTEP_ASSIGN_OR_RETURN(question.settings, source->Digest());
+  question.threads = static_cast<int>(os::AllowedCpus().size());
+  std::string too_large;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::optional<ProbeRecord> record,
+                            ProbeSource(*source, std::move(question), options, &too_large));
+  if (!record.has_value())
+    return UsageError("--record: the probe prompt cannot be computed here: %s", too_large);
+  WarnOfFastActivations(*record);
+  return ProbeText(*record, config.vocab_size);
 }
 
 }  // namespace
@@ -44,14 +67,24 @@ Status FilesCommand(const Options& options) {
   uint64_t bytes = 0;
   for (const ModelFile& file : files) bytes += file.bytes;
   const InterruptScope interrupts;
+  if (options.record) {
+    LOCKSTEP_ASSIGN_OR_RETURN(serving.texts[kProbeName], ProbeOfServed(options));
+  }
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<FileServer> server, FileServer::Start(serving));
   const std::string url = "http://" + Endpoint{options.host, server->port()}.Text();
   log::Info("serving %d files (%s) of %s at %s", files.size(), FormatBytes(bytes), options.model,
             url);
   log::Info(
-      "a rank fetches what it needs with: lockstep shard --from %s --ranks N --rank R%s --out "
-      "DIR",
+      "a rank fetches what it needs with: lockstep shard --from %s --ranks N --rank R%s --out DIR",
       url, serving.secret.empty() ? "" : " --secret-file FILE");
+  const bool of_ranks = std::any_of(files.begin(), files.end(), [](const ModelFile& file) {
+    return file.name.ends_with(kShardSuffix);
+  });
+  if (!options.record && !of_ranks) {
+    log::Info(
+        "with --record the probe prompt is computed before, and tells everyone who fetches slices "
+        "of this checkpoint whether they give the right text");
+  }
   while (!Interrupted()) std::this_thread::sleep_for(std::chrono::milliseconds(50));
   log::Info("ending: %d requests, %s sent", server->requests(), FormatBytes(server->bytes_sent()));
   return OkStatus();

@@ -9,11 +9,11 @@
 #include <string>
 
 #include "launcher/commands/commands.h"
-#include "launcher/memory.h"
+#include "launcher/commands/source_probe.h"
+#include "launcher/files/shard_source.h"
 #include "launcher/probe.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
-#include "launcher/shard_source.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
 #include "runtime/base/gguf.h"
@@ -127,29 +127,12 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
   }
   ProbeQuestion question;
   question.formats = result.formats;
-  question.kernels = options.kernels;
-  // Of those that wait for a network, as many as can compute.
-  question.threads = std::min(shard.threads, static_cast<int>(os::AllowedCpus().size()));
-  question.available_bytes = MemoryForRank(1);
   question.settings = result.settings;
-  question.stop = Interrupted;
-  ProgressReport::Style style;
-  style.terminal = isatty(STDERR_FILENO) != 0;
-  ProgressReport progress("probe prompt", style,
-                          [](const std::string& text) { std::fputs(text.c_str(), stderr); });
-  if (options.log_level == "info" || options.log_level == "debug") {
-    question.progress = [&progress](const LoadProgress& done) {
-      progress.Update(done.bytes_done, done.bytes_total, NowNs());
-    };
-  }
+  question.threads = shard.threads;
   std::string too_large;
   const int64_t start_ns = NowNs();
-  const StatusOr<std::optional<ProbeRecord>> computed =
-      ComputeSourceProbe(source, question, &too_large);
-  progress.Finish();
-  LOCKSTEP_RETURN_IF_ERROR(computed.status());
-  const std::optional<ProbeRecord>& record = *computed;
-  if (Interrupted()) return InterruptedError();
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::optional<ProbeRecord> record,
+                            ProbeSource(source, std::move(question), options, &too_large));
   if (!record.has_value()) {
     if (options.record)
       return UsageError("--record: the probe prompt cannot be computed here: %s", too_large);
@@ -163,6 +146,28 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
             static_cast<double>(NowNs() - start_ns) * 1e-9);
   WarnOfFastActivations(*record);
   return OkStatus();
+}
+
+// Writes what the server computed of the checkpoint that it serves (`lockstep files --record`), of
+// which the files are another cut. Whether it did, and it is of this checkpoint.
+StatusOr<bool> TakeProbe(const Options& options, const ModelConfig& config,
+                         const ShardResult& result) {
+  const std::string from = SourceDirectory(options.model) + "/" + kProbeName;
+  if (!options.quantize.empty() || !FileExists(from)) return false;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string there,
+                            ReadTextFile(from, kMostProbeBytes, ErrorKind::kModel));
+  LOCKSTEP_ASSIGN_OR_RETURN(ProbeRecord record, ParseProbe(there, config.vocab_size, from));
+  if (record.settings != result.source || !record.from_source) {
+    log::Warning("%s: is of another checkpoint than the files beside it, and was left there", from);
+    return false;
+  }
+  record.settings = result.settings;
+  const std::string path = options.out + "/" + kProbeName;
+  const std::string text = ProbeText(record, config.vocab_size);
+  LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(path, std::as_bytes(std::span(text))));
+  log::Info("%s: the logits of the probe prompt, as the server computed them", path);
+  WarnOfFastActivations(record);
+  return true;
 }
 
 // `remote`: where the source is, if it is not here.
@@ -199,9 +204,15 @@ Status ShardFrom(const Options& options, const ShardSource* remote) {
   // Unasked only where all of the source is near: the probe prompt reads it once more.
   if (options.record || (remote == nullptr && shard.only_rank < 0))
     return RecordProbe(options, *source, *result, shard);
-  log::Info(
-      "no probe prompt recorded: say --record, which reads all of the source, or record it where "
-      "the files are used: %s",
+  if (remote != nullptr) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const bool taken, TakeProbe(options, config, *result));
+    if (taken) return OkStatus();
+  }
+  log::Warning(
+      "no probe prompt recorded, so nothing will tell whether these files give the right text: "
+      "%ssay --record here, which reads all of the source, or record it where the files are used: "
+      "%s",
+      remote == nullptr || !options.quantize.empty() ? "" : "start lockstep files with --record, ",
       RecordCommand(options.out, shares));
   return OkStatus();
 }

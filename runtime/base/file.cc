@@ -151,6 +151,15 @@ Status RandomAccessFile::ReadParts(std::span<const FilePart> parts) const {
   return OkStatus();
 }
 
+Status RandomAccessFile::ReadStrided(const StridedRange& range, std::span<std::byte> out) const {
+  LOCKSTEP_CHECK(out.size() == range.total());
+  for (uint64_t i = 0; i < range.count; ++i) {
+    LOCKSTEP_RETURN_IF_ERROR(
+        Read(range.offset + i * range.stride, out.subspan(i * range.bytes, range.bytes)));
+  }
+  return OkStatus();
+}
+
 Status RandomAccessFile::ReadDirect(uint64_t offset, std::span<std::byte> out) const {
   return Read(offset, out.first(BytesInFile(offset, out)));
 }

@@ -19,6 +19,17 @@ struct FilePart {
   std::span<std::byte> out;
 };
 
+// `count` pieces of `bytes` each, whose beginnings lie `stride` apart: a column of a row-major
+// array.
+struct StridedRange {
+  uint64_t offset = 0;
+  uint64_t bytes = 0;
+  uint64_t stride = 0;  // of no matter if there is one piece
+  uint64_t count = 1;
+
+  uint64_t total() const { return bytes * count; }
+};
+
 // What places, sizes and memory of direct reads are multiples of.
 inline constexpr uint64_t kDirectBytes = 4096;
 
@@ -39,6 +50,10 @@ class RandomAccessFile {
   // The same for many parts, in any order: a file for which a read takes long by itself reads
   // several at once, and those that lie close together as one.
   virtual Status ReadParts(std::span<const FilePart> parts) const;
+  // The pieces one behind the other; `out` has range.total() bytes.
+  virtual Status ReadStrided(const StridedRange& range, std::span<std::byte> out) const;
+  // Whether that brings the pieces alone. Otherwise reading what lies between them too is as good.
+  virtual bool reads_strided() const { return false; }
   // The same as Read, past the page cache where the system can. `offset`, `out` and its size are
   // multiples of kDirectBytes. `out` may reach behind the end of the file; what it holds there is
   // not specified.

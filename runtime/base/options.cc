@@ -212,6 +212,7 @@ std::vector<OptionSpec> OutputOptions() {
            "shared; draft, embedding and head by name alone: q4_k,head=q6_k,draft=q8_0"},
           {"record", &O::record,
            "record the probe prompt's logits; verify: with --exact; shard: reads all weights; "
+           "files: before serving, for those who fetch; "
            "bench collectives: direct-sum-bytes, in the file of --config"},
           {"from", &O::from,
            "URL in place of --model: a directory (lockstep files, Hugging Face) or a .gguf file"},

@@ -50,7 +50,27 @@ ContentRange ParseContentRange(std::string_view text) {
   return range;
 }
 
+// Whether `text`, names with commas between them, has this one.
+bool Lists(std::string_view text, std::string_view name) {
+  while (!text.empty()) {
+    const size_t comma = std::min(text.find(','), text.size());
+    if (Trimmed(text.substr(0, comma)) == name) return true;
+    text.remove_prefix(std::min(comma + 1, text.size()));
+  }
+  return false;
+}
+
+std::string StridedText(const HttpRequest& request) {
+  return absl::StrFormat("%d-%d-%d-%d", request.offset, request.piece_bytes, request.stride,
+                         request.out.size() / request.piece_bytes);
+}
+
 }  // namespace
+
+std::string RangeText(const HttpRequest& request) {
+  if (request.piece_bytes > 0) return "strided=" + StridedText(request);
+  return absl::StrFormat("bytes=%d-%d", request.offset, request.offset + request.out.size() - 1);
+}
 
 void HttpAnswer::TakeHeader(std::string_view line) {
   if (line.substr(0, 5) == "HTTP/") {  // the first, or of a redirect's target
@@ -58,6 +78,7 @@ void HttpAnswer::TakeHeader(std::string_view line) {
     head_complete_ = false;
     range_ = etag_ = encoding_ = media_type_ = "";
     retry_after_ms_ = 0;
+    offers_strided_ = false;
     const size_t space = line.find(' ');
     const uint64_t status =
         space == std::string_view::npos ? 0 : Number(line.substr(space + 1).substr(0, 3));
@@ -72,6 +93,7 @@ void HttpAnswer::TakeHeader(std::string_view line) {
   if (key == "content-length") length_ = Number(value);
   if (key == "content-range") range_ = value;
   if (key == "etag") etag_ = value;
+  if (key == "accept-ranges") offers_strided_ = Lists(value, "strided");
   if (key == "content-encoding") encoding_ = Lower(value);
   if (key == "content-type") media_type_ = Lower(Trimmed(value.substr(0, value.find(';'))));
   if (key == "retry-after") {
@@ -125,9 +147,28 @@ Status HttpAnswer::CheckPart() {
   return OkStatus();
 }
 
+// A 206 to a request for pieces.
+Status HttpAnswer::CheckStrided() {
+  const std::string asked = "strided " + StridedText(request_) + "/";
+  const bool same = std::string_view(range_).substr(0, asked.size()) == asked;
+  const uint64_t size = same ? Number(std::string_view(range_).substr(asked.size())) : 0;
+  if (!same || size == kUnknownBytes) {
+    return ModelError("%s: was asked for '%s', but answered with Content-Range '%s'", request_.name,
+                      RangeText(request_), range_);
+  }
+  LOCKSTEP_RETURN_IF_ERROR(CheckSame(size));
+  expected_ = request_.out.size();
+  if (length_ != kUnknownBytes && length_ != expected_) {
+    return ModelError("%s: announces %d bytes (Content-Length) for a range of %d (Content-Range)",
+                      request_.name, length_, expected_);
+  }
+  file_size_ = size;
+  return OkStatus();
+}
+
 // A 200, which is right only where everything was asked for.
 Status HttpAnswer::CheckWhole() {
-  if (request_.offset != 0) return Ignored();
+  if (request_.offset != 0 || request_.piece_bytes > 0) return Ignored();
   if (length_ != kUnknownBytes) {
     LOCKSTEP_RETURN_IF_ERROR(CheckSame(length_));
     if (length_ > request_.out.size()) return Ignored();
@@ -146,7 +187,8 @@ Status HttpAnswer::Check() {
       return ModelError("%s: the server answered with Content-Encoding %s, which was not asked for",
                         request_.name, encoding_);
     }
-    return code_ == 206 ? CheckPart() : CheckWhole();
+    if (code_ == 200) return CheckWhole();
+    return request_.piece_bytes > 0 ? CheckStrided() : CheckPart();
   }
   discard_ = true;
   if (absent()) return ModelError("%s: is not there (status %d)", request_.name, code_);

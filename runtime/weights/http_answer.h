@@ -1,4 +1,9 @@
 // One answer to a request for a range of a file: is it what was asked for? Knows no HTTP library.
+//
+// A range is one of bytes, or of the unit "strided", which servers offer that are lockstep files:
+//
+//     Range: strided=FIRST-BYTES-STRIDE-COUNT              COUNT pieces of BYTES bytes, STRIDE
+//     apart, Content-Range: strided FIRST-BYTES-STRIDE-COUNT/SIZE    one behind the other
 #pragma once
 
 #include <cstddef>
@@ -19,11 +24,17 @@ struct HttpRequest {
   std::string name;  // of the file, for errors
   uint64_t offset = 0;
   std::span<std::byte> out;  // at least one byte
+  // Not 0: `out` is of pieces of `piece_bytes` that begin `stride` apart, from `offset` on.
+  uint64_t piece_bytes = 0;
+  uint64_t stride = 0;
   // kUnknownBytes: this is the first request for the file; `out` may reach beyond its end then.
   uint64_t size_bytes = kUnknownBytes;
   std::string etag;            // of the first answer; "" if there was none
   std::string refused_remedy;  // what to do where access is refused
 };
+
+// What stands behind "Range: ".
+std::string RangeText(const HttpRequest& request);
 
 // The answer to `request`, which must outlive it. Fed with lines of the head and then with pieces
 // of the body; of a redirect, both of them one after the other.
@@ -43,6 +54,7 @@ class HttpAnswer {
   uint64_t size_bytes() const { return file_size_; }  // of the file; known after End
   const std::string& etag() const { return etag_; }
   const std::string& media_type() const { return media_type_; }
+  bool offers_strided() const { return offers_strided_; }
   int64_t retry_after_ms() const { return retry_after_ms_; }
   bool absent() const { return code_ == 404 || code_ == 410; }
   // Whether the error of End may pass: the connection, or a server in trouble.
@@ -51,6 +63,7 @@ class HttpAnswer {
  private:
   Status Check();
   Status CheckPart();
+  Status CheckStrided();
   Status CheckWhole();
   Status CheckSame(uint64_t size) const;
   Status Ignored() const;
@@ -61,6 +74,7 @@ class HttpAnswer {
   uint64_t length_ = kUnknownBytes;
   std::string range_, etag_, encoding_, media_type_;
   int64_t retry_after_ms_ = 0;
+  bool offers_strided_ = false;
 
   bool head_complete_ = false;
   bool checked_ = false;

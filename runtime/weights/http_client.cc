@@ -102,7 +102,7 @@ int WatchProgress(void* user, curl_off_t, curl_off_t, curl_off_t, curl_off_t) {
 
 // Where a request goes.
 struct Address {
-  std::string url, range;
+  std::string url;
   bool loopback = false;
   bool secure = false;      // it must stay encrypted
   bool with_token = false;  // it is the host of the URL that was given
@@ -122,15 +122,15 @@ Address AddressOf(HttpTarget* target, const HttpRequest& request) {
   address.secure = given.Get(CURLUPART_SCHEME) == "https";
   address.with_token = parts.Origin() == given.Origin();
   address.encrypted = parts.Get(CURLUPART_SCHEME) == "https";
-  address.range = absl::StrFormat("%d-%d", request.offset, request.offset + request.out.size() - 1);
   return address;
 }
 
-void Prepare(CURL* curl, const Address& address, Transfer* transfer, char* error_text) {
+void Prepare(CURL* curl, const Address& address, const curl_slist* headers, Transfer* transfer,
+             char* error_text) {
   const HttpOptions& options = transfer->options;
   curl_easy_reset(curl);  // keeps the connection
   curl_easy_setopt(curl, CURLOPT_URL, address.url.c_str());
-  curl_easy_setopt(curl, CURLOPT_RANGE, address.range.c_str());
+  curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers);
   curl_easy_setopt(curl, CURLOPT_USERAGENT, "lockstep");
   curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, error_text);
   curl_easy_setopt(curl, CURLOPT_NOSIGNAL, 1L);
@@ -225,6 +225,7 @@ struct HttpClient::Outcome {
   uint64_t bytes = 0;
   uint64_t size_bytes = 0;
   std::string etag, media_type;
+  bool strided = false;
   int64_t retry_after_ms = 0;
 };
 
@@ -250,10 +251,13 @@ HttpClient::Outcome HttpClient::Ask(HttpTarget* target, const HttpRequest& reque
   // Only now: the wait for a connection is no stall, and a redirect may have expired during it.
   Transfer transfer{answer, options_};
   const Address address = AddressOf(target, request);
+  // curl's own option knows ranges of bytes alone.
+  const std::unique_ptr<curl_slist, decltype(&curl_slist_free_all)> headers(
+      curl_slist_append(nullptr, ("Range: " + RangeText(request)).c_str()), curl_slist_free_all);
   CURLcode code = CURLE_OUT_OF_MEMORY;
   std::string reached;
-  if (curl != nullptr) {
-    Prepare(curl, address, &transfer, error_text);
+  if (curl != nullptr && headers != nullptr) {
+    Prepare(curl, address, headers.get(), &transfer, error_text);
     code = curl_easy_perform(curl);
     const char* effective = nullptr;
     if (curl_easy_getinfo(curl, CURLINFO_EFFECTIVE_URL, &effective) == CURLE_OK && effective)
@@ -277,6 +281,7 @@ HttpClient::Outcome HttpClient::Ask(HttpTarget* target, const HttpRequest& reque
   outcome.size_bytes = answer.size_bytes();
   outcome.etag = answer.etag();
   outcome.media_type = answer.media_type();
+  outcome.strided = answer.offers_strided();
   outcome.retry_after_ms = answer.retry_after_ms();
   const std::lock_guard lock(target->mutex);
   if (outcome.status.ok()) {
@@ -341,6 +346,7 @@ StatusOr<HttpClient::Beginning> HttpClient::Begin(HttpTarget* target, std::span<
     if (outcome.status.ok()) {
       target->size_bytes = outcome.size_bytes;
       target->etag = outcome.etag;
+      target->strided = outcome.strided;
       return Beginning{false, outcome.bytes, outcome.media_type};
     }
     if (lasting != nullptr) *lasting = !outcome.may_pass;
@@ -350,18 +356,36 @@ StatusOr<HttpClient::Beginning> HttpClient::Begin(HttpTarget* target, std::span<
 
 Status HttpClient::Read(HttpTarget* target, uint64_t offset, std::span<std::byte> out) {
   HttpRequest request;
+  request.offset = offset;
+  request.out = out;
+  return AskAll(target, std::move(request));
+}
+
+Status HttpClient::ReadStrided(HttpTarget* target, const StridedRange& range,
+                               std::span<std::byte> out) {
+  LOCKSTEP_CHECK(target->strided && out.size() == range.total());
+  HttpRequest request;
+  request.offset = range.offset;
+  request.out = out;
+  request.piece_bytes = range.bytes;
+  request.stride = range.stride;
+  return AskAll(target, std::move(request));
+}
+
+Status HttpClient::AskAll(HttpTarget* target, HttpRequest request) {
   request.name = target->name;
   request.size_bytes = target->size_bytes;
   request.etag = target->etag;
   request.refused_remedy = options_.refused_remedy;
   Patience patience{options_.tries};
-  while (!out.empty()) {
-    request.offset = offset;
-    request.out = out;
+  while (!request.out.empty()) {
     const Outcome outcome = Ask(target, request);
-    // What came before the connection broke need not come again.
-    offset += outcome.bytes;
-    out = out.subspan(outcome.bytes);
+    // What came before the connection broke need not come again, but for a piece that it broke.
+    const bool strided = request.piece_bytes > 0;
+    const uint64_t unit = strided ? request.piece_bytes : 1;
+    const uint64_t done = outcome.bytes / unit;
+    request.offset += done * (strided ? request.stride : 1);
+    request.out = request.out.subspan(done * unit);
     if (outcome.status.ok()) continue;
     LOCKSTEP_RETURN_IF_ERROR(BePatient(&patience, outcome));
   }

@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 
+#include "runtime/base/file.h"
 #include "runtime/base/status.h"
 #include "runtime/weights/http_answer.h"
 
@@ -57,7 +58,8 @@ struct HttpTarget {
   std::string name;  // without the query, for errors
   std::string url;
   uint64_t size_bytes = 0;
-  std::string etag;  // "": the server gives none
+  std::string etag;      // "": the server gives none
+  bool strided = false;  // the server gives ranges of that unit (http_answer.h)
 
   std::mutex mutex;    // over what follows
   std::string direct;  // where the URL redirects to
@@ -75,13 +77,15 @@ class HttpClient {
     uint64_t bytes = 0;      // read: as many as the file has, but at most out.size()
     std::string media_type;  // "application/json"
   };
-  // The first request for a file: fills the target's size and ETag, and `out` from its beginning.
+  // The first request for a file: fills what is known of the target, and `out` from its beginning.
   // `patient`: with all tries, otherwise with two. `lasting`: of an error, whether the server gave
   // an answer that no wait would change. Any thread.
   StatusOr<Beginning> Begin(HttpTarget* target, std::span<std::byte> out, bool patient,
                             bool* lasting = nullptr);
   // Fills `out` from `offset`; the range lies in the file. Any thread.
   Status Read(HttpTarget* target, uint64_t offset, std::span<std::byte> out);
+  // The same for pieces of a file on a server that gives them.
+  Status ReadStrided(HttpTarget* target, const StridedRange& range, std::span<std::byte> out);
 
   const HttpOptions& options() const { return options_; }
   // Of bodies of answers, so far.
@@ -93,6 +97,8 @@ class HttpClient {
 
   // One request, with no wait.
   Outcome Ask(HttpTarget* target, const HttpRequest& request);
+  // Asks until `request` is answered whole.
+  Status AskAll(HttpTarget* target, HttpRequest request);
   Status Wait(int64_t ms) const;
   // After a failure that may pass: counts it, and waits for the next try.
   struct Patience;

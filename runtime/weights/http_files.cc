@@ -102,6 +102,14 @@ class HttpFile final : public RandomAccessFile {
       LOCKSTEP_RETURN_IF_ERROR(CheckInside(part.offset, part.out.size()));
     return files_.ReadParts(remote_, parts);
   }
+  bool reads_strided() const override { return remote_->target.strided; }
+  Status ReadStrided(const StridedRange& range, std::span<std::byte> out) const override {
+    if (!reads_strided()) return RandomAccessFile::ReadStrided(range, out);
+    if (range.count == 0 || range.bytes == 0) return OkStatus();
+    const uint64_t between = (range.count - 1) * range.stride;
+    LOCKSTEP_RETURN_IF_ERROR(CheckInside(range.offset, between + range.bytes));
+    return files_.client_.ReadStrided(&remote_->target, range, out);
+  }
 
  private:
   Status CheckInside(uint64_t offset, uint64_t bytes) const {

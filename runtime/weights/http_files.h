@@ -5,6 +5,8 @@
 // What is read: exactly what is asked for, but
 //  - of ranges that are asked for together (ReadParts) and lie less than kHttpGapBytes apart, what
 //    lies between them too: a request costs about that much;
+//  - where a server has no strided ranges (http_answer.h), which lockstep files has, whoever wants
+//    columns of a matrix reads its rows;
 //  - for a read of less than kHttpSmallBytes, the block of kHttpBlockBytes around it: headers,
 //    scales and norms lie side by side. The last 32 MiB of blocks are kept.
 #pragma once

@@ -41,6 +41,7 @@ struct ShardResult {
   int64_t tensors = 0;
   int64_t tensors_kept = 0;  // written by an earlier start
   uint64_t settings = 0;     // the set's digest
+  uint64_t source = 0;       // the checkpoint's
   // Of the tensors that the files hold in another format than the source.
   std::map<std::string, WeightFormat> formats;
 };

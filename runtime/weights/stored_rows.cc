@@ -29,9 +29,10 @@ Status NotFinite(const TensorInfo& info, const std::string& name) {
       info.data.file->path(), name);
 }
 
-// Rows of a coded tensor that are read and transcoded at once, from multiples of their number on.
-int64_t ChunkRows(const TensorInfo& info) {
-  const uint64_t row_bytes = LayoutOf(info.format, info.shape.back(), 0).row_bytes;
+// Rows of a coded tensor, or of some columns of one, that are read and transcoded at once, from
+// multiples of their number on.
+int64_t ChunkRows(const TensorInfo& info, int64_t width) {
+  const uint64_t row_bytes = LayoutOf(info.format, width, 0).row_bytes;
   const auto rows = static_cast<int64_t>(std::max<uint64_t>(1, kChunkBytes / (row_bytes + 1)));
   // The 128 rows of a tile share their scales: read those once.
   return info.storage == Storage::kFp8 ? (rows + 127) / 128 * 128 : rows;
@@ -40,7 +41,7 @@ int64_t ChunkRows(const TensorInfo& info) {
 }  // namespace
 
 void PlanReads(const TensorInfo& info, Range rows, std::vector<PlannedRead>* reads) {
-  const auto add = [reads](const StoredArray& array, FileRange range) {
+  const auto add = [reads](const StoredArray& array, StridedRange range) {
     if (range.bytes > 0) reads->push_back({array.file, range.offset, range.bytes});
   };
   if (info.slice.has_value()) return add(info.data, {info.data.offset, info.data.bytes});
@@ -51,10 +52,10 @@ void PlanReads(const TensorInfo& info, Range rows, std::vector<PlannedRead>* rea
     return add(info.data, {info.data.offset + static_cast<uint64_t>(rows.begin) * element,
                            static_cast<uint64_t>(rows.size()) * element});
   }
-  const int64_t step = ChunkRows(info);
+  const int64_t step = ChunkRows(info, info.shape.back());
   for (int64_t begin = rows.begin; begin < rows.end;) {
     const int64_t end = std::min(rows.end, (begin / step + 1) * step);
-    const StatusOr<RowRanges> ranges = RangesOf(info, "", begin, end - begin);
+    const StatusOr<PartRanges> ranges = RangesOf(info, "", WholeRows(info, {begin, end}));
     if (!ranges.ok()) return;
     add(info.data, ranges->data);
     add(info.scales, ranges->scales);
@@ -64,26 +65,30 @@ void PlanReads(const TensorInfo& info, Range rows, std::vector<PlannedRead>* rea
   }
 }
 
-Status StoredRowReader::ReadRange(const StoredArray& array, FileRange range, std::byte* to) {
-  if (range.bytes == 0) return OkStatus();
-  const std::span<std::byte> out(to, range.bytes);
-  LOCKSTEP_RETURN_IF_ERROR(ahead_ != nullptr ? ahead_->Read(*array.file, range.offset, out)
-                                             : array.file->Read(range.offset, out));
-  bytes_read_ += range.bytes;
+Status StoredRowReader::ReadRange(const StoredArray& array, StridedRange range, std::byte* to) {
+  const std::span<std::byte> out(to, range.total());
+  if (out.empty()) return OkStatus();
+  if (range.count > 1) {
+    LOCKSTEP_RETURN_IF_ERROR(array.file->ReadStrided(range, out));
+  } else {
+    LOCKSTEP_RETURN_IF_ERROR(ahead_ != nullptr ? ahead_->Read(*array.file, range.offset, out)
+                                               : array.file->Read(range.offset, out));
+  }
+  bytes_read_ += out.size();
   if (progress_) progress_(bytes_read_);
   return OkStatus();
 }
 
 StatusOr<std::span<const std::byte>> StoredRowReader::ReadInto(std::vector<std::byte>& to,
                                                                const StoredArray& array,
-                                                               FileRange range) {
-  to.resize(range.bytes);
+                                                               StridedRange range) {
+  to.resize(range.total());
   LOCKSTEP_RETURN_IF_ERROR(ReadRange(array, range, to.data()));
   return std::span<const std::byte>(to);
 }
 
-Status StoredRowReader::ReadPlain(const TensorInfo& info, const std::string& name, FileRange range,
-                                  std::byte* to) {
+Status StoredRowReader::ReadPlain(const TensorInfo& info, const std::string& name,
+                                  StridedRange range, std::byte* to) {
   const uint64_t element = SizeOf(info.format.plain_type());
   for (uint64_t done = 0; done < range.bytes; done += kChunkBytes) {
     const uint64_t bytes = std::min(kChunkBytes, range.bytes - done);
@@ -95,16 +100,16 @@ Status StoredRowReader::ReadPlain(const TensorInfo& info, const std::string& nam
   return OkStatus();
 }
 
-Status StoredRowReader::ReadCoded(const TensorInfo& info, const std::string& name, Range rows,
-                                  std::byte* to) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, name, rows.begin, rows.size()));
-  RowBytes bytes;
+Status StoredRowReader::ReadCoded(const TensorInfo& info, const std::string& name,
+                                  const TensorPart& part, std::byte* to) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const PartRanges ranges, RangesOf(info, name, part));
+  PartBytes bytes;
   LOCKSTEP_ASSIGN_OR_RETURN(bytes.data, ReadInto(data_, info.data, ranges.data));
   LOCKSTEP_ASSIGN_OR_RETURN(bytes.scales, ReadInto(scales_, info.scales, ranges.scales));
   LOCKSTEP_ASSIGN_OR_RETURN(bytes.biases, ReadInto(biases_, info.biases, ranges.biases));
   LOCKSTEP_ASSIGN_OR_RETURN(bytes.whole_scale,
                             ReadInto(whole_scale_, info.whole_scale, ranges.whole_scale));
-  return TranscodeRows(info, name, bytes, rows.begin, rows.size(), to);
+  return TranscodePart(info, name, bytes, part, to);
 }
 
 Status StoredRowReader::ReadConverted(const TensorInfo& info, const std::string& name, Range rows,
@@ -137,14 +142,24 @@ Status StoredRowReader::ReadConverted(const TensorInfo& info, const std::string&
 
 Status StoredRowReader::Read(const TensorInfo& info, const std::string& name, Range rows,
                              std::byte* to) {
-  if (info.storage == Storage::kConverted) return ReadConverted(info, name, rows, to);
-  LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, name, rows.begin, rows.size()));
-  if (info.storage == Storage::kPlain) return ReadPlain(info, name, ranges.data, to);
-  const uint64_t row_bytes = LayoutOf(info.format, info.shape.back(), 0).row_bytes;
-  const int64_t step = ChunkRows(info);
+  return ReadPart(info, name, WholeRows(info, rows), to);
+}
+
+Status StoredRowReader::ReadPart(const TensorInfo& info, const std::string& name,
+                                 const TensorPart& part, std::byte* to) {
+  const auto [rows, columns] = part;
+  if (info.storage == Storage::kConverted) {
+    LOCKSTEP_CHECK(columns == WholeRows(info, rows).columns);
+    return ReadConverted(info, name, rows, to);
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const PartRanges ranges, RangesOf(info, name, part));
+  if (info.storage == Storage::kPlain && ranges.data.count == 1)
+    return ReadPlain(info, name, ranges.data, to);
+  const uint64_t row_bytes = LayoutOf(info.format, columns.size(), 0).row_bytes;
+  const int64_t step = ChunkRows(info, columns.size());
   for (int64_t begin = rows.begin; begin < rows.end;) {
     const Range chunk{begin, std::min(rows.end, (begin / step + 1) * step)};
-    LOCKSTEP_RETURN_IF_ERROR(ReadCoded(info, name, chunk, to));
+    LOCKSTEP_RETURN_IF_ERROR(ReadCoded(info, name, {chunk, columns}, to));
     to += static_cast<uint64_t>(chunk.size()) * row_bytes;
     begin = chunk.end;
   }
@@ -176,10 +191,10 @@ Status StoredRowReader::CheckSlice(const TensorInfo& info, const std::string& na
 
 Status StoredRowReader::ReadVector(const TensorInfo& info, const std::string& name, Range elements,
                                    std::byte* to) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, name, 0, 1));
+  LOCKSTEP_ASSIGN_OR_RETURN(const PartRanges ranges, RangesOf(info, name, WholeRows(info, {0, 1})));
   const uint64_t element = SizeOf(info.format.plain_type());
-  const FileRange range{ranges.data.offset + static_cast<uint64_t>(elements.begin) * element,
-                        static_cast<uint64_t>(elements.size()) * element};
+  const StridedRange range{ranges.data.offset + static_cast<uint64_t>(elements.begin) * element,
+                           static_cast<uint64_t>(elements.size()) * element};
   return ReadPlain(info, name, range, to);
 }
 

@@ -34,6 +34,10 @@ class StoredRowReader {
   // few MiB of memory, plain ones are read where they stay. Rows of a converted tensor are decoded
   // and quantized, so they do not depend on how they are read.
   Status Read(const TensorInfo& info, const std::string& name, Range rows, std::byte* to);
+  // The same of a part of a matrix, as TranscodePart gives it; of a converted tensor whole rows
+  // only.
+  Status ReadPart(const TensorInfo& info, const std::string& name, const TensorPart& part,
+                  std::byte* to);
   // Elements of a vector of plain numbers, in its own type.
   Status ReadVector(const TensorInfo& info, const std::string& name, Range elements, std::byte* to);
   // All bytes of a tensor that is stored as a slice, compared with their checksum.
@@ -44,12 +48,14 @@ class StoredRowReader {
   uint64_t bytes_read() const { return bytes_read_; }
 
  private:
-  Status ReadPlain(const TensorInfo& info, const std::string& name, FileRange range, std::byte* to);
+  Status ReadPlain(const TensorInfo& info, const std::string& name, StridedRange range,
+                   std::byte* to);
   Status ReadConverted(const TensorInfo& info, const std::string& name, Range rows, std::byte* to);
-  Status ReadCoded(const TensorInfo& info, const std::string& name, Range rows, std::byte* to);
-  Status ReadRange(const StoredArray& array, FileRange range, std::byte* to);
+  Status ReadCoded(const TensorInfo& info, const std::string& name, const TensorPart& part,
+                   std::byte* to);
+  Status ReadRange(const StoredArray& array, StridedRange range, std::byte* to);
   StatusOr<std::span<const std::byte>> ReadInto(std::vector<std::byte>& to,
-                                                const StoredArray& array, FileRange range);
+                                                const StoredArray& array, StridedRange range);
 
   std::function<void(uint64_t)> progress_;
   ReadAhead* ahead_ = nullptr;

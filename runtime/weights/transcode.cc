@@ -213,55 +213,77 @@ bool ProductsAreFinite(const WeightFormat& format, const std::byte* row, int64_t
 
 }  // namespace
 
-StatusOr<RowRanges> RangesOf(const TensorInfo& info, const std::string& name, int64_t first,
-                             int64_t rows) {
+Range WholeColumnUnits(Range columns, int64_t width) {
+  if (columns.empty()) return {};
+  const int64_t end = (columns.end + kColumnUnit - 1) / kColumnUnit * kColumnUnit;
+  return {columns.begin / kColumnUnit * kColumnUnit, std::min(end, width)};
+}
+
+TensorPart WholeRows(const TensorInfo& info, Range rows) {
+  return {rows, {0, info.shape.empty() ? 0 : info.shape.back()}};
+}
+
+StatusOr<PartRanges> RangesOf(const TensorInfo& info, const std::string& name,
+                              const TensorPart& part) {
   LOCKSTEP_ASSIGN_OR_RETURN(const Shape shape, ShapeOf(info, name));
-  LOCKSTEP_ASSIGN_OR_RETURN(const RowSizes sizes, SizesOf(info, name, shape));
-  if (first < 0 || rows < 0 || first > shape.outputs - rows) {
-    return InternalError("tensor %s has %d rows; [%d, %d) asked for", name, shape.outputs, first,
-                         first + rows);
+  const auto [rows, columns] = part;
+  if (rows.begin < 0 || rows.begin > rows.end || rows.end > shape.outputs) {
+    return InternalError("tensor %s has %d rows; [%d, %d) asked for", name, shape.outputs,
+                         rows.begin, rows.end);
   }
+  if (columns.begin < 0 || columns.begin > columns.end || columns.end > shape.inputs ||
+      columns.begin % kColumnUnit != 0 ||
+      (columns.end % kColumnUnit != 0 && columns.end != shape.inputs)) {
+    return InternalError("tensor %s has %d columns; [%d, %d) asked for", name, shape.inputs,
+                         columns.begin, columns.end);
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const RowSizes whole, SizesOf(info, name, shape));
+  // Where the part begins in a row is where a matrix of the columns before it would end.
+  LOCKSTEP_ASSIGN_OR_RETURN(const RowSizes before, SizesOf(info, name, {1, columns.begin}));
+  LOCKSTEP_ASSIGN_OR_RETURN(const RowSizes wanted, SizesOf(info, name, {1, columns.size()}));
   const bool tiled = info.storage == Storage::kFp8 && IsTiled(info);
-  const int64_t scale_rows = sizes.one_scale ? 1
+  const bool scale_of_row = info.storage == Storage::kFp8 && !tiled;
+  const int64_t scale_rows = whole.one_scale ? 1
                              : tiled         ? (shape.outputs + kTile - 1) / kTile
                                              : shape.outputs;
   const auto total = static_cast<uint64_t>(shape.outputs);
-  if (!Holds(info.data, total * sizes.data) ||
-      !Holds(info.scales, static_cast<uint64_t>(scale_rows) * sizes.scales) ||
-      !Holds(info.biases, total * sizes.biases)) {
+  if (!Holds(info.data, total * whole.data) ||
+      !Holds(info.scales, static_cast<uint64_t>(scale_rows) * whole.scales) ||
+      !Holds(info.biases, total * whole.biases)) {
     return ModelError("%s: tensor %s is %s, but its arrays hold %d bytes, which is another size",
                       info.data.file->path(), name, info.ShapeText(), info.stored_bytes());
   }
-  int64_t scale_first = first, scale_end = first + rows;
-  if (tiled) {
-    scale_first = first / kTile;
-    scale_end = (first + rows + kTile - 1) / kTile;
-  }
-  if (sizes.one_scale) scale_first = 0, scale_end = 1;
-  if (rows == 0) scale_end = scale_first;
-  const auto range = [](const StoredArray& array, int64_t begin, int64_t end, uint64_t bytes) {
-    return FileRange{array.offset + static_cast<uint64_t>(begin) * bytes,
-                     static_cast<uint64_t>(end - begin) * bytes};
+  Range scales = rows;
+  if (tiled) scales = {rows.begin / kTile, (rows.end + kTile - 1) / kTile};
+  if (whole.one_scale) scales = {0, 1};
+  if (rows.empty()) scales = {};
+  const auto range = [](const StoredArray& array, Range of, uint64_t stride, uint64_t at,
+                        uint64_t bytes) {
+    const auto count = static_cast<uint64_t>(of.size());
+    const uint64_t begin = array.offset + static_cast<uint64_t>(of.begin) * stride + at;
+    if (bytes == stride || bytes == 0) return StridedRange{begin, count * bytes};
+    return StridedRange{begin, bytes, stride, count};
   };
-  RowRanges ranges;
-  ranges.data = range(info.data, first, first + rows, sizes.data);
-  ranges.scales = range(info.scales, scale_first, scale_end, sizes.scales);
-  ranges.biases = range(info.biases, first, first + rows, sizes.biases);
-  if (info.storage == Storage::kNvfp4 && rows > 0)
+  PartRanges ranges;
+  ranges.data = range(info.data, rows, whole.data, before.data, wanted.data);
+  ranges.scales =
+      range(info.scales, scales, whole.scales, scale_of_row ? 0 : before.scales, wanted.scales);
+  ranges.biases = range(info.biases, rows, whole.biases, before.biases, wanted.biases);
+  if (info.storage == Storage::kNvfp4 && !rows.empty())
     ranges.whole_scale = {info.whole_scale.offset, sizeof(float)};
   return ranges;
 }
 
-Status TranscodeRows(const TensorInfo& info, const std::string& name, const RowBytes& bytes,
-                     int64_t first, int64_t rows, std::byte* portable) {
-  if (rows == 0) return OkStatus();
-  LOCKSTEP_ASSIGN_OR_RETURN(const Shape shape, ShapeOf(info, name));
-  LOCKSTEP_ASSIGN_OR_RETURN(const RowSizes sizes, SizesOf(info, name, shape));
-  LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, name, first, rows));
-  LOCKSTEP_CHECK(bytes.data.size() == ranges.data.bytes &&
-                 bytes.scales.size() == ranges.scales.bytes &&
-                 bytes.biases.size() == ranges.biases.bytes &&
-                 bytes.whole_scale.size() == ranges.whole_scale.bytes);
+Status TranscodePart(const TensorInfo& info, const std::string& name, const PartBytes& bytes,
+                     const TensorPart& part, std::byte* portable) {
+  if (part.rows.empty()) return OkStatus();
+  LOCKSTEP_ASSIGN_OR_RETURN(const PartRanges ranges, RangesOf(info, name, part));
+  const int64_t inputs = part.columns.size();
+  LOCKSTEP_ASSIGN_OR_RETURN(const RowSizes sizes, SizesOf(info, name, {1, inputs}));
+  LOCKSTEP_CHECK(bytes.data.size() == ranges.data.total() &&
+                 bytes.scales.size() == ranges.scales.total() &&
+                 bytes.biases.size() == ranges.biases.total() &&
+                 bytes.whole_scale.size() == ranges.whole_scale.total());
   float whole = 1;
   if (info.storage == Storage::kNvfp4) {
     std::memcpy(&whole, bytes.whole_scale.data(), sizeof whole);
@@ -271,8 +293,9 @@ Status TranscodeRows(const TensorInfo& info, const std::string& name, const RowB
     }
     if (info.whole_scale_divides) whole = -whole;  // weight_format.h
   }
-  const uint64_t row_bytes = LayoutOf(info.format, shape.inputs, 0).row_bytes;
-  for (int64_t row = 0; row < rows; ++row, portable += row_bytes) {
+  const uint64_t row_bytes = LayoutOf(info.format, inputs, 0).row_bytes;
+  const int64_t first = part.rows.begin;
+  for (int64_t row = 0; row < part.rows.size(); ++row, portable += row_bytes) {
     const std::byte* data = bytes.data.data() + static_cast<uint64_t>(row) * sizes.data;
     uint64_t scale_row = static_cast<uint64_t>(row);
     if (sizes.one_scale) scale_row = 0;
@@ -284,29 +307,29 @@ Status TranscodeRows(const TensorInfo& info, const std::string& name, const RowB
         if (row_bytes > 0) std::memcpy(portable, data, row_bytes);
         break;
       case Storage::kGgml:
-        GgmlToPortable(info.format, data, shape.inputs, portable);
+        GgmlToPortable(info.format, data, inputs, portable);
         break;
       case Storage::kFp8:
-        Fp8Row(info, data, scales, shape.inputs, portable);
+        Fp8Row(info, data, scales, inputs, portable);
         break;
       case Storage::kMlx:
         MlxRow(info, data, scales, bytes.biases.data() + static_cast<uint64_t>(row) * sizes.biases,
-               shape.inputs, portable);
+               inputs, portable);
         break;
       case Storage::kNvfp4:
-        Nvfp4Row(info, data, scales, whole, shape.inputs, portable);
+        Nvfp4Row(info, data, scales, whole, inputs, portable);
         break;
       case Storage::kPortable:  // RangesOf has no ranges of these
       case Storage::kConverted:
         break;
     }
-    if (!RowIsFinite(info.format, portable, shape.inputs, 0)) {
+    if (!RowIsFinite(info.format, portable, inputs, 0)) {
       return ModelError(
           "%s: tensor %s holds values or scales that are not finite (NaN or infinity), first in "
           "row %d; the checkpoint is broken",
           info.data.file->path(), name, first + row);
     }
-    if (!ProductsAreFinite(info.format, portable, shape.inputs)) {
+    if (!ProductsAreFinite(info.format, portable, inputs)) {
       return ModelError(
           "%s: tensor %s holds scales that make weights too large for float32, first in row %d; "
           "the checkpoint is broken",

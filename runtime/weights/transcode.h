@@ -7,9 +7,11 @@
 #include <span>
 #include <string>
 
+#include "runtime/base/file.h"
 #include "runtime/base/status.h"
 #include "runtime/weights/checkpoint.h"
 #include "runtime/weights/ggml_blocks.h"
+#include "runtime/weights/partition.h"
 
 namespace lockstep {
 
@@ -17,35 +19,43 @@ namespace lockstep {
 // build began is then not continued with other bytes.
 inline constexpr uint64_t kTranscoderVersion = 2;
 
-// A piece of a file.
-struct FileRange {
-  uint64_t offset = 0;
-  uint64_t bytes = 0;
+// Columns that begin and end at multiples of this, or where the row ends, can be read without the
+// rest of their rows, whatever the format: no block, group or tile reaches across.
+inline constexpr int64_t kColumnUnit = 256;
+// The smallest such range that holds `columns` of rows of `width`.
+Range WholeColumnUnits(Range columns, int64_t width);
+
+// What part of a matrix is read.
+struct TensorPart {
+  Range rows;
+  Range columns;  // WholeColumnUnits of the matrix
+};
+// These rows, all columns. A tensor of one dimension is one row.
+TensorPart WholeRows(const TensorInfo& info, Range rows);
+
+// What must be read for a part of a tensor: ranges of its arrays, each of that array's file, with
+// one piece where rows are whole. Empty ranges are of arrays that the tensor does not have.
+struct PartRanges {
+  StridedRange data, scales, biases, whole_scale;
 };
 
-// What must be read for some rows of a tensor: pieces of its arrays, each of that array's file.
-// Empty pieces are of arrays that the tensor does not have.
-struct RowRanges {
-  FileRange data, scales, biases, whole_scale;
-};
-
-// Where rows [first, first + rows) lie. A tensor of one dimension is one row. An error, which says
-// `name`, if the arrays are not as large as the tensor's shape and format say, if the rows are
-// outside, or if a row is not whole blocks: so no range is ever outside its array.
-StatusOr<RowRanges> RangesOf(const TensorInfo& info, const std::string& name, int64_t first,
-                             int64_t rows);
+// Where a part lies. An error, which says `name`, if the arrays are not as large as the tensor's
+// shape and format say, if the part is outside, or if a row is not whole blocks: so no range is
+// ever outside its array.
+StatusOr<PartRanges> RangesOf(const TensorInfo& info, const std::string& name,
+                              const TensorPart& part);
 
 // The bytes of those ranges.
-struct RowBytes {
+struct PartBytes {
   std::span<const std::byte> data, scales, biases, whole_scale;
 };
 
-// Writes rows [first, first + rows) of the tensor to `portable`, one row of
-// LayoutOf(info.format, inputs, 0).row_bytes behind the other. `bytes` are those of
-// RangesOf(info, name, first, rows). Numbers that are not finite, in scales or weights, are an
-// error that says `name`. Any thread; no state.
-Status TranscodeRows(const TensorInfo& info, const std::string& name, const RowBytes& bytes,
-                     int64_t first, int64_t rows, std::byte* portable);
+// Writes a part of the tensor to `portable`, one row of LayoutOf(info.format, part.columns.size(),
+// 0).row_bytes behind the other: of all columns its rows, of some those of a matrix that has no
+// others. `bytes` are those of RangesOf(info, name, part). Numbers that are not finite, in scales
+// or weights, are an error that says `name`. Any thread; no state.
+Status TranscodePart(const TensorInfo& info, const std::string& name, const PartBytes& bytes,
+                     const TensorPart& part, std::byte* portable);
 
 // False if a scale of the row, or a number of a plain or FP8 row, is infinite or NaN.
 bool RowIsFinite(const WeightFormat& format, const std::byte* row, int64_t inputs, int64_t phase);

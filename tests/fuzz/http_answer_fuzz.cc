@@ -17,6 +17,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   request.offset = data[1];
   request.out = out;
   if (data[2] % 2 == 1) request.size_bytes = request.offset + out.size() + data[2] / 2;
+  if (data[2] % 16 == 15 && out.size() % 4 == 0) {
+    request.piece_bytes = 4;
+    request.stride = 9;
+  }
   std::string_view text(reinterpret_cast<const char*>(data) + 3, size - 3);
   HttpAnswer answer(request);
   while (!text.empty()) {

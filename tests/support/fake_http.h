@@ -14,9 +14,12 @@
 #include <cstdio>
 #include <functional>
 #include <mutex>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include "runtime/weights/http_client.h"
 
 namespace lockstep::testing {
 
@@ -112,6 +115,25 @@ class FakeHttpServer {
   std::atomic<bool> stopped_{false};
   std::jthread thread_;
 };
+
+inline constexpr size_t kFileBytes = 3 << 20;
+
+inline std::string Contents(size_t bytes = kFileBytes) {
+  std::mt19937 random(7);
+  std::string text(bytes, '\0');
+  for (char& c : text) c = static_cast<char>(random());
+  return text;
+}
+
+// Gives up soon.
+inline HttpOptions Quick() {
+  HttpOptions options;
+  options.tries = 4;
+  options.first_wait_ms = 5;
+  options.longest_wait_ms = 20;
+  options.stall_timeout_ms = 1'000;
+  return options;
+}
 
 inline std::string HttpText(const std::string& status, const std::string& headers,
                             const std::string& body) {

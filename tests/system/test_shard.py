@@ -3,12 +3,16 @@
 import json
 import os
 import resource
+import re
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
+import sys
 import time
 import unittest
+import urllib.request
 
 from support import BINARY, MODELS, TestCase, Tensors, relative_error, run, source, start
 
@@ -55,6 +59,77 @@ class Shard(TestCase):
                     self.assertEqual(sorted(name for name in os.listdir(out) if name.endswith(".lockstep")),
                                      names(flags[1]))
                     self.assertEqual(self.logits(out, *flags), self.logits(os.path.join(MODELS, model), *flags))
+
+    def test_each_rank_fetches_its_own_slices_alone(self):
+        ranks, shares = 3, "3,1,2"
+        for form in ("bf16", "fp8", "nvfp4", "mlx4", "q4_k_m"):
+            with self.subTest(form=form):
+                model = self.path(f"wide-{form}" + (".gguf" if form == "q4_k_m" else ""))
+                subprocess.run([sys.executable, source("bench", "make_checkpoint.py"), model, "--shape", "mid",
+                                "--format", form, "--moe", "1", "--experts", "8", "--vocab", "2048"],
+                               check=True, capture_output=True)
+                local, remote = self.path(f"local-{form}"), self.path(f"remote-{form}")
+                result = run("shard", "--model", model, "--out", local, "--ranks", ranks, "--shares", shares)
+                self.assertEqual(result.returncode, 0, result.stderr.decode())
+                whole = os.path.getsize(model) if form == "q4_k_m" else sum(
+                    os.path.getsize(os.path.join(model, name)) for name in os.listdir(model))
+                url, end = self.serve(self.directory if form == "q4_k_m" else model)
+                for rank in range(ranks):
+                    result = run("shard", "--from", f"{url}/{os.path.basename(model)}" if form == "q4_k_m" else url,
+                                 "--out", remote, "--ranks", ranks, "--shares", shares, "--rank", rank)
+                    self.assertEqual(result.returncode, 0, result.stderr.decode())
+                self.assertEqual(self.contents(remote, ranks), self.contents(local, ranks))
+                # Routers and norms are everybody's, and reads are rounded; whole rows would be 1.7 times the whole.
+                # Scales are so small here that the blocks around them weigh more than what is read of them.
+                if form == "bf16":
+                    self.assertLess(end(), 1.25 * whole)
+
+    def test_the_server_of_a_checkpoint_gives_its_probe_prompt_along(self):
+        model = os.path.join(MODELS, "tiny-k")
+        self.shard("tiny-k", self.path("local"), "--ranks", 2)
+        fetch = ("--ranks", 2, "--out", self.path("remote"))
+        url, _ = self.serve(model, "--record")
+        for rank in range(2):
+            result = run("shard", "--from", url, "--rank", rank, *fetch)
+            self.assertEqual(result.returncode, 0, result.stderr.decode())
+            self.assertIn(b"as the server computed them", result.stderr)
+        with open(self.path("local/probe.json"), "rb") as one, open(self.path("remote/probe.json"), "rb") as other:
+            self.assertEqual(one.read(), other.read())
+        result = run("verify", "--model", self.path("remote"), "--ranks", 2)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        # Weights that are quantized on the way have other logits.
+        result = run("shard", "--from", url, "--rank", 0, "--ranks", 2, "--quantize", "q8_0", "--out",
+                     self.path("quantized"))
+        self.assertIn(b"no probe prompt recorded", result.stderr)
+        self.assertFalse(os.path.exists(self.path("quantized/probe.json")))
+        # Nor is a probe prompt of another checkpoint taken.
+        other = self.path("other")
+        shutil.copytree(os.path.join(MODELS, "tiny-a"), other)
+        with urllib.request.urlopen(url + "/probe.json") as answer:
+            self.write("other/probe.json", answer.read().decode())
+        url, _ = self.serve(other)
+        result = run("shard", "--from", url, "--rank", 0, "--ranks", 2, "--out", self.path("of-other"))
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.assertIn(b"is of another checkpoint", result.stderr)
+        self.assertFalse(os.path.exists(self.path("of-other/probe.json")))
+
+    def serve(self, directory, *flags):
+        """Starts `lockstep files`: its URL, and what ends it and says how many bytes it sent."""
+        process = start("files", directory, "--port", "0", *flags)
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        line = ""
+        while " at http" not in line:
+            line = process.stderr.readline().decode()
+            self.assertNotEqual(line, "")
+
+        def end():
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=20)[1].decode()
+            number, unit = re.search(r"requests, ([0-9.]+) (\w+) sent", said).groups()
+            return float(number) * {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[unit]
+
+        return line.rpartition(" at ")[2].strip(), end
 
     def test_the_directory_alone_answers(self):
         for model in ("tiny-k", "tiny-k-Q4_K_M.gguf"):

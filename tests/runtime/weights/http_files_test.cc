@@ -15,31 +15,16 @@ namespace lockstep {
 namespace {
 
 using ::testing::AllOf;
+using testing::Contents;
 using testing::FakeHttpServer;
 using testing::FakeRequest;
 using ::testing::HasSubstr;
 using testing::HttpNotFound;
 using testing::HttpPart;
 using testing::HttpText;
+using testing::kFileBytes;
 using ::testing::Not;
-
-constexpr size_t kFileBytes = 3 << 20;
-
-std::string Contents(size_t bytes = kFileBytes) {
-  std::mt19937 random(7);
-  std::string text(bytes, '\0');
-  for (char& c : text) c = static_cast<char>(random());
-  return text;
-}
-
-HttpOptions Quick() {
-  HttpOptions options;
-  options.tries = 4;
-  options.first_wait_ms = 5;
-  options.longest_wait_ms = 20;
-  options.stall_timeout_ms = 1'000;
-  return options;
-}
+using testing::Quick;
 
 // One file, x.gguf, whose answers from the second request on are the handler's.
 struct OneFile {
@@ -121,6 +106,16 @@ TEST(HttpFilesTest, ALostConnectionIsTakenUpWhereItBroke) {
   });
   one.ExpectRead(2'000'000, 450'000);
   EXPECT_EQ(begins, (std::vector<size_t>{2'000'000, 2'100'000, 2'200'000, 2'300'000, 2'400'000}));
+}
+
+TEST(HttpFilesTest, WithoutTheOfferPiecesAreRead) {
+  OneFile one([&](const FakeRequest& request) { return HttpPart(one.contents, request); });
+  EXPECT_FALSE(one.file->reads_strided());
+  std::string got(2000, '\0');
+  const Status status =
+      one.file->ReadStrided({2'000'000, 1000, 7000, 2}, std::as_writable_bytes(std::span(got)));
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(got == one.contents.substr(2'000'000, 1000) + one.contents.substr(2'007'000, 1000));
 }
 
 TEST(HttpFilesTest, AnswersThatEndAtOnceAreATruncatedBody) {

@@ -2,7 +2,6 @@
 // definitions written out again here.
 #include "runtime/weights/transcode.h"
 
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -10,6 +9,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/runtime/weights/stored_tensor.h"
 #include "tests/support/golden.h"
 #include "tests/support/seed.h"
 
@@ -17,93 +17,8 @@ namespace lockstep {
 namespace {
 
 using ::lockstep::testing::Golden;
-using ::lockstep::testing::SourcePath;
 using ::lockstep::testing::TestSeed;
 using ::testing::HasSubstr;
-using Bytes = std::vector<std::byte>;
-
-std::string CasesPath(const std::string& name) {
-  return SourcePath("tests/goldens/kernels/" + name + ".safetensors");
-}
-
-template <typename T>
-Bytes BytesOf(const std::vector<T>& values) {
-  Bytes bytes(values.size() * sizeof(T));
-  if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
-  return bytes;
-}
-
-// NaN equals NaN; all else bit for bit.
-void ExpectSameBits(const std::vector<float>& expected, const std::vector<float>& actual,
-                    const std::string& what) {
-  ASSERT_EQ(expected.size(), actual.size()) << what;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    if (std::isnan(expected[i]) && std::isnan(actual[i])) continue;
-    ASSERT_EQ(std::bit_cast<uint32_t>(expected[i]), std::bit_cast<uint32_t>(actual[i]))
-        << what << ", weight " << i << ": " << expected[i] << " and " << actual[i];
-  }
-}
-
-// A tensor whose arrays are in memory. They pretend to lie in a file, at places of their own.
-class Tensor {
- public:
-  Tensor(Storage storage, const WeightFormat& format, std::vector<int64_t> shape) {
-    auto file = RandomAccessFile::Open(CasesPath("dequant_cases"));
-    EXPECT_TRUE(file.ok());
-    file_ = *std::move(file);
-    info.storage = storage;
-    info.format = format;
-    info.shape = std::move(shape);
-  }
-  void Set(StoredArray* array, const std::string& type, Bytes bytes) {
-    const auto index = static_cast<uint64_t>(reinterpret_cast<std::byte*>(array) -
-                                             reinterpret_cast<std::byte*>(&info));
-    *array = {type, {}, file_.get(), index << 20, bytes.size()};
-    contents_[index] = std::move(bytes);
-  }
-
-  Status Transcode(int64_t first, int64_t rows, Bytes* portable) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const RowRanges ranges, RangesOf(info, "w", first, rows));
-    const RowBytes bytes = {Read(ranges.data), Read(ranges.scales), Read(ranges.biases),
-                            Read(ranges.whole_scale)};
-    portable->assign(static_cast<size_t>(rows) * row_bytes(), std::byte{0x5a});
-    return TranscodeRows(info, "w", bytes, first, rows, portable->data());
-  }
-  std::vector<float> Decoded(int64_t first, int64_t rows) {
-    Bytes portable;
-    const Status status = Transcode(first, rows, &portable);
-    EXPECT_TRUE(status.ok()) << MessageOf(status);
-    const int64_t inputs = info.shape.back();
-    std::vector<float> values(static_cast<size_t>(rows * inputs));
-    for (int64_t row = 0; status.ok() && row < rows; ++row) {
-      DecodeRow(info.format, portable.data() + static_cast<size_t>(row) * row_bytes(), inputs, 0, 0,
-                inputs, values.data() + row * inputs);
-    }
-    return values;
-  }
-  std::string Error() {
-    Bytes portable;
-    const Status status = Transcode(0, info.shape.size() == 2 ? info.shape[0] : 1, &portable);
-    return status.ok() ? "" : MessageOf(status);
-  }
-
-  TensorInfo info;
-
- private:
-  size_t row_bytes() const { return LayoutOf(info.format, info.shape.back(), 0).row_bytes; }
-  std::span<const std::byte> Read(const FileRange& range) {
-    if (range.bytes == 0) return {};
-    const Bytes& bytes = contents_.at(range.offset >> 20);
-    const uint64_t offset = range.offset & ((1u << 20) - 1);
-    EXPECT_LE(offset + range.bytes, bytes.size());
-    return std::span(bytes).subspan(offset, range.bytes);
-  }
-  std::unique_ptr<RandomAccessFile> file_;
-  std::map<uint64_t, Bytes> contents_;
-};
-
-constexpr const char* kGgmlTypes[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1",   "Q8_0",   "Q2_K",  "Q3_K",
-                                      "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4", "NVFP4"};
 
 TEST(Transcode, GgmlBlocksDecodeToTheGoldenBits) {
   const Golden golden(CasesPath("dequant_cases"));
@@ -442,12 +357,18 @@ TEST(Transcode, RefusesArraysOfOtherSizes) {
            {int64_t{1} << 40, int64_t{1} << 40}, {-1, 64}, {1, int64_t{1} << 62}, {2, 2, 64}, {}}) {
     Tensor tensor = fresh();
     tensor.info.shape = shape;
-    const StatusOr<RowRanges> ranges = RangesOf(tensor.info, "w", 0, 1);
+    const StatusOr<PartRanges> ranges = RangesOf(tensor.info, "w", WholeRows(tensor.info, {0, 1}));
     ASSERT_FALSE(ranges.ok());
     EXPECT_THAT(MessageOf(ranges.status()), HasSubstr("tensor w has shape"));
   }
-  for (const auto& [first, rows] : {std::pair<int64_t, int64_t>{4, 1}, {-1, 1}, {0, 5}, {0, -1}})
-    EXPECT_FALSE(RangesOf(fresh().info, "w", first, rows).ok()) << first << " " << rows;
+  for (const Range rows : {Range{4, 5}, {-1, 0}, {0, 5}, {1, 0}}) {
+    EXPECT_FALSE(RangesOf(fresh().info, "w", WholeRows(fresh().info, rows)).ok())
+        << rows.begin << " " << rows.end;
+  }
+  for (const Range columns : {Range{0, 65}, {-256, 64}, {0, 32}, {32, 64}, {64, 0}}) {
+    EXPECT_FALSE(RangesOf(fresh().info, "w", {{0, 1}, columns}).ok())
+        << columns.begin << " " << columns.end;
+  }
   Tensor kind(Storage::kPlain, DType::kF32, {1, 1});
   kind.Set(&kind.info.data, "I32", Bytes(4));
   EXPECT_THAT(kind.Error(), HasSubstr("tensor w is I32"));

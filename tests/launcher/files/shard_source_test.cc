@@ -1,5 +1,5 @@
 // `lockstep files` and `lockstep shard --from`, over a real server on loopback.
-#include "launcher/shard_source.h"
+#include "launcher/files/shard_source.h"
 
 #include <sys/stat.h>
 
@@ -10,8 +10,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/base/file.h"
+#include "tests/launcher/files/serving.h"
 #include "tests/launcher/program.h"
-#include "tests/launcher/serving.h"
 #include "tests/support/fake_http.h"
 #include "tests/support/temporary.h"
 

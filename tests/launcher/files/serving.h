@@ -12,7 +12,7 @@
 #include <string>
 #include <utility>
 
-#include "launcher/file_server.h"
+#include "launcher/files/file_server.h"
 
 namespace lockstep {
 

@@ -1,5 +1,5 @@
 // What `lockstep files` serves, to whom, and for how long.
-#include "launcher/file_server.h"
+#include "launcher/files/file_server.h"
 
 #include <sys/stat.h>
 
@@ -11,7 +11,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/weights/http_client.h"
-#include "tests/launcher/serving.h"
+#include "tests/launcher/files/serving.h"
 #include "tests/support/temporary.h"
 
 namespace lockstep {
@@ -31,9 +31,10 @@ TEST(FileServerTest, PartsOfFilesAreServed) {
               AllOf(HasSubstr("200 OK"), HasSubstr("application/json"),
                     HasSubstr(R"({"lockstep":"files","files":[{"name":"config.json","bytes":2},)"
                               R"({"name":"x.gguf","bytes":10}]})")));
-  EXPECT_THAT(Get(serving, "/x.gguf"),
-              AllOf(HasSubstr("200 OK"), HasSubstr("Accept-Ranges: bytes"), HasSubstr("ETag: "),
-                    HasSubstr("Content-Length: 10\r\n"), HasSubstr("\r\n\r\n0123456789")));
+  EXPECT_THAT(
+      Get(serving, "/x.gguf"),
+      AllOf(HasSubstr("200 OK"), HasSubstr("Accept-Ranges: bytes, strided"), HasSubstr("ETag: "),
+            HasSubstr("Content-Length: 10\r\n"), HasSubstr("\r\n\r\n0123456789")));
   for (const auto& [range, part, text] :
        std::vector<std::tuple<std::string, std::string, std::string>>{
            {"2-4", "2-4", "234"},
@@ -47,8 +48,12 @@ TEST(FileServerTest, PartsOfFilesAreServed) {
                       HasSubstr("\r\n\r\n" + text)))
         << range;
   }
-  for (const char* range : {"bytes=10-", "bytes=4-2", "bytes=-0", "bytes=0-1,3-4", "bytes=", "x",
-                            "bytes=-", "bytes=99999999999999999999-"}) {
+  EXPECT_THAT(Get(serving, "/x.gguf", "Range: strided=0-2-4-3\r\n"),
+              AllOf(HasSubstr("206 Partial"), HasSubstr("Content-Range: strided 0-2-4-3/10"),
+                    HasSubstr("Content-Length: 6\r\n"), HasSubstr("\r\n\r\n014589")));
+  for (const char* range :
+       {"strided=1-2-4-3", "bytes=10-", "bytes=4-2", "bytes=-0", "bytes=0-1,3-4", "bytes=", "x",
+        "bytes=-", "bytes=99999999999999999999-"}) {
     EXPECT_THAT(Get(serving, "/x.gguf", std::string("Range: ") + range + "\r\n"),
                 AllOf(HasSubstr("416"), HasSubstr("bytes */10")))
         << range;

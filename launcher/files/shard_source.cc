@@ -1,4 +1,4 @@
-#include "launcher/shard_source.h"
+#include "launcher/files/shard_source.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -18,7 +18,7 @@
 
 #include "absl/strings/match.h"
 #include "collectives/bootstrap.h"
-#include "launcher/file_server.h"
+#include "launcher/files/file_server.h"
 #include "launcher/probe.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"

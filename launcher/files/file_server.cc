@@ -1,4 +1,4 @@
-#include "launcher/file_server.h"
+#include "launcher/files/file_server.h"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -13,13 +13,13 @@
 #include <boost/asio/write.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
-#include <charconv>
 #include <cstring>
 #include <optional>
 #include <thread>
 #include <utility>
 
 #include "collectives/secret.h"
+#include "launcher/file_range.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
@@ -34,7 +34,8 @@ namespace http = boost::beast::http;
 using asio::ip::tcp;
 using boost::system::error_code;
 
-constexpr size_t kPieceBytes = size_t{256} << 10;
+constexpr size_t kChunkBytes = size_t{256} << 10;
+constexpr char kJson[] = "application/json";
 constexpr uint32_t kMostHeadBytes = 8 << 10;
 constexpr int kBacklog = 512;
 constexpr int kUnprovenShare = 4;  // one of so many connections may be a stranger's
@@ -51,35 +52,6 @@ std::string EtagOf(const struct stat& info) {
   return absl::StrFormat(
       "\"%x-%x-%x.%x\"", static_cast<uint64_t>(info.st_ino), static_cast<uint64_t>(info.st_size),
       static_cast<uint64_t>(info.st_mtim.tv_sec), static_cast<uint64_t>(info.st_mtim.tv_nsec));
-}
-
-struct ByteRange {
-  uint64_t begin = 0, end = 0;
-};
-
-std::optional<uint64_t> Number(std::string_view text) {
-  uint64_t value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
-
-// One range of a Range header; nothing if it is malformed, several ranges, or outside.
-std::optional<ByteRange> ParseRange(std::string_view text, uint64_t size) {
-  constexpr std::string_view kUnit = "bytes=";
-  const size_t dash = text.find('-');
-  if (text.substr(0, kUnit.size()) != kUnit || dash == std::string_view::npos) return std::nullopt;
-  const std::string_view from = text.substr(kUnit.size(), dash - kUnit.size());
-  const std::optional<uint64_t> first = Number(from), last = Number(text.substr(dash + 1));
-  if (from.empty()) {
-    if (!last.has_value() || *last == 0 || size == 0) return std::nullopt;
-    return ByteRange{size - std::min(*last, size), size};
-  }
-  const bool open_end = dash + 1 == text.size();
-  if (!first.has_value() || (!last.has_value() && !open_end) || *first >= size) return std::nullopt;
-  if (open_end) return ByteRange{*first, size};
-  if (*last < *first) return std::nullopt;
-  return ByteRange{*first, std::min(*last, size - 1) + 1};
 }
 
 // A page of another site must not reach us by a name of its own that leads here.
@@ -140,7 +112,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void AnswerText(http::status status, const std::string& type, std::string text);
   void AnswerError(http::status status, const std::string& text);
   void SendHead(Head head);
-  void SendPiece();
+  void SendChunk();
   void Prove();
   void Next();
   void Close();
@@ -155,8 +127,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::optional<http::response_serializer<http::empty_body>> serializer_;
   std::optional<http::response<http::string_body>> text_;
   UniqueFd file_;
-  ByteRange left_;  // of the file, to be sent
-  std::vector<char> piece_;
+  PieceReader left_;  // of the file, to be sent
+  std::vector<std::byte> chunk_;
 };
 
 struct Shared {
@@ -245,13 +217,21 @@ void Connection::Answer() {
   const StatusOr<std::vector<ModelFile>> files = ListModelFiles(shared_.options.directory);
   if (!files.ok()) return AnswerError(http::status::internal_server_error, "cannot list the files");
   nlohmann::ordered_json list = {{"lockstep", "files"}, {"files", nlohmann::ordered_json::array()}};
-  for (const ModelFile& file : *files)
-    list["files"].push_back({{"name", file.name}, {"bytes", file.bytes}});
-  AnswerText(http::status::ok, "application/json", list.dump() + "\n");
+  const auto& texts = shared_.options.texts;
+  for (const ModelFile& file : *files) {
+    if (!texts.contains(file.name))
+      list["files"].push_back({{"name", file.name}, {"bytes", file.bytes}});
+  }
+  for (const auto& [name, text] : texts)
+    list["files"].push_back({{"name", name}, {"bytes", text.size()}});
+  AnswerText(http::status::ok, kJson, list.dump() + "\n");
 }
 
 void Connection::AnswerFile(const std::string& path) {
   const std::string name = path.substr(1);
+  const auto& texts = shared_.options.texts;
+  if (const auto text = texts.find(name); path[0] == '/' && text != texts.end())
+    return AnswerText(http::status::ok, kJson, text->second);
   struct stat info {};
   errno = ENOENT;
   if (path[0] == '/' && IsOfModel(name) && HasServedCharacters(name))
@@ -264,28 +244,27 @@ void Connection::AnswerFile(const std::string& path) {
   const auto& request = parser_->get();
   const auto size = static_cast<uint64_t>(info.st_size);
   Head head;
-  head.set(http::field::accept_ranges, "bytes");
+  head.set(http::field::accept_ranges, "bytes, strided");
   head.set(http::field::etag, EtagOf(info));
   head.set(http::field::content_type, "application/octet-stream");
-  left_ = {0, size};
+  StridedRange pieces{0, size};
   head.result(http::status::ok);
   if (request.count(http::field::range) > 0) {
     const auto text = request[http::field::range];
-    const std::optional<ByteRange> range = ParseRange({text.data(), text.size()}, size);
+    const std::optional<FileRange> range = ParseFileRange({text.data(), text.size()}, size);
     if (!range.has_value()) {
       file_ = UniqueFd();
       head.result(http::status::range_not_satisfiable);
       head.set(http::field::content_range, absl::StrFormat("bytes */%d", size));
-      left_ = {};
+      pieces = {};
     } else {
-      left_ = *range;
+      pieces = range->pieces;
       head.result(http::status::partial_content);
-      head.set(http::field::content_range,
-               absl::StrFormat("bytes %d-%d/%d", range->begin, range->end - 1, size));
+      head.set(http::field::content_range, range->text);
     }
   }
-  head.content_length(left_.end - left_.begin);
-  if (request.method() == http::verb::head) left_ = {};
+  head.content_length(pieces.total());
+  left_ = request.method() == http::verb::head ? PieceReader() : PieceReader(pieces);
   SendHead(std::move(head));
 }
 
@@ -298,26 +277,22 @@ void Connection::SendHead(Head head) {
   http::async_write_header(stream_, *serializer_,
                            [self = shared_from_this()](const error_code& error, size_t) {
                              if (error) return self->Close();
-                             self->SendPiece();
+                             self->SendChunk();
                            });
 }
 
-void Connection::SendPiece() {
-  if (left_.begin == left_.end) return Next();
-  piece_.resize(kPieceBytes);
-  const ssize_t got =
-      pread(file_.get(), piece_.data(), std::min<uint64_t>(kPieceBytes, left_.end - left_.begin),
-            static_cast<off_t>(left_.begin));
-  if (got < 0 && errno == EINTR) return SendPiece();
+void Connection::SendChunk() {
+  if (left_.done()) return Next();
+  chunk_.resize(kChunkBytes);
+  const size_t got = left_.Read(file_.get(), chunk_);
   // The head has promised more: only a cut connection tells the client.
-  if (got <= 0) return Close();
-  left_.begin += static_cast<uint64_t>(got);
+  if (got == 0) return Close();
   stream_.expires_after(std::chrono::milliseconds(shared_.options.piece_ms));
-  asio::async_write(stream_, asio::buffer(piece_.data(), static_cast<size_t>(got)),
+  asio::async_write(stream_, asio::buffer(chunk_.data(), got),
                     [self = shared_from_this()](const error_code& error, size_t bytes) {
                       self->shared_.bytes_sent.fetch_add(bytes);
                       if (error) return self->Close();
-                      self->SendPiece();
+                      self->SendChunk();
                     });
 }
 

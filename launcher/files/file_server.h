@@ -1,7 +1,9 @@
 // Serves the files of a checkpoint, or of a directory that `lockstep shard` made, by HTTP ranges.
 //
 //     GET /          {"lockstep": "files", "files": [{"name": ..., "bytes": ...}, ...]}
-//     GET /NAME      the file, or with "Range: bytes=first-last" (or "first-", "-count") that part
+//     GET /NAME      the file, or with "Range: bytes=first-last" (or "first-", "-count") that part,
+//                    or with "Range: strided=first-bytes-stride-count" those pieces, one behind
+//                    the other (runtime/weights/http_answer.h)
 //     HEAD of both   the same without the body
 //
 // Served are regular files directly in the directory whose names are those of models: *.safetensors
@@ -12,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -23,6 +26,8 @@ namespace lockstep {
 
 struct FileServerOptions {
   std::string directory;
+  // Served besides its files, and in place of those of the same names: JSON.
+  std::map<std::string, std::string> texts;
   std::string host = "127.0.0.1";
   int64_t port = 0;  // 0: a free one
   // Requests must prove it by FileToken. Empty: nothing is asked, but then only clients of this

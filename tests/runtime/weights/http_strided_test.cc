@@ -1,0 +1,112 @@
+// Pieces of a file that are asked for by one request.
+#include <cstdio>
+
+#include "absl/strings/str_format.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "runtime/weights/http_files.h"
+#include "tests/support/fake_http.h"
+
+namespace lockstep {
+namespace {
+
+using ::testing::AllOf;
+using testing::Contents;
+using testing::FakeHttpServer;
+using testing::FakeRequest;
+using ::testing::HasSubstr;
+using testing::HttpPart;
+using testing::HttpText;
+using testing::kFileBytes;
+using testing::Quick;
+
+// x.gguf on a server that offers strided ranges, whose answers to them `spoil` may change.
+struct StridedFile {
+  explicit StridedFile(std::function<std::string(std::string)> spoil)
+      : contents(Contents()), server([this, spoil](const FakeRequest& request) {
+          const size_t at = request.head.find("Range: strided=");
+          if (at == std::string::npos) {
+            std::string whole = HttpPart(contents, request);
+            return whole.insert(whole.find("\r\n") + 2, "Accept-Ranges: bytes, strided\r\n");
+          }
+          size_t first = 0, bytes = 0, stride = 0, count = 0;
+          EXPECT_EQ(std::sscanf(request.head.c_str() + at, "Range: strided=%zu-%zu-%zu-%zu", &first,
+                                &bytes, &stride, &count),
+                    4);
+          firsts.push_back(first);
+          std::string body;
+          for (size_t i = 0; i < count; ++i) body += contents.substr(first + i * stride, bytes);
+          return spoil(HttpText(
+              "206 Partial Content",
+              absl::StrFormat("Content-Length: %d\r\nContent-Range: strided %d-%d-%d-%d/%d\r\n",
+                              body.size(), first, bytes, stride, count, contents.size()),
+              body));
+        }) {
+    files = std::move(HttpFiles::Connect(server.url() + "/x.gguf", Quick()).value());
+    file = files->Open("x.gguf").value();
+  }
+  Status Read(const StridedRange& range) {
+    got.assign(range.total(), '\0');
+    return file->ReadStrided(range, std::as_writable_bytes(std::span(got)));
+  }
+  std::string Expected(const StridedRange& range) const {
+    std::string text;
+    for (uint64_t i = 0; i < range.count; ++i)
+      text += contents.substr(range.offset + i * range.stride, range.bytes);
+    return text;
+  }
+
+  const std::string contents;
+  std::vector<size_t> firsts;
+  FakeHttpServer server;
+  std::unique_ptr<HttpFiles> files;
+  std::unique_ptr<RandomAccessFile> file;
+  std::string got;
+};
+
+TEST(HttpStridedTest, PiecesAloneAreAskedForWhereTheyAreOffered) {
+  StridedFile one([](const std::string& answer) { return answer; });
+  ASSERT_TRUE(one.file->reads_strided());
+  const StridedRange range{1'500'000, 1000, 7000, 200};
+  const Status status = one.Read(range);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(one.got == one.Expected(range));
+  EXPECT_EQ(one.files->bytes_received(), (1u << 20) + 200'000u);
+  EXPECT_EQ(one.server.requests(), 2);
+  EXPECT_THAT(MessageOf(one.Read({kFileBytes - 7000, 1000, 7000, 2})), HasSubstr("ends at byte"));
+}
+
+TEST(HttpStridedTest, PiecesAreTakenUpWhereTheyBroke) {
+  StridedFile one([](const std::string& answer) {
+    return answer.substr(0, answer.find("\r\n\r\n") + 4 + 90'500);  // the last half of a piece
+  });
+  const StridedRange range{1'500'000, 1000, 7000, 200};
+  const Status status = one.Read(range);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_TRUE(one.got == one.Expected(range));
+  EXPECT_EQ(one.firsts, (std::vector<size_t>{1'500'000, 2'130'000, 2'760'000}));
+}
+
+TEST(HttpStridedTest, OtherPiecesThanAskedForAreNamed) {
+  for (const auto& [from, to, error] :
+       std::vector<std::tuple<std::string, std::string, std::string>>{
+           {"strided 1500000", "strided 1500001", "was asked for 'strided="},
+           {"-1000-7000", "-1000-7001", "was asked for 'strided="},
+           {"strided 1", "bytes 1", "was asked for 'strided="},
+           {"/3145728", "/3145729", "changed meanwhile"},
+           {"/3145728", "/*", "was asked for 'strided="},
+           {"Length: 200000", "Length: 199000", "announces 199000 bytes"},
+           {"206 Partial Content", "200 OK", "ignores ranges"}}) {
+    StridedFile one([&](std::string answer) {
+      const size_t at = answer.find(from);
+      EXPECT_NE(at, std::string::npos) << from;
+      return answer.replace(at, from.size(), to);
+    });
+    EXPECT_THAT(MessageOf(one.Read({1'500'000, 1000, 7000, 200})),
+                AllOf(HasSubstr(error), HasSubstr("x.gguf")))
+        << to;
+  }
+}
+
+}  // namespace
+}  // namespace lockstep
