@@ -20,7 +20,7 @@ std::optional<uint64_t> Number(std::string_view text) {
   return value;
 }
 
-std::optional<FileRange> OfBytes(uint64_t begin, uint64_t end, uint64_t size) {
+FileRange OfBytes(uint64_t begin, uint64_t end, uint64_t size) {
   return FileRange{{begin, end - begin, 0, 1},
                    absl::StrFormat("bytes %d-%d/%d", begin, end - 1, size)};
 }
@@ -62,6 +62,10 @@ std::optional<FileRange> ParseStrided(std::string_view text, uint64_t size) {
   return FileRange{{first, bytes, stride, count}, absl::StrFormat("strided %s/%d", text, size)};
 }
 
+// One call of PieceReader::Read reads so much, gaps included, and so often.
+constexpr uint64_t kMostRead = uint64_t{4} << 20;
+constexpr int kMostReads = 64;
+
 // As much of `out` as the file has from `offset` on.
 size_t ReadAt(int fd, uint64_t offset, std::span<std::byte> out) {
   size_t done = 0;
@@ -86,8 +90,9 @@ std::optional<FileRange> ParseFileRange(std::string_view text, uint64_t size) {
 
 size_t PieceReader::Read(int fd, std::span<std::byte> out) {
   size_t done = 0;
-  while (done < out.size() && !this->done()) {
-    const size_t got = ReadOnce(fd, out.subspan(done));
+  uint64_t read = 0;
+  for (int i = 0; i < kMostReads && read < kMostRead && done < out.size() && !this->done(); ++i) {
+    const size_t got = ReadOnce(fd, out.subspan(done), &read);
     if (got == 0) return 0;
     done += got;
   }
@@ -96,19 +101,21 @@ size_t PieceReader::Read(int fd, std::span<std::byte> out) {
 
 // Whole pieces with what lies between them, if that fits, and then pushed together; else as much
 // of one.
-size_t PieceReader::ReadOnce(int fd, std::span<std::byte> out) {
+size_t PieceReader::ReadOnce(int fd, std::span<std::byte> out, uint64_t* read) {
   if (within_ == 0 && left_.count > 1 && left_.stride + left_.bytes <= out.size()) {
     const uint64_t pieces = std::min(left_.count, (out.size() - left_.bytes) / left_.stride + 1);
     const uint64_t all = (pieces - 1) * left_.stride + left_.bytes;
     if (ReadAt(fd, left_.offset, out.first(all)) < all) return 0;
     for (uint64_t i = 1; i < pieces; ++i)
       std::memmove(out.data() + i * left_.bytes, out.data() + i * left_.stride, left_.bytes);
+    *read += all;
     left_.offset += pieces * left_.stride;
     left_.count -= pieces;
     return pieces * left_.bytes;
   }
   const size_t bytes = std::min<uint64_t>(out.size(), left_.bytes - within_);
   if (ReadAt(fd, left_.offset + within_, out.first(bytes)) < bytes) return 0;
+  *read += bytes;
   within_ += bytes;
   if (within_ == left_.bytes) {
     within_ = 0;

@@ -14,7 +14,7 @@ namespace lockstep {
 
 struct FileRange {
   StridedRange pieces;
-  std::string text;  // of Content-Range, for a file of `size` bytes
+  std::string text;  // what Content-Range says of it
 };
 
 // What stands behind "Range: ": "bytes=FIRST-LAST" ("FIRST-", "-COUNT"), cut to a file of `size`
@@ -29,12 +29,13 @@ class PieceReader {
   explicit PieceReader(const StridedRange& range) : left_(range) {}
 
   bool done() const { return left_.count == 0 || left_.bytes == 0; }
-  // The next bytes, as many as fit into `out`; fewer than `out` has only at the end of the pieces.
-  // 0, before it, if the file cannot be read or has become shorter.
+  // The next bytes, as many as fit into `out`, or fewer where pieces are so small or so far apart
+  // that those would take long: a call reads a few MiB at the most. 0 before the end if the file
+  // cannot be read or has become shorter.
   size_t Read(int fd, std::span<std::byte> out);
 
  private:
-  size_t ReadOnce(int fd, std::span<std::byte> out);
+  size_t ReadOnce(int fd, std::span<std::byte> out, uint64_t* read);
 
   StridedRange left_{0, 0, 0, 0};
   uint64_t within_ = 0;  // bytes of the first of them that were read

@@ -1,6 +1,7 @@
 // `lockstep files`: the files of a directory for nodes without a shared disk.
 #include <algorithm>
 #include <chrono>
+#include <map>
 #include <thread>
 
 #include "collectives/bootstrap.h"
@@ -29,7 +30,9 @@ std::string Unserved(const std::vector<std::string>& names) {
 
 // probe.json of the checkpoint itself, for those who fetch their slices of it.
 StatusOr<std::string> ProbeOfServed(const Options& options) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto source, Checkpoint::Open(options.model));
+  const StatusOr<std::unique_ptr<Checkpoint>> opened = Checkpoint::Open(options.model);
+  if (!opened.ok()) return Annotate(opened.status(), "--record: one checkpoint is needed");
+  const std::unique_ptr<Checkpoint>& source = *opened;
   LOCKSTEP_ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(*source));
   ProbeQuestion question;
   LOCKSTEP_ASSIGN_OR_RETURN(question.settings, source->Digest());
@@ -67,19 +70,26 @@ Status FilesCommand(const Options& options) {
   uint64_t bytes = 0;
   for (const ModelFile& file : files) bytes += file.bytes;
   const InterruptScope interrupts;
-  if (options.record) {
-    LOCKSTEP_ASSIGN_OR_RETURN(serving.texts[kProbeName], ProbeOfServed(options));
+  const bool of_ranks = std::any_of(files.begin(), files.end(), [](const ModelFile& file) {
+    return file.name.ends_with(kShardSuffix);
+  });
+  if (options.record && of_ranks) {
+    return UsageError(
+        "--record: %s holds files of ranks, which bring their probe prompt along; leave it out",
+        options.model);
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<FileServer> server, FileServer::Start(serving));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<FileServer> server, FileServer::Listen(serving));
+  std::map<std::string, std::string> texts;
+  if (options.record) {
+    LOCKSTEP_ASSIGN_OR_RETURN(texts[kProbeName], ProbeOfServed(options));
+  }
+  server->Serve(std::move(texts));
   const std::string url = "http://" + Endpoint{options.host, server->port()}.Text();
   log::Info("serving %d files (%s) of %s at %s", files.size(), FormatBytes(bytes), options.model,
             url);
   log::Info(
       "a rank fetches what it needs with: lockstep shard --from %s --ranks N --rank R%s --out DIR",
       url, serving.secret.empty() ? "" : " --secret-file FILE");
-  const bool of_ranks = std::any_of(files.begin(), files.end(), [](const ModelFile& file) {
-    return file.name.ends_with(kShardSuffix);
-  });
   if (!options.record && !of_ranks) {
     log::Info(
         "with --record the probe prompt is computed before, and tells everyone who fetches slices "

@@ -110,21 +110,25 @@ void Report(const ShardResult& result, const std::vector<std::string>& left_out,
   }
 }
 
-// The logits of the probe prompt, computed from the source and not from what was written.
-Status RecordProbe(const Options& options, const Checkpoint& source, const ShardResult& result,
-                   const ShardOptions& shard) {
+// Whether probe.json in --out is of these files and need not be written again. One of others is
+// taken away: every start would refuse it.
+StatusOr<bool> RecordIsThere(const Options& options, const ModelConfig& config,
+                             const ShardResult& result) {
   const std::string path = options.out + "/" + kProbeName;
-  LOCKSTEP_ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(source));
-  if (FileExists(path)) {
-    const StatusOr<std::string> text = ReadTextFile(path);
-    LOCKSTEP_RETURN_IF_ERROR(text.status());
-    const StatusOr<ProbeRecord> there = ParseProbe(*text, config.vocab_size, path);
-    const bool of_these_files = there.ok() && there->settings == result.settings;
-    // What a cluster recorded is better than nothing, until it can be replaced.
-    if (of_these_files && (there->from_source || !options.record)) return OkStatus();
-    std::error_code error;
-    if (!of_these_files) std::filesystem::remove(path, error);
-  }
+  if (!FileExists(path)) return false;
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
+  const StatusOr<ProbeRecord> there = ParseProbe(text, config.vocab_size, path);
+  const bool of_these_files = there.ok() && there->settings == result.settings;
+  std::error_code error;
+  if (!of_these_files) std::filesystem::remove(path, error);
+  // What a cluster recorded is better than nothing, until it can be replaced.
+  return of_these_files && (there->from_source || !options.record);
+}
+
+// The logits of the probe prompt, computed from the source and not from what was written.
+Status RecordProbe(const Options& options, const Checkpoint& source, const ModelConfig& config,
+                   const ShardResult& result, const ShardOptions& shard) {
+  const std::string path = options.out + "/" + kProbeName;
   ProbeQuestion question;
   question.formats = result.formats;
   question.settings = result.settings;
@@ -148,25 +152,34 @@ Status RecordProbe(const Options& options, const Checkpoint& source, const Shard
   return OkStatus();
 }
 
-// Writes what the server computed of the checkpoint that it serves (`lockstep files --record`), of
-// which the files are another cut. Whether it did, and it is of this checkpoint.
+// What the server computed of the checkpoint that it serves (`lockstep files --record`): the files
+// are another cut of the same weights. Nothing if it did not, and a warning if it says nothing of
+// this checkpoint.
+std::optional<ProbeRecord> ProbeOfServer(const Options& options, const ModelConfig& config,
+                                         const ShardResult& result) {
+  const std::string from = SourceDirectory(options.model) + "/" + kProbeName;
+  if (!result.formats.empty() || !FileExists(from)) return std::nullopt;
+  const StatusOr<std::string> text = ReadTextFile(from, kMostProbeBytes, ErrorKind::kModel);
+  const StatusOr<ProbeRecord> record =
+      text.ok() ? ParseProbe(*text, config.vocab_size, from) : text.status();
+  if (record.ok() && record->settings == result.source && record->from_source) return *record;
+  log::Warning("the server's probe prompt is not used: %s",
+               record.ok() ? from + ": is of another checkpoint than the files beside it"
+                           : MessageOf(record.status()));
+  return std::nullopt;
+}
+
+// Writes it for these files; whether there is one.
 StatusOr<bool> TakeProbe(const Options& options, const ModelConfig& config,
                          const ShardResult& result) {
-  const std::string from = SourceDirectory(options.model) + "/" + kProbeName;
-  if (!options.quantize.empty() || !FileExists(from)) return false;
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::string there,
-                            ReadTextFile(from, kMostProbeBytes, ErrorKind::kModel));
-  LOCKSTEP_ASSIGN_OR_RETURN(ProbeRecord record, ParseProbe(there, config.vocab_size, from));
-  if (record.settings != result.source || !record.from_source) {
-    log::Warning("%s: is of another checkpoint than the files beside it, and was left there", from);
-    return false;
-  }
-  record.settings = result.settings;
+  std::optional<ProbeRecord> record = ProbeOfServer(options, config, result);
+  if (!record.has_value()) return false;
+  record->settings = result.settings;
   const std::string path = options.out + "/" + kProbeName;
-  const std::string text = ProbeText(record, config.vocab_size);
+  const std::string text = ProbeText(*record, config.vocab_size);
   LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(path, std::as_bytes(std::span(text))));
   log::Info("%s: the logits of the probe prompt, as the server computed them", path);
-  WarnOfFastActivations(record);
+  WarnOfFastActivations(*record);
   return true;
 }
 
@@ -201,9 +214,11 @@ Status ShardFrom(const Options& options, const ShardSource* remote) {
   LOCKSTEP_RETURN_IF_ERROR(result.status());
   LOCKSTEP_RETURN_IF_ERROR(CopyText(options));
   Report(*result, left_out, shard);
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool recorded, RecordIsThere(options, config, *result));
+  if (recorded) return OkStatus();
   // Unasked only where all of the source is near: the probe prompt reads it once more.
   if (options.record || (remote == nullptr && shard.only_rank < 0))
-    return RecordProbe(options, *source, *result, shard);
+    return RecordProbe(options, *source, config, *result, shard);
   if (remote != nullptr) {
     LOCKSTEP_ASSIGN_OR_RETURN(const bool taken, TakeProbe(options, config, *result));
     if (taken) return OkStatus();
@@ -212,7 +227,7 @@ Status ShardFrom(const Options& options, const ShardSource* remote) {
       "no probe prompt recorded, so nothing will tell whether these files give the right text: "
       "%ssay --record here, which reads all of the source, or record it where the files are used: "
       "%s",
-      remote == nullptr || !options.quantize.empty() ? "" : "start lockstep files with --record, ",
+      remote == nullptr || !result->formats.empty() ? "" : "start lockstep files with --record, ",
       RecordCommand(options.out, shares));
   return OkStatus();
 }

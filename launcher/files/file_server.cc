@@ -137,6 +137,7 @@ struct Shared {
 
   const FileServerOptions options;
   const std::string token;
+  std::map<std::string, std::string> texts;  // does not change while there are connections
   bool Full() const {
     return connections >= options.most_connections ||
            unproven >= std::max(1, options.most_connections / kUnprovenShare);
@@ -217,7 +218,7 @@ void Connection::Answer() {
   const StatusOr<std::vector<ModelFile>> files = ListModelFiles(shared_.options.directory);
   if (!files.ok()) return AnswerError(http::status::internal_server_error, "cannot list the files");
   nlohmann::ordered_json list = {{"lockstep", "files"}, {"files", nlohmann::ordered_json::array()}};
-  const auto& texts = shared_.options.texts;
+  const auto& texts = shared_.texts;
   for (const ModelFile& file : *files) {
     if (!texts.contains(file.name))
       list["files"].push_back({{"name", file.name}, {"bytes", file.bytes}});
@@ -229,7 +230,7 @@ void Connection::Answer() {
 
 void Connection::AnswerFile(const std::string& path) {
   const std::string name = path.substr(1);
-  const auto& texts = shared_.options.texts;
+  const auto& texts = shared_.texts;
   if (const auto text = texts.find(name); path[0] == '/' && text != texts.end())
     return AnswerText(http::status::ok, kJson, text->second);
   struct stat info {};
@@ -342,7 +343,7 @@ class AsioFileServer final : public FileServer {
     shared_.on_room = nullptr;  // the connections end with the context, after this
   }
 
-  Status Listen() {
+  Status Bind() {
     const FileServerOptions& options = shared_.options;
     const std::string where = absl::StrFormat("--host %s --port %d", options.host, options.port);
     error_code error;
@@ -367,7 +368,8 @@ class AsioFileServer final : public FileServer {
     return OkStatus();
   }
 
-  void Run() {
+  void Serve(std::map<std::string, std::string> texts) override {
+    shared_.texts = std::move(texts);
     shared_.on_room = [this] { asio::post(accepting_, [this] { Accept(); }); };
     asio::post(accepting_, [this] { Accept(); });
     for (int i = 0; i < shared_.options.threads; ++i)
@@ -454,12 +456,11 @@ StatusOr<std::vector<ModelFile>> ListModelFiles(const std::string& directory,
   return files;
 }
 
-StatusOr<std::unique_ptr<FileServer>> FileServer::Start(const FileServerOptions& options) {
+StatusOr<std::unique_ptr<FileServer>> FileServer::Listen(const FileServerOptions& options) {
   if (!IsDirectory(options.directory))
     return UsageError("%s: is no directory; give the one that holds the files", options.directory);
   auto server = std::make_unique<AsioFileServer>(options);
-  LOCKSTEP_RETURN_IF_ERROR(server->Listen());
-  server->Run();
+  LOCKSTEP_RETURN_IF_ERROR(server->Bind());
   return server;
 }
 

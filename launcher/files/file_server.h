@@ -26,8 +26,6 @@ namespace lockstep {
 
 struct FileServerOptions {
   std::string directory;
-  // Served besides its files, and in place of those of the same names: JSON.
-  std::map<std::string, std::string> texts;
   std::string host = "127.0.0.1";
   int64_t port = 0;  // 0: a free one
   // Requests must prove it by FileToken. Empty: nothing is asked, but then only clients of this
@@ -53,8 +51,10 @@ inline constexpr char kServedCharacters[] = "letters, digits and . - _ +";
 
 class FileServer {
  public:
-  // Listens when it returns.
-  static StatusOr<std::unique_ptr<FileServer>> Start(const FileServerOptions& options);
+  // Listens when it returns: clients wait until they are served.
+  static StatusOr<std::unique_ptr<FileServer>> Listen(const FileServerOptions& options);
+  // Once. `texts` (JSON) are served besides the files, in place of those of the same names.
+  virtual void Serve(std::map<std::string, std::string> texts = {}) = 0;
   virtual ~FileServer() = default;  // stops: open connections are cut
   virtual int port() const = 0;
   virtual uint64_t bytes_sent() const = 0;  // of files

@@ -118,6 +118,12 @@ Status HttpAnswer::CheckSame(uint64_t size) const {
 }
 
 Status HttpAnswer::Ignored() const {
+  if (request_.piece_bytes > 0) {
+    return ModelError(
+        "%s: strided ranges were offered, but '%s' is answered with the whole file: something "
+        "between here and the server changes requests; ask it directly",
+        request_.name, RangeText(request_));
+  }
   return ModelError(
       "%s: the server ignores ranges (it answers with the whole file); use one that serves parts "
       "of files, such as lockstep files",
@@ -195,6 +201,8 @@ Status HttpAnswer::Check() {
   if (code_ == 416) {
     file_size_ = ParseContentRange(range_).size;
     if (first_contact() && file_size_ == 0) return OkStatus();
+    if (request_.piece_bytes > 0)
+      return ModelError("%s: the server refuses '%s'", request_.name, RangeText(request_));
     return ModelError("%s: the server has no bytes from %d on; the file became shorter",
                       request_.name, request_.offset);
   }

@@ -2,8 +2,11 @@
 //
 // A range is one of bytes, or of the unit "strided", which servers offer that are lockstep files:
 //
-//     Range: strided=FIRST-BYTES-STRIDE-COUNT              COUNT pieces of BYTES bytes, STRIDE
-//     apart, Content-Range: strided FIRST-BYTES-STRIDE-COUNT/SIZE    one behind the other
+//     Range: strided=FIRST-BYTES-STRIDE-COUNT
+//     Content-Range: strided FIRST-BYTES-STRIDE-COUNT/SIZE
+//
+// These are COUNT pieces of BYTES bytes, one behind the other, of which the first begins at FIRST
+// of the file and each other STRIDE behind the one before.
 #pragma once
 
 #include <cstddef>

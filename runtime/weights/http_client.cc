@@ -379,13 +379,14 @@ Status HttpClient::AskAll(HttpTarget* target, HttpRequest request) {
   request.refused_remedy = options_.refused_remedy;
   Patience patience{options_.tries};
   while (!request.out.empty()) {
-    const Outcome outcome = Ask(target, request);
+    Outcome outcome = Ask(target, request);
     // What came before the connection broke need not come again, but for a piece that it broke.
     const bool strided = request.piece_bytes > 0;
     const uint64_t unit = strided ? request.piece_bytes : 1;
     const uint64_t done = outcome.bytes / unit;
+    outcome.bytes = done * unit;
     request.offset += done * (strided ? request.stride : 1);
-    request.out = request.out.subspan(done * unit);
+    request.out = request.out.subspan(outcome.bytes);
     if (outcome.status.ok()) continue;
     LOCKSTEP_RETURN_IF_ERROR(BePatient(&patience, outcome));
   }

@@ -106,8 +106,10 @@ class HttpFile final : public RandomAccessFile {
   Status ReadStrided(const StridedRange& range, std::span<std::byte> out) const override {
     if (!reads_strided()) return RandomAccessFile::ReadStrided(range, out);
     if (range.count == 0 || range.bytes == 0) return OkStatus();
-    const uint64_t between = (range.count - 1) * range.stride;
-    LOCKSTEP_RETURN_IF_ERROR(CheckInside(range.offset, between + range.bytes));
+    const uint64_t all = (range.count - 1) * range.stride + range.bytes;
+    LOCKSTEP_RETURN_IF_ERROR(CheckInside(range.offset, all));
+    // Of what lies so close together others want the neighbours, and the block is kept.
+    if (all < kHttpSmallBytes) return RandomAccessFile::ReadStrided(range, out);
     return files_.client_.ReadStrided(&remote_->target, range, out);
   }
 

@@ -6,7 +6,8 @@
 //  - of ranges that are asked for together (ReadParts) and lie less than kHttpGapBytes apart, what
 //    lies between them too: a request costs about that much;
 //  - where a server has no strided ranges (http_answer.h), which lockstep files has, whoever wants
-//    columns of a matrix reads its rows;
+//    columns of a matrix reads its rows, and so where all of the rows are less than
+//    kHttpSmallBytes;
 //  - for a read of less than kHttpSmallBytes, the block of kHttpBlockBytes around it: headers,
 //    scales and norms lie side by side. The last 32 MiB of blocks are kept.
 #pragma once

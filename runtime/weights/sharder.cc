@@ -204,7 +204,7 @@ class Worker {
     const bool part = digests_.size() == 1 && slice.kind == SliceKind::kColumns &&
                       task.info.storage != Storage::kConverted &&
                       task.info.data.file->reads_strided();
-    return part ? WholeColumnUnits(slice.range, width) : Range{0, width};
+    return part ? WholeColumnUnits(task.info.format, slice.range, width) : Range{0, width};
   }
 
   // The rows that any rank holds something of.

@@ -213,10 +213,15 @@ bool ProductsAreFinite(const WeightFormat& format, const std::byte* row, int64_t
 
 }  // namespace
 
-Range WholeColumnUnits(Range columns, int64_t width) {
+int64_t ColumnUnit(const WeightFormat& format) {
+  return format.group_blocks > 0 ? format.group_blocks * kBlockWeights : format.cut_weights();
+}
+
+Range WholeColumnUnits(const WeightFormat& format, Range columns, int64_t width) {
   if (columns.empty()) return {};
-  const int64_t end = (columns.end + kColumnUnit - 1) / kColumnUnit * kColumnUnit;
-  return {columns.begin / kColumnUnit * kColumnUnit, std::min(end, width)};
+  const int64_t unit = ColumnUnit(format);
+  const int64_t end = (columns.end + unit - 1) / unit * unit;
+  return {columns.begin / unit * unit, std::min(end, width)};
 }
 
 TensorPart WholeRows(const TensorInfo& info, Range rows) {
@@ -231,9 +236,9 @@ StatusOr<PartRanges> RangesOf(const TensorInfo& info, const std::string& name,
     return InternalError("tensor %s has %d rows; [%d, %d) asked for", name, shape.outputs,
                          rows.begin, rows.end);
   }
+  const int64_t unit = ColumnUnit(info.format);
   if (columns.begin < 0 || columns.begin > columns.end || columns.end > shape.inputs ||
-      columns.begin % kColumnUnit != 0 ||
-      (columns.end % kColumnUnit != 0 && columns.end != shape.inputs)) {
+      columns.begin % unit != 0 || (columns.end % unit != 0 && columns.end != shape.inputs)) {
     return InternalError("tensor %s has %d columns; [%d, %d) asked for", name, shape.inputs,
                          columns.begin, columns.end);
   }

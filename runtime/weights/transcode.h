@@ -20,10 +20,10 @@ namespace lockstep {
 inline constexpr uint64_t kTranscoderVersion = 2;
 
 // Columns that begin and end at multiples of this, or where the row ends, can be read without the
-// rest of their rows, whatever the format: no block, group or tile reaches across.
-inline constexpr int64_t kColumnUnit = 256;
+// rest of their rows: no block, group or tile of the format reaches across.
+int64_t ColumnUnit(const WeightFormat& format);
 // The smallest such range that holds `columns` of rows of `width`.
-Range WholeColumnUnits(Range columns, int64_t width);
+Range WholeColumnUnits(const WeightFormat& format, Range columns, int64_t width);
 
 // What part of a matrix is read.
 struct TensorPart {

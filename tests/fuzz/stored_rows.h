@@ -24,7 +24,7 @@ inline void CheckRows(const std::map<std::string, TensorInfo>& tensors, uint64_t
   for (const auto& [name, info] : tensors) {
     const int64_t rows = info.shape.size() > 1 ? info.shape[0] : 1;
     const int64_t width = info.shape.empty() ? 0 : info.shape.back();
-    const Range half = WholeColumnUnits({0, width / 2}, width);
+    const Range half = WholeColumnUnits(info.format, {0, width / 2}, width);
     for (const TensorPart& part : {WholeRows(info, {0, rows}), WholeRows(info, {rows / 2, rows}),
                                    WholeRows(info, {rows, rows}), TensorPart{{0, rows}, half},
                                    TensorPart{{rows / 2, rows}, {half.end, width}}}) {

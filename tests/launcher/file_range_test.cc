@@ -58,6 +58,26 @@ TEST(FileRange, PiecesComeOneBehindTheOther) {
   }
 }
 
+TEST(FileRange, NoReadTakesLong) {
+  const OpenFile file(200'000);
+  std::vector<std::byte> buffer(100'000);
+  // Too far apart to be read together: 64 at a time.
+  PieceReader far({0, 1, 120'000, 2});
+  EXPECT_EQ(far.Read(file.fd.get(), buffer), 2u);
+  EXPECT_TRUE(far.done());
+  std::vector<std::byte> small(300);
+  PieceReader many({0, 1, 400, 500});
+  EXPECT_EQ(many.Read(file.fd.get(), small), 64u);
+  EXPECT_FALSE(many.done());
+  // Much between them: a few MiB, of which one byte in 50 000 is wanted.
+  TemporaryDirectory directory;
+  directory.Write("large", std::string(20 << 20, 'x'));
+  const UniqueFd large(open(directory.File("large").c_str(), O_RDONLY | O_CLOEXEC));
+  PieceReader sparse({0, 1, 50'000, 400});
+  EXPECT_LE(sparse.Read(large.get(), buffer), 200u);
+  EXPECT_FALSE(sparse.done());
+}
+
 TEST(FileRange, AFileThatBecameShorterGivesNothing) {
   const OpenFile file(1000);
   std::vector<std::byte> buffer(100'000);

@@ -92,7 +92,8 @@ class Shard(TestCase):
         for rank in range(2):
             result = run("shard", "--from", url, "--rank", rank, *fetch)
             self.assertEqual(result.returncode, 0, result.stderr.decode())
-            self.assertIn(b"as the server computed them", result.stderr)
+            self.assertEqual(b"as the server computed them" in result.stderr, rank == 0)  # and then it is there
+            self.assertNotIn(b"no probe prompt recorded", result.stderr)
         with open(self.path("local/probe.json"), "rb") as one, open(self.path("remote/probe.json"), "rb") as other:
             self.assertEqual(one.read(), other.read())
         result = run("verify", "--model", self.path("remote"), "--ranks", 2)
@@ -108,10 +109,21 @@ class Shard(TestCase):
         with urllib.request.urlopen(url + "/probe.json") as answer:
             self.write("other/probe.json", answer.read().decode())
         url, _ = self.serve(other)
-        result = run("shard", "--from", url, "--rank", 0, "--ranks", 2, "--out", self.path("of-other"))
-        self.assertEqual(result.returncode, 0, result.stderr.decode())
-        self.assertIn(b"is of another checkpoint", result.stderr)
+        for text, said in ((None, b"is of another checkpoint"), ("{}", b"the server's probe prompt is not used")):
+            if text is not None:
+                self.write("other/probe.json", text)
+            result = run("shard", "--from", url, "--rank", 0, "--ranks", 2, "--out", self.path("of-other"))
+            self.assertEqual(result.returncode, 0, result.stderr.decode())
+            self.assertIn(said, result.stderr)
+            self.assertFalse(os.path.exists(self.path("of-other/probe.json")))
+        # One of other files in --out would be refused by every start.
+        shutil.copy(self.path("local/probe.json"), self.path("of-other"))
+        run("shard", "--from", url, "--rank", 0, "--ranks", 2, "--out", self.path("of-other"))
         self.assertFalse(os.path.exists(self.path("of-other/probe.json")))
+        # Files of ranks have their own.
+        result = run("files", self.path("local"), "--port", "0", "--record")
+        self.assertEqual(result.returncode, 2)
+        self.assertIn(b"bring their probe prompt along", result.stderr)
 
     def serve(self, directory, *flags):
         """Starts `lockstep files`: its URL, and what ends it and says how many bytes it sent."""

@@ -67,6 +67,22 @@ TEST(FileServerTest, PartsOfFilesAreServed) {
               Not(HasSubstr("200")));
 }
 
+TEST(FileServerTest, TextsStandBesideTheFilesAndInTheirPlace) {
+  const TemporaryDirectory directory;
+  directory.Write("x.gguf", "0123456789");
+  directory.Write("probe.json", "what lies there");
+  const std::string text = R"({"a": 1})";
+  const Serving open(directory.path(), "", {{"probe.json", text}, {"more", "{}"}});
+  EXPECT_THAT(Get(open, "/"), HasSubstr(R"([{"name":"x.gguf","bytes":10},{"name":"more","bytes":2})"
+                                        R"(,{"name":"probe.json","bytes":8}])"));
+  EXPECT_THAT(Get(open, "/probe.json", "Range: bytes=0-1000\r\n"),
+              AllOf(HasSubstr("200 OK"), HasSubstr("\r\n\r\n" + text)));
+  EXPECT_THAT(Get(open, "/probe.json", "", "HEAD"),
+              AllOf(HasSubstr("Content-Length: 8"), Not(HasSubstr(text))));
+  const Serving closed(directory.path(), kSecret, {{"probe.json", text}});
+  EXPECT_THAT(Get(closed, "/probe.json"), AllOf(HasSubstr("401"), Not(HasSubstr(text))));
+}
+
 TEST(FileServerTest, OnlyFilesOfModelsAreServed) {
   const TemporaryDirectory outside, directory;
   outside.Write("secret", "hidden words");
@@ -138,7 +154,7 @@ TEST(FileServerTest, WithoutASecretOnlyThisMachineIsServed) {
   FileServerOptions options;
   options.directory = directory.path();
   options.host = "0.0.0.0";
-  EXPECT_THAT(MessageOf(FileServer::Start(options).status()), HasSubstr("--secret-file"));
+  EXPECT_THAT(MessageOf(FileServer::Listen(options).status()), HasSubstr("--secret-file"));
   const Serving serving(directory.path());
   for (const char* host :
        {"evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "", "[::2]"}) {
@@ -155,7 +171,7 @@ TEST(FileServerTest, WithoutASecretOnlyThisMachineIsServed) {
   }
   options.host = "127.0.0.1";
   options.port = serving.server->port();
-  EXPECT_THAT(MessageOf(FileServer::Start(options).status()), HasSubstr("cannot listen"));
+  EXPECT_THAT(MessageOf(FileServer::Listen(options).status()), HasSubstr("cannot listen"));
 }
 
 void SendByteByByte(int fd, const std::atomic<bool>& enough) {
@@ -172,7 +188,8 @@ TEST(FileServerTest, SlowClientsAreDroppedAndOthersWaitTheirTurn) {
   options.request_ms = 500;
   options.piece_ms = 500;
   options.idle_ms = 500;
-  const auto server = FileServer::Start(options).value();
+  const auto server = FileServer::Listen(options).value();
+  server->Serve();
   std::vector<int> slow;
   for (int i = 0; i < 2; ++i) slow.push_back(ConnectTo(server->port()));
   // One never ends its request, one never reads its answer.
@@ -221,7 +238,8 @@ TEST(FileServerTest, StrangersTakeAQuarterOfTheConnectionsAndNotForLong) {
   options.secret = kSecret;
   options.most_connections = 8;
   options.request_ms = 700;
-  const auto server = FileServer::Start(options).value();
+  const auto server = FileServer::Listen(options).value();
+  server->Serve();
   const std::string request =
       "GET /x.gguf HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer " + FileToken(kSecret) + "\r\n";
   // Who has proven the secret stays, whatever comes then.

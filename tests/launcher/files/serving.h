@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -19,13 +20,15 @@ namespace lockstep {
 inline constexpr char kSecret[] = "0123456789abcdef0123456789abcdef";
 
 struct Serving {
-  explicit Serving(const std::string& directory, const std::string& secret = "") {
+  explicit Serving(const std::string& directory, const std::string& secret = "",
+                   const std::map<std::string, std::string>& texts = {}) {
     FileServerOptions options;
     options.directory = directory;
     options.secret = secret;
-    auto started = FileServer::Start(options);
-    EXPECT_TRUE(started.ok()) << started.status();
-    server = std::move(*started);
+    auto listening = FileServer::Listen(options);
+    EXPECT_TRUE(listening.ok()) << listening.status();
+    server = std::move(*listening);
+    server->Serve(texts);
   }
   std::string url() const { return "http://127.0.0.1:" + std::to_string(server->port()); }
   std::unique_ptr<FileServer> server;

@@ -87,6 +87,26 @@ TEST(HttpStridedTest, PiecesAreTakenUpWhereTheyBroke) {
   EXPECT_EQ(one.firsts, (std::vector<size_t>{1'500'000, 2'130'000, 2'760'000}));
 }
 
+TEST(HttpStridedTest, PiecesThatAlwaysBreakAreGivenUp) {
+  StridedFile one([](const std::string& answer) {
+    return answer.substr(0, answer.find("\r\n\r\n") + 4 + 90'000);
+  });
+  EXPECT_THAT(MessageOf(one.Read({1'500'000, 100'000, 150'000, 3})),
+              HasSubstr("gave up after 4 tries"));
+}
+
+TEST(HttpStridedTest, WhatLiesCloseTogetherIsReadWithItsNeighbours) {
+  StridedFile one([](const std::string& answer) { return answer; });
+  for (const uint64_t offset : {1'600'000, 1'600'100, 1'610'000}) {
+    const StridedRange range{offset, 10, 100, 50};
+    const Status status = one.Read(range);
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_TRUE(one.got == one.Expected(range));
+  }
+  EXPECT_EQ(one.server.requests(), 2);  // the first bytes, and one block
+  EXPECT_TRUE(one.firsts.empty());
+}
+
 TEST(HttpStridedTest, OtherPiecesThanAskedForAreNamed) {
   for (const auto& [from, to, error] :
        std::vector<std::tuple<std::string, std::string, std::string>>{
@@ -96,7 +116,7 @@ TEST(HttpStridedTest, OtherPiecesThanAskedForAreNamed) {
            {"/3145728", "/3145729", "changed meanwhile"},
            {"/3145728", "/*", "was asked for 'strided="},
            {"Length: 200000", "Length: 199000", "announces 199000 bytes"},
-           {"206 Partial Content", "200 OK", "ignores ranges"}}) {
+           {"206 Partial Content", "200 OK", "something between"}}) {
     StridedFile one([&](std::string answer) {
       const size_t at = answer.find(from);
       EXPECT_NE(at, std::string::npos) << from;

@@ -39,6 +39,9 @@ std::vector<std::pair<std::string, Tensor>> RandomTensors(int64_t rows, std::mt1
     fp8->Set(&fp8->info.data, "F8_E4M3", bytes(rows * 600));
     fp8->Set(&fp8->info.scales, "F32", bytes(tiled ? (rows + 127) / 128 * 5 * 4 : rows * 4));
   }
+  Tensor* one_scale = add("FP8, one scale", Storage::kFp8, WeightFormat::Fp8(kWholeRow), 600);
+  one_scale->Set(&one_scale->info.data, "F8_E4M3", bytes(rows * 600));
+  one_scale->Set(&one_scale->info.scales, "F32", bytes(4));
   Tensor* mlx = add("MLX", Storage::kMlx, WeightFormat::Mlx(6, 64, DType::kBF16), 640);
   mlx->Set(&mlx->info.data, "U32", bytes(rows * 640 * 6 / 8));
   mlx->Set(&mlx->info.scales, "BF16", bytes(rows * 10 * 2));
@@ -56,10 +59,11 @@ TEST(TranscodePart, SomeColumnsAreThoseOfTheWhole) {
   for (auto& [name, tensor] : RandomTensors(kRows, &random)) {
     const int64_t width = tensor.info.shape[1];
     const std::vector<float> whole = tensor.Decoded(0, kRows);
+    const int64_t unit = ColumnUnit(tensor.info.format);
     for (const TensorPart& part :
-         {TensorPart{{0, kRows}, {256, 512}}, TensorPart{{130, 139}, {512, width}},
-          TensorPart{{100, 101}, {0, 256}}, TensorPart{{5, 135}, {256, width}},
-          TensorPart{{0, kRows}, {256, 256}}}) {
+         {TensorPart{{0, kRows}, {unit, 2 * unit}}, TensorPart{{130, 139}, {2 * unit, width}},
+          TensorPart{{100, 101}, {0, unit}}, TensorPart{{5, 135}, {unit, width}},
+          TensorPart{{0, kRows}, {unit, unit}}}) {
       Bytes portable;
       const Status status = tensor.Transcode(part, &portable);
       ASSERT_TRUE(status.ok()) << name << ": " << MessageOf(status);
@@ -78,11 +82,14 @@ TEST(TranscodePart, SomeColumnsAreThoseOfTheWhole) {
 }
 
 TEST(TranscodePart, ColumnsAreReadInWholeUnits) {
-  EXPECT_EQ(WholeColumnUnits({0, 1}, 600), (Range{0, 256}));
-  EXPECT_EQ(WholeColumnUnits({255, 257}, 600), (Range{0, 512}));
-  EXPECT_EQ(WholeColumnUnits({256, 512}, 600), (Range{256, 512}));
-  EXPECT_EQ(WholeColumnUnits({513, 600}, 600), (Range{512, 600}));
-  EXPECT_TRUE(WholeColumnUnits({300, 300}, 600).empty());
+  const WeightFormat k = *FormatOfGgml("Q4_K");
+  EXPECT_EQ(WholeColumnUnits(k, {0, 1}, 600), (Range{0, 256}));
+  EXPECT_EQ(WholeColumnUnits(k, {255, 257}, 600), (Range{0, 512}));
+  EXPECT_EQ(WholeColumnUnits(k, {256, 512}, 600), (Range{256, 512}));
+  EXPECT_EQ(WholeColumnUnits(k, {513, 600}, 600), (Range{512, 600}));
+  EXPECT_TRUE(WholeColumnUnits(k, {300, 300}, 600).empty());
+  EXPECT_EQ(WholeColumnUnits(DType::kBF16, {384, 768}, 1536), (Range{384, 768}));
+  EXPECT_EQ(WholeColumnUnits(WeightFormat::Fp8(4), {320, 640}, 1536), (Range{256, 640}));
 }
 
 }  // namespace
