@@ -1,8 +1,8 @@
 """The model of smol_model.py in every weight format that lockstep reads: quantizers, and writers of checkpoints.
 
 Quantizers are those that people's files come from: ggml's own (of the llama.cpp that ../peers builds) for GGUF,
-round-to-nearest as in MLX, ModelOpt and compressed-tensors for the others (written here, in numpy). None of them uses
-calibration data.
+round-to-nearest as in MLX, ModelOpt and compressed-tensors for the others (written here, in numpy). Only
+`q2_k_m_imatrix` uses calibration data: llama.cpp's importance matrix, the mean square of every input over some text.
 """
 
 import concurrent.futures
@@ -27,7 +27,8 @@ E4M3_MOST = numpy.float32(448)
 TILE = 128
 NVFP4_GROUP = 16
 GGUF_FORMATS = ("f16", "q8_0", "q6_k", "q5_1", "q5_0", "q5_k", "q4_1", "q4_0", "q4_k", "q4_k_m", "iq4_nl", "iq4_xs",
-                "mxfp4", "q3_k", "q2_k")
+                "mxfp4", "q3_k", "q2_k_experts", "q2_k_m_imatrix", "q2_k_m", "q2_k")
+IMATRIX = "_imatrix"
 DIRECTORY_FORMATS = ("bf16", "fp8", "fp8_tiles", "nvfp4", "nvfp4_packed", "mlx8", "mlx6", "mlx4")
 SHARD_FORMATS = ("q8_0", "q6_k", "q5_k", "q4_k", "q4_0", "fp8")  # of `lockstep shard --quantize`
 
@@ -230,15 +231,20 @@ class Ggml:
         self.function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
                                   ctypes.c_int64, ctypes.c_void_p]
 
-    def quantize(self, values, type):
+    def quantize(self, values, type, importance=None):
+        """`importance`: of every input, or of every input of every expert."""
+        if importance is not None and importance.ndim == 2:
+            return numpy.stack([self.quantize(one, type, squares) for one, squares in zip(values, importance)])
         inputs = values.shape[-1]
         weights, size = gguf.GGML_QUANT_SIZES[type]
         rows = numpy.ascontiguousarray(values, numpy.float32).reshape(-1, inputs)
         blocks = numpy.empty((len(rows), inputs // weights * size), numpy.uint8)
+        squares = None if importance is None else numpy.ascontiguousarray(importance, numpy.float32)
 
         def part(piece):
             here, there = rows[piece], blocks[piece]
-            written = self.function(int(type), here.ctypes.data, there.ctypes.data, 0, len(here), inputs, None)
+            written = self.function(int(type), here.ctypes.data, there.ctypes.data, 0, len(here), inputs,
+                                    None if squares is None else squares.ctypes.data)
             if written != there.nbytes:
                 raise ValueError(f"ggml wrote {written} bytes of {type.name}, not {there.nbytes}")
 
@@ -290,15 +296,17 @@ def gguf_metadata(writer, llama, format):
             writer.add_string("tokenizer." + key, value)
 
 
-def write_gguf(path, llama, tensors, format, ggml):
-    """One GGUF file as llama.cpp's quantizer makes it: routers, norms and biases F32."""
+def write_gguf(path, llama, tensors, format, ggml, importance):
+    """One GGUF file as llama.cpp's quantizer makes it: routers, norms and biases F32. `importance`: by tensor, for the
+    formats that use it; embedding and head have none."""
+    format = format.removesuffix(IMATRIX)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(path, "glm4moe")
     gguf_metadata(writer, llama, format)
     heads = {}  # by type: embedding and head are the same numbers
     for name, values in tensors.items():
         as_name, layer = gguf_name(name)
-        kind = kind_of(name)
+        kind, squares = kind_of(name), importance.get(name)
         if kind in ("norm", "correction", "router"):
             writer.add_tensor(as_name, values)
             continue
@@ -311,9 +319,10 @@ def write_gguf(path, llama, tensors, format, ggml):
                 heads[type] = ggml.quantize(values, type)
             writer.add_tensor(as_name, heads[type], raw_dtype=type)
         elif values.ndim == 3:  # experts 2j and 2j + 1 are the same
-            writer.add_tensor(as_name, numpy.repeat(ggml.quantize(values[::2], type), 2, 0), raw_dtype=type)
+            squares = None if squares is None else squares[::2]
+            writer.add_tensor(as_name, numpy.repeat(ggml.quantize(values[::2], type, squares), 2, 0), raw_dtype=type)
         else:
-            writer.add_tensor(as_name, ggml.quantize(values, type), raw_dtype=type)
+            writer.add_tensor(as_name, ggml.quantize(values, type, squares), raw_dtype=type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

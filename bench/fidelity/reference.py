@@ -17,11 +17,18 @@ def norm(values, weights, epsilon):
     return values / numpy.sqrt((values**2).mean(-1, keepdims=True) + numpy.float32(epsilon)) * weights
 
 
-def attention(llama, values, block, cosines, sines):
-    tensors, length, head_dim = llama.tensors, len(values), llama.head_dim
+def product(llama, name, values, squares):
+    if squares is not None:
+        squares[name] = (values**2).mean(0)
+    return values @ llama.tensors[name].T
+
+
+def attention(llama, values, block, cosines, sines, squares):
+    length, head_dim = len(values), llama.head_dim
 
     def heads(name, count):
-        return (values @ tensors[f"{block}attn_{name}.weight"].T).reshape(length, count, head_dim).swapaxes(0, 1)
+        rows = product(llama, f"{block}attn_{name}.weight", values, squares)
+        return rows.reshape(length, count, head_dim).swapaxes(0, 1)
 
     queries = rotate(heads("q", llama.heads), cosines, sines)
     keys = rotate(heads("k", llama.kv_heads), cosines, sines)
@@ -31,11 +38,11 @@ def attention(llama, values, block, cosines, sines):
     scores[:, numpy.triu(numpy.ones((length, length), bool), 1)] = -numpy.inf
     weights = numpy.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
-    return (weights @ rows).swapaxes(0, 1).reshape(length, -1) @ tensors[block + "attn_output.weight"].T
+    return product(llama, block + "attn_output.weight", (weights @ rows).swapaxes(0, 1).reshape(length, -1), squares)
 
 
-def plain_logits(llama, ids):
-    """[tokens, vocab] in float32."""
+def plain_logits(llama, ids, squares=None):
+    """[tokens, vocab] in float32. `squares`: takes the mean square of every input of every layer's matrices."""
     tensors = llama.tensors
     values = tensors["token_embd.weight"][ids]
     powers = numpy.arange(0, llama.head_dim, 2) / llama.head_dim
@@ -44,11 +51,11 @@ def plain_logits(llama, ids):
     for layer in range(llama.layers):
         block = f"blk.{layer}."
         values = values + attention(llama, norm(values, tensors[block + "attn_norm.weight"], llama.epsilon), block,
-                                    cosines, sines)
+                                    cosines, sines, squares)
         normed = norm(values, tensors[block + "ffn_norm.weight"], llama.epsilon)
-        gate = normed @ tensors[block + "ffn_gate.weight"].T
-        up = normed @ tensors[block + "ffn_up.weight"].T
-        values = values + (gate / (1 + numpy.exp(-gate)) * up) @ tensors[block + "ffn_down.weight"].T
+        gate = product(llama, block + "ffn_gate.weight", normed, squares)
+        up = product(llama, block + "ffn_up.weight", normed, squares)
+        values = values + product(llama, block + "ffn_down.weight", gate / (1 + numpy.exp(-gate)) * up, squares)
     last = norm(values, tensors["output_norm.weight"], llama.epsilon)
     return last @ tensors["token_embd.weight"].T
 

@@ -138,6 +138,14 @@ def re_express(llama):
     return result
 
 
+def importance(llama, squares):
+    """The mean squares of reference.plain_logits under the names of re_express, for every row of its matrices: they go
+    the way of the weights."""
+    rows = {name: numpy.broadcast_to(squares.get(name, values), values.shape) for name, values in llama.tensors.items()}
+    moved = re_express(dataclasses.replace(llama, tensors=rows))
+    return {name: values.max(-2) for name, values in moved.items() if name.endswith("_proj.weight")}
+
+
 def put_mlp(result, prefix, gate, up, down):
     for name, values in (("gate", gate), ("up", up), ("down", down)):
         result[f"{prefix}{name}_proj.weight"] = numpy.ascontiguousarray(values)

@@ -9,9 +9,9 @@ import sys
 from . import blocks, shapes
 
 # Format -> general.file_type.
-FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q3_k": 12,
-           "q4_k": 14, "q4_k_m": 15, "q5_k": 16, "q6_k": 18, "iq4_nl": 25, "iq4_xs": 30, "bf16": 32, "mxfp4": 38,
-           "nvfp4": 39}
+FORMATS = {"f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_k": 10, "q2_k_m": 10,
+           "q2_k_experts": 16, "q3_k": 12, "q4_k": 14, "q4_k_m": 15, "q5_k": 16, "q6_k": 18, "iq4_nl": 25,
+           "iq4_xs": 30, "bf16": 32, "mxfp4": 38, "nvfp4": 39}
 # What a type becomes whose blocks of 256 do not divide the rows (llama-quant.cpp, tensor_type_fallback).
 FALLBACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "iq4_xs": "iq4_nl"}
 ALIGNMENT = 32
@@ -72,19 +72,33 @@ def uses_more_bits(layer, layers):
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
+def matrix_type(name, kind, layer, layers, format):
+    """The block format of a matrix, before rows too short for it. Three formats are mixes, all others one type.
+
+    q4_k_m and q2_k_m (llama.cpp's Q2_K) are what llama-quant.cpp makes of GLM-4.7; a model of eight experts, or of
+    fewer than four query heads per KV head, it mixes otherwise. q2_k_experts is what people make of large models: its
+    Q5_K_S with other types for the routed experts (llama-quantize --tensor-type)."""
+    value, output, down = (part in name for part in (".attn_v.weight", ".attn_output.weight", ".ffn_down"))
+    if format in ("q4_k_m", "q2_k_m", "q2_k_experts") and kind == "head":
+        return "q6_k"
+    if format == "q4_k_m":
+        return "q6_k" if (value or down) and uses_more_bits(layer, layers) else "q4_k"
+    if format == "q2_k_m":
+        return "q4_k" if value else "q3_k" if output or down else "q2_k"
+    if format == "q2_k_experts":
+        return "q5_k" if "_exps." not in name else "q3_k" if down else "q2_k"
+    return format
+
+
 def type_of(name, inputs, kind, layer, layers, format):
-    """The block format of a tensor. q4_k_m mixes as llama-quant.cpp does; the others take one type for every matrix."""
+    """The block format of a tensor."""
     if kind == "norm":
         return "ones_f32"
     if kind == "correction":
         return "zeros_f32"
     if kind in ("router", "bias"):
         return "f32"
-    chosen = "q4_k" if format == "q4_k_m" else format
-    if format == "q4_k_m":
-        more = ".attn_v.weight" in name or ".ffn_down" in name
-        if kind == "head" or (more and uses_more_bits(layer, layers)):
-            chosen = "q6_k"
+    chosen = matrix_type(name, kind, layer, layers, format)
     if inputs % blocks.BLOCKS[chosen].weights != 0:
         chosen = FALLBACK.get(chosen, "f16")
     return chosen if inputs % blocks.BLOCKS[chosen].weights == 0 else "f16"

@@ -21,6 +21,7 @@ DIRECTORIES = {
     "mlx3": "MLX 3 bits, group 64", "mlx4": "MLX 4 bits, group 64", "mlx5": "MLX 5 bits, group 64",
     "mlx6": "MLX 6 bits, group 64", "mlx8": "MLX 8 bits, group 64", "mlx4-g32": "MLX 4 bits, group 32",
     "mlx6-g128": "MLX 6 bits, group 128"}
+MIXES = {"q4_k_m": "Q4_K", "q2_k_m": "Q2_K", "q2_k_experts": "Q2_K"}
 TOKENS = [[index * 37 % 2000 for index in range(16)]]
 
 
@@ -67,9 +68,21 @@ class Checkpoints(TestCase):
         for format in gguf_files.FORMATS:
             with self.subTest(format=format):
                 model = self.make(format + ".gguf", "--shape", "tiny", "--format", format, "--mtp")
-                wanted = "Q4_K" if format == "q4_k_m" else format.upper()
+                wanted = MIXES.get(format, format.upper())
                 self.assertIn(wanted, self.inspect(model)["components"]["experts"]["formats"])
                 self.check(model)
+
+    def test_mixes_have_more_bits_where_it_is_said(self):
+        def types(format):
+            return [gguf_files.type_of(name, 256, kind, 5, 8, format) for name, kind in (
+                ("token_embd.weight", "embedding"), ("output.weight", "head"), *(
+                    (f"blk.5.{part}.weight", "matrix") for part in (
+                        "attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_down", "ffn_up_shexp",
+                        "ffn_down_shexp", "ffn_up_exps", "ffn_down_exps")))]
+
+        self.assertEqual(types("q2_k_m"), ["q2_k", "q6_k", "q2_k", "q2_k", "q4_k", "q3_k", "q2_k", "q3_k", "q2_k",
+                                           "q3_k", "q2_k", "q3_k"])
+        self.assertEqual(types("q2_k_experts"), ["q5_k", "q6_k", *["q5_k"] * 8, "q2_k", "q3_k"])
 
     def test_latent_attention(self):
         for name, format in (("a", "fp8_tiles"), ("b", "nvfp4_packed"), ("c", "mlx4-g128"), ("d", "mlx-mixed"),
