@@ -51,6 +51,9 @@ bool HasArmMatrixProducts();
 int OpenDirect(const char* path);
 // Anonymous zeroed memory, on huge pages where the system has them; nullptr if there is none.
 void* AllocatePages(size_t bytes);
+// Has the system put memory behind these pages now, as writing to each would, and leaves what they
+// hold; false where it cannot. Other threads may use them meanwhile.
+bool PopulatePages(void* memory, size_t bytes);
 // Also ends a MapSharedMemory.
 void FreePages(void* memory, size_t bytes);
 // Zeroed memory without a name, as a descriptor that other processes can be given: it is gone when

@@ -90,6 +90,8 @@ void* AllocatePages(size_t bytes) {
   return memory == MAP_FAILED ? nullptr : memory;
 }
 
+bool PopulatePages(void*, size_t) { return false; }
+
 void FreePages(void* memory, size_t bytes) { (void)munmap(memory, bytes); }
 
 StatusOr<int> CreateSharedMemory(size_t bytes) {

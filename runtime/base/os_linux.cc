@@ -167,6 +167,10 @@ void* AllocatePages(size_t bytes) {
   return memory;
 }
 
+bool PopulatePages(void* memory, size_t bytes) {
+  return madvise(memory, bytes, MADV_POPULATE_WRITE) == 0;
+}
+
 void FreePages(void* memory, size_t bytes) { (void)munmap(memory, bytes); }
 
 StatusOr<int> CreateSharedMemory(size_t bytes) {

@@ -29,11 +29,15 @@ std::vector<std::string> WeightReader::Unused() const {
   return unused;
 }
 
-StatusOr<HostMatrix> WeightReader::AllocateLike(const HostMatrix& shape, const char* what) const {
+StatusOr<HostMatrix> WeightReader::AllocateLike(const HostMatrix& shape, const char* what) {
   LOCKSTEP_ASSIGN_OR_RETURN(HostMatrix matrix,
                             HostMatrix::Allocate(shape.format, shape.count, shape.outputs,
                                                  shape.inputs, what, shape.phase));
-  if (os::MemoryNodes() > 1) matrix.TouchFirst(*pool_);
+  if (os::MemoryNodes() > 1) {
+    matrix.TouchFirst(*pool_);
+  } else {
+    toucher_.Begin({matrix.data.data(), matrix.data.bytes()});
+  }
   return matrix;
 }
 

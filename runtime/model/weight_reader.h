@@ -11,6 +11,7 @@
 
 #include "runtime/kernels/backend.h"
 #include "runtime/model/fused_matrix.h"
+#include "runtime/tensor/page_toucher.h"
 #include "runtime/weights/slice_loader.h"
 
 namespace lockstep {
@@ -106,7 +107,7 @@ class WeightReader {
   // What the tensor passes through on its way to `format`: nothing if it is stored as this slice,
   // otherwise `bytes`.
   void CountStaging(const std::string& name, const WeightFormat& format, uint64_t bytes);
-  StatusOr<HostMatrix> AllocateLike(const HostMatrix& shape, const char* what) const;
+  StatusOr<HostMatrix> AllocateLike(const HostMatrix& shape, const char* what);
   StatusOr<PackedPtr> PackAsPlanned(HostMatrix matrix) const;
   StatusOr<PackedPtr> RowMatrix(const std::vector<const RowPart*>& parts, const HostMatrix& shape,
                                 const char* what);
@@ -123,6 +124,7 @@ class WeightReader {
   double bytes_per_token_ = 0;
   uint64_t work_bytes_ = 0;
   uint64_t staging_bytes_ = kChunkBytes;
+  PageToucher toucher_;  // of the matrix that was allocated last
 };
 
 }  // namespace lockstep

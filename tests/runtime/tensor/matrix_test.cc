@@ -7,7 +7,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <thread>
 #include <vector>
+
+#include "runtime/base/clock.h"
+#include "runtime/base/os.h"
+#include "runtime/tensor/page_toucher.h"
 
 namespace lockstep {
 namespace {
@@ -64,6 +69,34 @@ TEST(HostMatrix, FirstTouchesReachEveryPage) {
   matrix.TouchFirst(pool);
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
   EXPECT_GE(ResidentPages(matrix.data), matrix.data.bytes() / page);
+}
+
+TEST(PageToucher, BringsPagesAndLeavesWhatTheyHold) {
+  Buffer probe = Buffer::Allocate(4096, "test").value();
+  if (!os::PopulatePages(probe.data(), 4096)) GTEST_SKIP() << "this system populates no pages";
+  Buffer buffer = Buffer::Allocate(uint64_t{40} << 20, "test").value();
+  EXPECT_EQ(ResidentPages(buffer), 0u);
+  buffer.data()[5'000'000] = std::byte{7};
+  PageToucher toucher;
+  toucher.Begin({buffer.data(), buffer.bytes()});
+  const auto all = buffer.bytes() / static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const Deadline deadline = Deadline::After(20'000);
+  while (ResidentPages(buffer) < all && !deadline.Passed()) std::this_thread::yield();
+  EXPECT_EQ(ResidentPages(buffer), all);
+  for (size_t at = 0; at < buffer.bytes(); at += 1'000'000)
+    ASSERT_EQ(buffer.data()[at], std::byte{static_cast<unsigned char>(at == 5'000'000 ? 7 : 0)});
+}
+
+TEST(PageToucher, EndsInTheMiddle) {
+  Buffer first = Buffer::Allocate(uint64_t{4} << 30, "test").value();
+  Buffer second = Buffer::Allocate(uint64_t{1} << 20, "test").value();
+  {
+    PageToucher toucher;
+    toucher.Begin({first.data(), first.bytes()});
+    toucher.Begin({second.data(), second.bytes()});
+  }
+  const auto all = first.bytes() / static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  EXPECT_LT(ResidentPages(first), all / 2);
 }
 
 }  // namespace
