@@ -31,7 +31,8 @@ std::string Unserved(const std::vector<std::string>& names) {
 // probe.json of the checkpoint itself, for those who fetch their slices of it.
 StatusOr<std::string> ProbeOfServed(const Options& options) {
   const StatusOr<std::unique_ptr<Checkpoint>> opened = Checkpoint::Open(options.model);
-  if (!opened.ok()) return Annotate(opened.status(), "--record: one checkpoint is needed");
+  if (!opened.ok())
+    return Annotate(opened.status(), "for --record DIR must hold one whole checkpoint");
   const std::unique_ptr<Checkpoint>& source = *opened;
   LOCKSTEP_ASSIGN_OR_RETURN(const ModelConfig config, ConfigOf(*source));
   ProbeQuestion question;

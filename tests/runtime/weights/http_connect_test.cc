@@ -19,15 +19,7 @@ using ::testing::HasSubstr;
 using testing::HttpNotFound;
 using testing::HttpPart;
 using testing::HttpText;
-
-HttpOptions Quick() {
-  HttpOptions options;
-  options.tries = 4;
-  options.first_wait_ms = 5;
-  options.longest_wait_ms = 20;
-  options.stall_timeout_ms = 1'000;
-  return options;
-}
+using testing::Quick;
 
 TEST(HttpConnectTest, AListThatDoesNotComeIsAnErrorAndNotNone) {
   const auto with_list = [](const std::string& answer) {
