@@ -1,5 +1,8 @@
 #include "launcher/progress.h"
 
+#include <unistd.h>
+
+#include <cstdio>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -25,6 +28,10 @@ std::string FormatBytes(uint64_t bytes) {
 ProgressReport::ProgressReport(std::string what, Style style,
                                std::function<void(const std::string&)> write)
     : what_(std::move(what)), style_(style), write_(std::move(write)) {}
+
+ProgressReport::ProgressReport(std::string what)
+    : ProgressReport(std::move(what), {.terminal = isatty(STDERR_FILENO) != 0},
+                     [](const std::string& text) { std::fputs(text.c_str(), stderr); }) {}
 
 void ProgressReport::Update(uint64_t bytes_done, uint64_t bytes_total, int64_t now_ns) {
   if (bytes_total == 0) return;

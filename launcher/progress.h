@@ -17,6 +17,8 @@ class ProgressReport {
   };
   // `write` receives finished text (with "\r" or "\n"); `what` begins each line ("loading").
   ProgressReport(std::string what, Style style, std::function<void(const std::string&)> write);
+  // To stderr, redrawn if that is a terminal.
+  explicit ProgressReport(std::string what);
 
   // `now_ns` on any monotonic clock. Call as often as you like.
   void Update(uint64_t bytes_done, uint64_t bytes_total, int64_t now_ns);

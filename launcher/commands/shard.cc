@@ -1,9 +1,7 @@
 // `lockstep shard`: a checkpoint to one file per rank.
 #include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -200,10 +198,7 @@ Status ShardFrom(const Options& options, const ShardSource* remote) {
   shard.only_rank = static_cast<int>(options.rank);
   shard.threads = ThreadsOf(options, remote != nullptr);
   shard.stop = Interrupted;
-  ProgressReport::Style style;
-  style.terminal = isatty(STDERR_FILENO) != 0;
-  ProgressReport progress("sharding", style,
-                          [](const std::string& text) { std::fputs(text.c_str(), stderr); });
+  ProgressReport progress("sharding");
   if (options.log_level == "info" || options.log_level == "debug") {
     shard.progress = [&progress](uint64_t done, uint64_t total) {
       progress.Update(done, total, NowNs());

@@ -1,9 +1,6 @@
 #include "launcher/commands/source_probe.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cstdio>
 
 #include "launcher/memory.h"
 #include "launcher/process.h"
@@ -20,10 +17,7 @@ StatusOr<std::optional<ProbeRecord>> ProbeSource(const Checkpoint& source, Probe
   question.threads = std::min(question.threads, static_cast<int>(os::AllowedCpus().size()));
   question.available_bytes = MemoryForRank(1);
   question.stop = Interrupted;
-  ProgressReport::Style style;
-  style.terminal = isatty(STDERR_FILENO) != 0;
-  ProgressReport progress("probe prompt", style,
-                          [](const std::string& text) { std::fputs(text.c_str(), stderr); });
+  ProgressReport progress("probe prompt");
   if (options.log_level == "info" || options.log_level == "debug") {
     question.progress = [&progress](const LoadProgress& done) {
       progress.Update(done.bytes_done, done.bytes_total, NowNs());

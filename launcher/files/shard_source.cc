@@ -226,10 +226,7 @@ Status CopyTexts(const std::string& from, const std::string& to) {
 
 // The rest of a file that was opened.
 Status CopyFile(ShardCopy* copy, const Options& options, int threads) {
-  ProgressReport::Style style;
-  style.terminal = isatty(STDERR_FILENO) != 0;
-  ProgressReport progress("copying " + std::filesystem::path(copy->path()).filename().string(),
-                          style, [](const std::string& text) { std::fputs(text.c_str(), stderr); });
+  ProgressReport progress("copying " + std::filesystem::path(copy->path()).filename().string());
   const bool told = options.log_level == "info" || options.log_level == "debug";
   const Status status =
       CopyTensors(*copy, std::min(threads, kRemoteThreads), told ? &progress : nullptr);
