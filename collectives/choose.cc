@@ -39,6 +39,7 @@ SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t longest_direct_by
   if (traits.reads_in_place) {
     plan.longest_bytes = std::min(plan.longest_bytes, kLongestInPlaceBytes);
   }
+  if (!traits.slots_in_parts) return plan;
   if (bytes > longest_direct_bytes && HasRoomForSums(wire, static_cast<size_t>(ranks), count)) {
     plan.algorithm = SumAlgorithm::kTwoStep;
     // A rank publishes each chunk of its part twice: what it has, and the sum.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "collectives/choose.h"
 
@@ -20,7 +21,11 @@ constexpr size_t kFirstPayloadBytes = kFirstPartBytes - sizeof(uint64_t);
 }  // namespace
 
 Group::Group(int rank, int size)
-    : rank_(rank), size_(size), longest_direct_bytes_(UsualDirectBytes(size)) {}
+    : rank_(rank), size_(size), longest_direct_bytes_(UsualDirectBytes(size)) {
+  std::vector<int> alone(static_cast<size_t>(size));
+  std::iota(alone.begin(), alone.end(), 0);
+  set_machines(alone);
+}
 
 Status Group::Publish() {
   const SlotPart whole{0, slot_.size()};

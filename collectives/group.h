@@ -29,11 +29,18 @@
 namespace lockstep {
 
 struct GroupTraits {
-  const char* name;  // "tcp", "shm", "rdma", "mpi", "single"
+  const char* name;  // "tcp", "shm", "rdma", "mpi", "nccl", "single"
   size_t
       slot_bytes;  // largest exchange; longer messages are cut into several by the functions below
   bool sums_in_rank_order;  // all backends here: yes
   bool reads_in_place;      // Wait returns the peer's own slot (shm), not a copy
+  bool slots_in_parts;      // false: a slot travels whole, by Publish() alone (nccl)
+};
+
+// In which order the ranks' values are added.
+enum class SumOrder {
+  kRank,  // 0, 1, 2, ...: the same bits from every backend and every algorithm
+  kAny,   // with the fewest messages: the same bits on all ranks, but others elsewhere
 };
 
 // Bytes [offset, offset + bytes) of a slot.
@@ -80,12 +87,23 @@ class Group {
   void set_longest_direct_bytes(size_t bytes) { longest_direct_bytes_ = bytes; }
   // The whole slot, from everyone and to everyone.
   Status Publish();
+  // Set on all ranks alike, between exchanges. Sums on a narrow wire are made in rank order anyway.
+  SumOrder sum_order() const { return sum_order_; }
+  void set_sum_order(SumOrder order);
+  // first_ranks[r]: the first rank on rank r's machine, its leader, which alone talks with other
+  // machines in sums in any order. Unless said, every rank is its own. Set on all ranks alike.
+  void set_machines(std::span<const int> first_ranks);
 
   // Sends to one rank while receiving from another (either may be absent: rank -1 with an empty
   // span). Lengths agree on both sides. Safe against deadlock for any size when all ranks call it
   // in matching pairs.
   virtual Status SendReceive(int to, std::span<const std::byte> data, int from,
                              std::span<std::byte> buffer, Patience patience) = 0;
+
+  // data[i] becomes the sum over ranks, float32, added in any order. No exchange is open, and
+  // sum_order() is kAny. At most traits().slot_bytes. Here by messages (sum_any_order.cc); backends
+  // whose library adds override it.
+  virtual Status SumInAnyOrder(std::span<float> data);
 
   // Gives up: tells all ranks why, ends pending and later calls with that reason. The first reason
   // wins.
@@ -106,13 +124,18 @@ class Group {
   int rank_;
   int size_;
   size_t longest_direct_bytes_;
+  SumOrder sum_order_ = SumOrder::kRank;
+  std::vector<int> machine_;     // the ranks of this one's machine, the leader first
+  std::vector<int> leaders_;     // of all machines, ascending
+  std::vector<float> received_;  // by SumInAnyOrder, as long as a slot
 };
 
 // Ends an exchange of floats that Begin opened and whose slot is filled: sum[i] = left fold over
 // ranks 0, 1, 2, ... of their slot's [i], float32. The one place where ranks' values are added
 // (sum.cc), so every backend, every algorithm (choose.h) and every caller gets the same bits. Needs
 // at least two ranks. `wire`, the same on all ranks, is what each rank's values are rounded to
-// before; the slot is no longer the caller's.
+// before; the slot is no longer the caller's. Where the group's sum_order() is kAny and the wire is
+// float32, SumInAnyOrder adds.
 Status SumSlots(Group& group, std::span<float> sum, WireFormat wire = WireFormat::kF32);
 // The same for values in ordinary memory and of any length: data[i] becomes the sum over ranks.
 Status AllReduceSum(Group& group, std::span<float> data, WireFormat wire = WireFormat::kF32);

@@ -79,7 +79,13 @@ class LinkedMembership final : public Membership {
     StatusOr<std::unique_ptr<Group>> group =
         TryOpenGroup(collective.empty() ? options_.collective : collective,
                      slot_bytes == 0 ? options_.slot_bytes : slot_bytes);
-    if (!group.ok()) lifeline_->Abort(group.status());
+    if (!group.ok()) {
+      lifeline_->Abort(group.status());
+      return group;
+    }
+    std::vector<int> first_ranks;
+    for (int rank = 0; rank < options_.size; ++rank) first_ranks.push_back(FirstOnMachineOf(rank));
+    (*group)->set_machines(first_ranks);
     return group;
   }
   uint64_t GroupBytes(size_t slot_bytes) const override {
@@ -155,6 +161,11 @@ class LinkedMembership final : public Membership {
 
   bool SameMachine(int rank) const {
     return members_[rank].machine == members_[options_.rank].machine;
+  }
+  int FirstOnMachineOf(int rank) const {
+    int first = 0;
+    while (members_[first].machine != members_[rank].machine) ++first;
+    return first;
   }
 
   StatusOr<FabricOptions> MeshOptions(const std::string& transport, uint32_t number) const {

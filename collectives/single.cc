@@ -16,7 +16,8 @@ class SingleGroup final : public Group {
         traits_{.name = "single",
                 .slot_bytes = options.slot_bytes,
                 .sums_in_rank_order = true,
-                .reads_in_place = false},
+                .reads_in_place = false,
+                .slots_in_parts = true},
         slots_(1, options.slot_bytes) {}
 
   bool valid() const { return slots_.valid(); }

@@ -49,7 +49,7 @@ const std::vector<GroupSpec>& Groups() {
       {kModel, "Model", {"model"}},
       {kCompute, "Model", {"kernels", "threads"}},
       {kArithmetic, "Model", {"exact", "kv-cache-dtype"}},
-      {kWire, "Ranks", {"wire", "direct-sum-bytes", "overlap-rows"}},
+      {kWire, "Ranks", {"wire", "sum-order", "direct-sum-bytes", "overlap-rows"}},
       {kTemplate, "Model", {"chat-template"}},
       {kCut, "Ranks", {"ranks", "shares", "config", "rank"}},
       {kRanks,

@@ -17,13 +17,13 @@
 #include "launcher/probe.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
+#include "launcher/settings.h"
 #include "launcher/spawn.h"
 #include "launcher/world.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 #include "runtime/base/os.h"
-#include "runtime/base/version.h"
 #include "runtime/model/partial_sum.h"
 #include "transport/socket.h"
 
@@ -37,33 +37,8 @@ constexpr int64_t kFaultyEndMs = 2'000;
 // How long after a signal the loss of a rank may still turn out to be its cause.
 constexpr int kLossMayFollowMs = 300;
 
-std::string OrDefault(int64_t value) { return value == 0 ? "default" : std::to_string(value); }
-
 kernels::Precision PrecisionOf(const Options& options, const SessionNeeds& needs) {
   return options.exact || needs.exact ? kernels::Precision::kExact : kernels::Precision::kFast;
-}
-
-// What must be equal before ranks compute together. The model is compared after joining, so that a
-// rank that cannot read it can say why.
-std::vector<Setting> SettingsOf(const Options& options, const World& world,
-                                const kernels::Backend& backend) {
-  const std::string same = "start every rank with the same ";
-  return {
-      {"source version", SourceVersion(), "install the same build of lockstep on every node"},
-      {"shares", FormatShares(world.shares), same + "--shares or YAML"},
-      {"kernels", backend.name(),
-       "instruction sets differ in their last bits; give every rank the same --exact, and "
-       "--kernels "
-       "ref if the processors differ"},
-      {"kv-cache-dtype", options.kv_cache_dtype, same + "--kv-cache-dtype"},
-      {"max-model-len", OrDefault(options.max_model_len), same + "--max-model-len"},
-      {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},
-      {"prefill-chunk", std::to_string(options.prefill_chunk), same + "--prefill-chunk"},
-      {"draft", options.draft ? "yes" : "no", same + "--draft"},
-      {"wire", options.wire, same + "--wire"},
-      {"verify-exchanges", options.verify_exchanges ? "yes" : "no", same + "--verify-exchanges"},
-      {"record", options.record ? "yes" : "no", same + "--record"},
-  };
 }
 
 // Ranks that read files of their own exchange nothing while they load, and one may be far behind
@@ -179,6 +154,12 @@ void KeepStdoutForRankZero(int rank) {
 }
 
 Status OpenedSession::StartWorld() {
+  if (options_.sum_order != "rank" && options_.wire != "f32") {
+    return UsageError(
+        "--sum-order any passes on sums, which are float32 on every wire, so that --wire %s saves "
+        "nothing there; leave one of them out",
+        options_.wire);
+  }
   LOCKSTEP_ASSIGN_OR_RETURN(const Surroundings around, LookAround(options_));
   LOCKSTEP_ASSIGN_OR_RETURN(world_, DecideWorld(options_, around, needs_.worker));
   log::Configure(LogLevel(options_), world_.size > 1 ? world_.rank : -1);
@@ -206,7 +187,7 @@ Status OpenedSession::JoinRanks() {
   join.interface = world_.interface;
   if (listener_.valid()) join.rendezvous_fd = fcntl(listener_.get(), F_DUPFD_CLOEXEC, 0);
   join.secret = world_.secret;
-  join.settings = SettingsOf(options_, world_, *backend_);
+  join.settings = SettingsOf(options_, world_, backend_->name());
   join.settings.push_back(
       {"probe at start", needs_.probe ? "yes" : "no", "start the same command on every node"});
   join.start_timeout_ms = options_.start_timeout_ms;
@@ -293,6 +274,7 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const ModelConfig& config,
         limits->max_rows, FormatBytes(slot_bytes), FormatBytes(kLargestSlotBytes));
   }
   limits->exchange_bytes = membership_->GroupBytes(slot_bytes);
+  if (options_.sum_order == "any") limits->exchange_bytes += slot_bytes;
   MemoryQuestion question;
   question.config = config;
   question.limits = *limits;
@@ -318,6 +300,7 @@ Status OpenedSession::OpenGroup(size_t slot_bytes) {
   group_ = needs_.wrap_group ? needs_.wrap_group(std::move(group)) : std::move(group);
   LOCKSTEP_ASSIGN_OR_RETURN(const int64_t direct_bytes, OfRankZero(options_.direct_sum_bytes));
   if (direct_bytes >= 0) group_->set_longest_direct_bytes(static_cast<size_t>(direct_bytes));
+  if (options_.sum_order == "any") group_->set_sum_order(SumOrder::kAny);
   return OkStatus();
 }
 

@@ -96,7 +96,8 @@ class MpiGroup final : public Group {
         traits_{.name = "mpi",
                 .slot_bytes = options_.slot_bytes,
                 .sums_in_rank_order = true,
-                .reads_in_place = false},
+                .reads_in_place = false,
+                .slots_in_parts = true},
         communicator_(communicator),
         slots_(size(), options_.slot_bytes),
         peers_(size()) {
@@ -177,6 +178,30 @@ class MpiGroup final : public Group {
       more = to >= 0 || from >= 0;
     }
     return OkStatus();
+  }
+
+  Status SumInAnyOrder(std::span<float> data) override {
+    LOCKSTEP_RETURN_IF_ERROR(Health());
+    LOCKSTEP_CHECK(!open_);
+    ++exchange_;
+    MPI_Request request = MPI_REQUEST_NULL;
+    int code = MPI_Iallreduce(MPI_IN_PLACE, data.data(), static_cast<int>(data.size()), MPI_FLOAT,
+                              MPI_SUM, communicator_, &request);
+    Backoff backoff(Patience::kStep, options_.spin_us, options_.exchange_timeout_ms);
+    for (int done = 0; code == MPI_SUCCESS;) {
+      code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+      if (done) break;
+      LOCKSTEP_RETURN_IF_ERROR(Health());
+      const int64_t nap_us = backoff.Next();
+      if (backoff.expired()) {
+        return Fail(PeerLostError(
+            "MPI_Iallreduce of exchange %d has not ended on %s for %d ms: another rank is stuck, "
+            "stopped or much slower; see --exchange-timeout-ms",
+            exchange_, options_.names[rank()], options_.exchange_timeout_ms));
+      }
+      if (nap_us > 0) (void)poll(nullptr, 0, kNapMs);
+    }
+    return code == MPI_SUCCESS ? OkStatus() : Fail(MpiFailed("MPI_Iallreduce", code));
   }
 
   void Abort(const Status& reason) override { options_.lifeline->Abort(reason); }

@@ -30,6 +30,8 @@ constexpr int64_t kRoundNs = 250'000'000;
 constexpr int64_t kMostRepetitions = 1000;
 constexpr int64_t kFewestRepetitions = 30;
 constexpr int64_t kWarmUp = 10;
+// Addends are below 2^8 in magnitude, with 24 bits each.
+constexpr float kSlackInAnyOrder = 0x1p-14f;
 
 // What all ranks contribute to a sum: values of very different sizes, so that another order of
 // additions or a rank's older contribution shows in the bits. Repetitions differ by powers of two,
@@ -162,6 +164,25 @@ Contestant SumOf(const std::shared_ptr<Group>& group, const std::string& transpo
           Makes{algorithm, group, group->longest_direct_bytes(), wire, in_slot}};
 }
 
+// Along a tree, as `--sum-order any` allows it.
+Contestant SumInAnyOrderOf(const std::shared_ptr<Group>& group, const std::string& transport,
+                           bool chosen) {
+  const auto run = [=](size_t repetition, const Values& values,
+                       std::span<float> data) -> StatusOr<int64_t> {
+    group->set_sum_order(SumOrder::kAny);
+    values.Fill(repetition, data);
+    const int64_t start_ns = NowNs();
+    LOCKSTEP_RETURN_IF_ERROR(group->SumInAnyOrder(data));
+    const int64_t took_ns = NowNs() - start_ns;
+    group->set_sum_order(SumOrder::kRank);
+    LOCKSTEP_RETURN_IF_ERROR(values.CheckInAnyOrder(repetition, data, kSlackInAnyOrder));
+    return took_ns;
+  };
+  return {.transport = transport, .algorithm = "any order", .run = run, .chosen = [chosen](size_t) {
+            return chosen;
+          }};
+}
+
 Contestant OpenMpi() {
   const auto run = [](size_t repetition, const Values& values,
                       std::span<float> data) -> StatusOr<int64_t> {
@@ -169,8 +190,7 @@ Contestant OpenMpi() {
     const int64_t start_ns = NowNs();
     LOCKSTEP_RETURN_IF_ERROR(MpiAllReduceSum(data));
     const int64_t took_ns = NowNs() - start_ns;
-    // Addends are below 2^8 in magnitude, with 24 bits each.
-    LOCKSTEP_RETURN_IF_ERROR(values.CheckInAnyOrder(repetition, data, 0x1p-14f));
+    LOCKSTEP_RETURN_IF_ERROR(values.CheckInAnyOrder(repetition, data, kSlackInAnyOrder));
     return took_ns;
   };
   return {"mpi", "MPI_Allreduce", run};
@@ -219,7 +239,12 @@ StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
       for (const bool in_slot : {false, true})
         all.push_back(SumOf(group, transport, wire, algorithm, in_slot));
     }
-    if (transport == "mpi") all.push_back(OpenMpi());
+    if (transport == "mpi") {
+      all.push_back(OpenMpi());
+    } else if (wire == WireFormat::kF32) {
+      const bool chosen = session.options().sum_order == "any";
+      all.push_back(SumInAnyOrderOf(group, transport, chosen));
+    }
   }
   return all;
 }

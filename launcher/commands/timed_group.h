@@ -51,6 +51,14 @@ class TimedGroup final : public Group {
     Add(start_ns, 1);
     return sent;
   }
+  Status SumInAnyOrder(std::span<float> data) override {
+    inner_->set_sum_order(SumOrder::kAny);
+    inner_->set_longest_direct_bytes(longest_direct_bytes());
+    const int64_t start_ns = NowNs();
+    Status summed = inner_->SumInAnyOrder(data);
+    Add(start_ns, 1);
+    return summed;
+  }
   void Abort(const Status& reason) override { inner_->Abort(reason); }
 
  private:

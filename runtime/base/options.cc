@@ -90,6 +90,11 @@ std::vector<OptionSpec> ExchangeOptions() {
        &O::wire,
        "numbers of the layers' sums between ranks; bf16: half the bytes, int8: a quarter and more",
        {"f32", "bf16", "int8"}},
+      {"sum-order",
+       &O::sum_order,
+       "in which order ranks' values are added; rank: the same bits whatever the transport and the "
+       "algorithm; any: with fewer messages, which may be faster from four ranks on",
+       {"rank", "any"}},
       {"direct-sum-bytes",
        &O::direct_sum_bytes,
        "longest sum on the wire that is made in one step, not in two; rank 0's counts; `bench "

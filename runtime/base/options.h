@@ -26,6 +26,7 @@ struct Options {
   int64_t rank = -1;
   std::string collective = "tcp";
   std::string wire = "f32";
+  std::string sum_order = "rank";
   int64_t direct_sum_bytes = -1;  // -1: UsualDirectBytes
   int64_t overlap_rows = -1;      // -1: as where the ranks are says
   std::string rdma_mode = "auto";

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -229,6 +230,38 @@ inline Status CheckSumSlots(Group& group, size_t count, uint32_t seed,
   return OkStatus();
 }
 
+// Sums in any order: near the exact one, and the same bits on all ranks. Between exchanges whose
+// slots others still read when a rank that is ahead begins the next.
+inline Status CheckAnyOrder(Group& group, size_t count, uint32_t seed) {
+  std::vector<float> sum = Contribution(group.rank(), count, seed);
+  group.set_sum_order(SumOrder::kAny);
+  const Status summed = AllReduceSum(group, sum);
+  group.set_sum_order(SumOrder::kRank);
+  LOCKSTEP_RETURN_IF_ERROR(summed);
+  std::vector<double> exact(count), magnitude(count);
+  for (int rank = 0; rank < group.size(); ++rank) {
+    const std::vector<float> values = Contribution(rank, count, seed);
+    for (size_t i = 0; i < count; ++i) {
+      exact[i] += values[i];
+      magnitude[i] += std::abs(values[i]);
+    }
+  }
+  for (size_t i = 0; i < count; ++i) {
+    if (std::abs(sum[i] - exact[i]) <= magnitude[i] * group.size() * 0x1p-24) continue;
+    return InternalError("rank %d: in any order value %d of %d (seed %d) is %g, not %g",
+                         group.rank(), i, count, seed, sum[i], exact[i]);
+  }
+  std::vector<std::byte> all(count * sizeof(float) * static_cast<size_t>(group.size()));
+  const auto mine = std::as_bytes(std::span(sum));
+  LOCKSTEP_RETURN_IF_ERROR(AllGather(group, mine, all));
+  for (size_t begin = 0; begin < all.size(); begin += mine.size()) {
+    if (std::equal(mine.begin(), mine.end(), all.begin() + static_cast<ptrdiff_t>(begin))) continue;
+    return InternalError("rank %d: in any order %d values (seed %d) have other bits than elsewhere",
+                         group.rank(), count, seed);
+  }
+  return OkStatus();
+}
+
 inline Status CheckEverything(Group& group) {
   const size_t slot = group.traits().slot_bytes;
   const size_t slot_floats = slot / sizeof(float);
@@ -278,6 +311,9 @@ inline Status CheckEverything(Group& group) {
     LOCKSTEP_RETURN_IF_ERROR(CheckUnaligned(group, shift, 4099));
     LOCKSTEP_RETURN_IF_ERROR(CheckUnaligned(group, shift, slot + 13));
   }
+  for (const size_t count : {size_t{0}, size_t{1}, size_t{5}, size_t{5120}, 2 * slot_floats + 9}) {
+    LOCKSTEP_RETURN_IF_ERROR(CheckAnyOrder(group, count, seed++));
+  }
   for (int i = 0; i < 3; ++i) LOCKSTEP_RETURN_IF_ERROR(Barrier(group));
   return OkStatus();
 }
@@ -287,6 +323,7 @@ inline Status CheckManyExchanges(Group& group, int count) {
   for (int i = 0; i < count; ++i) {
     LOCKSTEP_RETURN_IF_ERROR(
         CheckAllReduce(group, static_cast<size_t>(i * 37 % 613), static_cast<uint32_t>(i)));
+    if (i % 8 == 0) LOCKSTEP_RETURN_IF_ERROR(CheckAnyOrder(group, static_cast<size_t>(i % 613), 7));
     if (i % 16 == 0)
       LOCKSTEP_RETURN_IF_ERROR(CheckBroadcast(group, static_cast<size_t>(i), 0, Patience::kIdle));
   }

@@ -101,6 +101,21 @@ TEST(Session, ANarrowWireGivesTheSameAnswerOverEveryTransportAndSaysWhatItDoes) 
   }
 }
 
+TEST(Session, SumsInAnyOrderGiveAnAnswerOverEveryTransport) {
+  Program alone(ShortRun({}));
+  const std::string text = TextOf(alone);
+  for (const std::string collective : {"tcp", "shm", "mpi"}) {
+    Program program(ShortRun({"--ranks", "3", "--sum-order", "any", "--collective", collective}));
+    EXPECT_EQ(TextOf(program), text) << collective << ": " << program.error();
+  }
+}
+
+TEST(Session, ANarrowWireAndSumsInAnyOrderExcludeEachOther) {
+  Program program(ShortRun({"--ranks", "2", "--sum-order", "any", "--wire", "bf16"}));
+  EXPECT_EQ(program.Wait(), 2);
+  EXPECT_THAT(program.ErrorLines(), ElementsAre(HasSubstr("--sum-order any")));
+}
+
 TEST(Session, UnderMpirunTheSameCommandJoinsByItself) {
   std::vector<std::string> arguments = {"--allow-run-as-root", "--oversubscribe", "-n", "2",
                                         BinaryPath()};

@@ -1,0 +1,35 @@
+#include "launcher/settings.h"
+
+#include "runtime/base/version.h"
+#include "runtime/weights/partition.h"
+
+namespace lockstep {
+namespace {
+
+std::string OrDefault(int64_t value) { return value == 0 ? "default" : std::to_string(value); }
+
+}  // namespace
+
+std::vector<Setting> SettingsOf(const Options& options, const World& world,
+                                const std::string& kernels) {
+  const std::string same = "start every rank with the same ";
+  return {
+      {"source version", SourceVersion(), "install the same build of lockstep on every node"},
+      {"shares", FormatShares(world.shares), same + "--shares or YAML"},
+      {"kernels", kernels,
+       "instruction sets differ in their last bits; give every rank the same --exact, and "
+       "--kernels "
+       "ref if the processors differ"},
+      {"kv-cache-dtype", options.kv_cache_dtype, same + "--kv-cache-dtype"},
+      {"max-model-len", OrDefault(options.max_model_len), same + "--max-model-len"},
+      {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},
+      {"prefill-chunk", std::to_string(options.prefill_chunk), same + "--prefill-chunk"},
+      {"draft", options.draft ? "yes" : "no", same + "--draft"},
+      {"wire", options.wire, same + "--wire"},
+      {"sum-order", options.sum_order, same + "--sum-order"},
+      {"verify-exchanges", options.verify_exchanges ? "yes" : "no", same + "--verify-exchanges"},
+      {"record", options.record ? "yes" : "no", same + "--record"},
+  };
+}
+
+}  // namespace lockstep
