@@ -63,6 +63,8 @@ class Membership {
   // cores.
   virtual int local_rank() const = 0;
   virtual int local_size() const = 0;
+  // Whether these outnumber its cores: a rank that spins keeps the one it waits for from running.
+  bool crowded() const;
   // OK while every rank is alive and nobody aborted; else why (PeerLost names the rank).
   virtual Status Health() const = 0;
   // Tells everyone why this rank stops, and makes Health() return it. Returns after it was sent or

@@ -28,10 +28,15 @@ size_t Chunks(size_t bytes, size_t most) {
 }  // namespace
 
 // With two ranks both algorithms move the same bytes, and one step waits once. With more, the
-// second wait costs about as much as 32 KB more to move (measured on 4 ranks, 2026-11-21).
-size_t UsualDirectBytes(int ranks) { return ranks > 2 ? size_t{32} << 10 : SIZE_MAX; }
+// second wait costs about as much as 32 KB more to move (measured on 4 ranks, 2026-11-21). Four
+// ranks on two cores added 20 KB by rank 0 in half of the time that one step took, over TCP and
+// through shared memory, and up to 128 KB it was the fastest way (2026-11-28).
+SumLimits UsualSumLimits(int ranks, bool crowded) {
+  if (ranks <= 2) return {};
+  return {.gathered_bytes = crowded ? size_t{128} << 10 : 0, .direct_bytes = size_t{32} << 10};
+}
 
-SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t longest_direct_bytes, size_t count,
+SumPlan ChooseSum(const GroupTraits& traits, int ranks, const SumLimits& limits, size_t count,
                   WireFormat wire) {
   const size_t bytes = WireBytes(wire, count);
   SumPlan plan;
@@ -40,7 +45,12 @@ SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t longest_direct_by
     plan.longest_bytes = std::min(plan.longest_bytes, kLongestInPlaceBytes);
   }
   if (!traits.slots_in_parts) return plan;
-  if (bytes > longest_direct_bytes && HasRoomForSums(wire, static_cast<size_t>(ranks), count)) {
+  if (bytes <= limits.gathered_bytes) {
+    plan.algorithm = SumAlgorithm::kGather;
+    // Float32 sums would overwrite packed values that are still to be added.
+    if (wire == WireFormat::kF32) plan.chunks = Chunks(bytes, kMostParts);
+  } else if (bytes > limits.direct_bytes &&
+             HasRoomForSums(wire, static_cast<size_t>(ranks), count)) {
     plan.algorithm = SumAlgorithm::kTwoStep;
     // A rank publishes each chunk of its part twice: what it has, and the sum.
     plan.chunks = Chunks(bytes / static_cast<size_t>(ranks), kMostParts / 2);
@@ -50,21 +60,35 @@ SumPlan ChooseSum(const GroupTraits& traits, int ranks, size_t longest_direct_by
   return plan;
 }
 
-size_t BestDirectBytes(std::span<const SumTimes> measured) {
-  // What is lost if all sizes take two steps; each size in turn moves to one step.
-  double loss = 0, least = 0;
-  size_t best = 0;
-  for (const SumTimes& times : measured) {
-    loss += std::log(times.direct_us / times.two_step_us);
-    if (loss > least) continue;
-    least = loss;
-    best = &times == &measured.back() ? SIZE_MAX : times.bytes;
+SumLimits BestSumLimits(std::span<const SumTimes> measured) {
+  const size_t sizes = measured.size();
+  const auto limit = [&](size_t count) {
+    return count == 0 ? 0 : count == sizes ? SIZE_MAX : measured[count - 1].bytes;
+  };
+  // The first `gathered` sizes by rank 0, from there to `direct` in one step.
+  SumLimits best = {.gathered_bytes = 0, .direct_bytes = 0};
+  double least = INFINITY;
+  for (size_t gathered = 0; gathered <= sizes; ++gathered) {
+    for (size_t direct = gathered; direct <= sizes; ++direct) {
+      double sum = 0;
+      for (size_t i = 0; i < sizes; ++i) {
+        const SumTimes& times = measured[i];
+        sum += std::log(i < gathered ? times.gather_us
+                        : i < direct ? times.direct_us
+                                     : times.two_step_us);
+      }
+      if (sum >= least) continue;
+      least = sum;
+      best = {.gathered_bytes = limit(gathered), .direct_bytes = limit(direct)};
+    }
   }
   return best;
 }
 
 const char* NameOf(SumAlgorithm algorithm) {
   switch (algorithm) {
+    case SumAlgorithm::kGather:
+      return "gather";
     case SumAlgorithm::kDirect:
       return "direct";
     case SumAlgorithm::kTwoStep:

@@ -20,8 +20,7 @@ constexpr size_t kFirstPayloadBytes = kFirstPartBytes - sizeof(uint64_t);
 
 }  // namespace
 
-Group::Group(int rank, int size)
-    : rank_(rank), size_(size), longest_direct_bytes_(UsualDirectBytes(size)) {
+Group::Group(int rank, int size) : rank_(rank), size_(size), sum_limits_(UsualSumLimits(size)) {
   std::vector<int> alone(static_cast<size_t>(size));
   std::iota(alone.begin(), alone.end(), 0);
   set_machines(alone);

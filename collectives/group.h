@@ -8,9 +8,10 @@
 // A slot can also be published in parts, each to whom it concerns and as soon as it is filled:
 //     Begin; ExpectPart(peer, part) ...; PublishPart(peer, part) ...; Wait(peer) ...; End
 // All ranks call the same exchanges in the same order with the same sizes, and what one expects of
-// another is what that one publishes to it, in the same order. Everything else - sums,
-// gathers, barriers - is a free function over it, written once, so that every backend gives the
-// same bits: a sum is the left fold of the slots in rank order, in float32.
+// another is what that one publishes to it, in the same order. A slot is used again two exchanges
+// later: no rank may be able to end an exchange before all others have begun it. Everything else -
+// sums, gathers, barriers - is a free function over it, written once, so that every backend gives
+// the same bits: a sum is the left fold of the slots in rank order, in float32.
 //
 // A group is used by one thread at a time, except Abort(), which any thread may call. Every wait
 // ends by the group's exchange timeout, by a lost peer, or by an abort; the error then names the
@@ -43,6 +44,12 @@ enum class SumOrder {
   kAny,   // with the fewest messages: the same bits on all ranks, but others elsewhere
 };
 
+// Up to how many bytes on the wire a sum is made in which way (choose.h).
+struct SumLimits {
+  size_t gathered_bytes = 0;       // by rank 0, for all
+  size_t direct_bytes = SIZE_MAX;  // in one step, by every rank; longer ones in two steps
+};
+
 // Bytes [offset, offset + bytes) of a slot.
 struct SlotPart {
   size_t offset = 0;
@@ -70,8 +77,7 @@ class Group {
   // The next part of `peer`'s slot that this rank is going to wait for. Before it is waited for,
   // best before this rank publishes.
   virtual Status ExpectPart(int peer, SlotPart part) = 0;
-  // This part of the own slot is filled; `peer` may see it. It must not change any more. Every rank
-  // publishes at least one part to every other in each exchange, even if it is empty.
+  // This part of the own slot is filled; `peer` may see it. It must not change any more.
   virtual Status PublishPart(int peer, SlotPart part) = 0;
   // The next expected part of `peer`'s slot, readable until End(). The own rank's is the whole
   // slot.
@@ -81,10 +87,10 @@ class Group {
 
   // This rank's slot of the open exchange.
   std::span<std::byte> slot() const { return slot_; }
-  // Sums of at most so many bytes on the wire are made in one step, longer ones in two (choose.h).
-  // What ranks publish follows from it: it is set on all of them alike, between exchanges.
-  size_t longest_direct_bytes() const { return longest_direct_bytes_; }
-  void set_longest_direct_bytes(size_t bytes) { longest_direct_bytes_ = bytes; }
+  // How sums are made. What ranks publish follows from it: it is set on all of them alike, between
+  // exchanges.
+  const SumLimits& sum_limits() const { return sum_limits_; }
+  void set_sum_limits(const SumLimits& limits) { sum_limits_ = limits; }
   // The whole slot, from everyone and to everyone.
   Status Publish();
   // Set on all ranks alike, between exchanges. Sums on a narrow wire are made in rank order anyway.
@@ -123,7 +129,7 @@ class Group {
  private:
   int rank_;
   int size_;
-  size_t longest_direct_bytes_;
+  SumLimits sum_limits_;
   SumOrder sum_order_ = SumOrder::kRank;
   std::vector<int> machine_;     // the ranks of this one's machine, the leader first
   std::vector<int> leaders_;     // of all machines, ascending

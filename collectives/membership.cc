@@ -130,9 +130,7 @@ class LinkedMembership final : public Membership {
     group.slot_bytes = slot_bytes;
     group.exchange_timeout_ms = options_.exchange_timeout_ms;
     group.verify_exchanges = options_.verify_exchanges;
-    // Where ranks outnumber cores, a spinning rank keeps the one it waits for from running.
-    const bool crowded = local_size() > static_cast<int>(os::OnlineCpus().size());
-    if (crowded) group.spin_us = 0;
+    if (crowded()) group.spin_us = 0;
     group.epoch = first_epoch_ + number;
     group.names = names_;
     group.lifeline = lifeline_;
@@ -256,6 +254,10 @@ class SingleMembership final : public Membership {
 
 std::string RankInfo::Name() const {
   return NameOf(static_cast<uint32_t>(rank), host, static_cast<uint32_t>(pid));
+}
+
+bool Membership::crowded() const {
+  return local_size() > static_cast<int>(os::OnlineCpus().size());
 }
 
 std::string MachineId() {

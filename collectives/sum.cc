@@ -71,6 +71,52 @@ Status Fold(Group& group, WireFormat wire, Range range, std::span<float> sum) {
   return OkStatus();
 }
 
+// Rank 0 adds everything, and everyone reads its sum. No rank ends before all have begun: none has
+// the sum before rank 0 has read all slots.
+Status SumAtRankZero(Group& group, WireFormat wire, std::span<float> sum, size_t chunks) {
+  const Range whole{0, sum.size()};
+  const auto for_peers = [&](const auto& call) -> Status {
+    for (int peer = 1; peer < group.size(); ++peer) LOCKSTEP_RETURN_IF_ERROR(call(peer));
+    return OkStatus();
+  };
+  const auto sum_part = [](Range range) -> SlotPart {
+    return {range.first * sizeof(float), range.count * sizeof(float)};
+  };
+  if (group.rank() != 0) {
+    for (size_t chunk = 0; chunk < chunks; ++chunk) {
+      LOCKSTEP_RETURN_IF_ERROR(group.ExpectPart(0, sum_part(Piece(whole, chunks, chunk))));
+    }
+    Pack(wire, group.slot());
+    for (size_t chunk = 0; chunk < chunks; ++chunk) {
+      const SlotPart part = Piece(whole, chunks, chunk).Packed(wire);
+      LOCKSTEP_RETURN_IF_ERROR(group.PublishPart(0, part));
+    }
+    for (size_t chunk = 0; chunk < chunks; ++chunk) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const std::span<const std::byte> added, group.Wait(0));
+      const std::span<float> into = Piece(whole, chunks, chunk).Of(sum);
+      if (!into.empty()) std::memcpy(into.data(), added.data(), into.size_bytes());
+    }
+    return group.End();
+  }
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    const SlotPart part = Piece(whole, chunks, chunk).Packed(wire);
+    LOCKSTEP_RETURN_IF_ERROR(for_peers([&](int peer) { return group.ExpectPart(peer, part); }));
+  }
+  Pack(wire, group.slot());
+  for (size_t chunk = 0; chunk < chunks; ++chunk) {
+    const Range range = Piece(whole, chunks, chunk);
+    const std::span<float> added = range.Of(sum);
+    LOCKSTEP_RETURN_IF_ERROR(Fold(group, wire, range, added));
+    // Nobody reads this rank's values, so the sum stands in their place.
+    const SlotPart part = sum_part(range);
+    if (!added.empty()) {
+      std::memcpy(group.slot().subspan(part.offset).data(), added.data(), part.bytes);
+    }
+    LOCKSTEP_RETURN_IF_ERROR(for_peers([&](int peer) { return group.PublishPart(peer, part); }));
+  }
+  return group.End();
+}
+
 // Every rank adds everything.
 Status SumDirectly(Group& group, WireFormat wire, std::span<float> sum, size_t chunks) {
   const Range whole{0, sum.size()};
@@ -166,6 +212,8 @@ Status SumSlots(Group& group, std::span<float> sum, WireFormat wire) {
   }
   const SumPlan plan = ChooseSum(group, sum.size(), wire);
   switch (plan.algorithm) {
+    case SumAlgorithm::kGather:
+      return SumAtRankZero(group, wire, sum, plan.chunks);
     case SumAlgorithm::kDirect:
       return SumDirectly(group, wire, sum, plan.chunks);
     case SumAlgorithm::kTwoStep:

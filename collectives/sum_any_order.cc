@@ -95,8 +95,9 @@ struct LeaderSum {
   }
 };
 
-Status SumOverLeaders(LeaderSum sum, size_t longest_direct_bytes) {
+Status SumOverLeaders(LeaderSum sum) {
   const size_t count = std::bit_floor(sum.leaders.size());
+  const size_t direct_bytes = sum.group.sum_limits().direct_bytes;
   // Those beyond a power of two let another one add for them.
   if (sum.me >= count) {
     const int helper = sum.leaders[sum.me - count];
@@ -105,8 +106,8 @@ Status SumOverLeaders(LeaderSum sum, size_t longest_direct_bytes) {
   }
   const size_t helped = sum.me + count;
   if (helped < sum.leaders.size()) LOCKSTEP_RETURN_IF_ERROR(sum.Take(helped));
-  LOCKSTEP_RETURN_IF_ERROR(sum.data.size_bytes() > longest_direct_bytes ? sum.HalveAndDouble(count)
-                                                                        : sum.Double(count));
+  LOCKSTEP_RETURN_IF_ERROR(sum.data.size_bytes() > direct_bytes ? sum.HalveAndDouble(count)
+                                                                : sum.Double(count));
   if (helped >= sum.leaders.size()) return OkStatus();
   return sum.group.Send(sum.leaders[helped], Bytes(std::span<const float>(sum.data)));
 }
@@ -141,8 +142,8 @@ Status Group::SumInAnyOrder(std::span<float> data) {
     AddInto(data, received);
   }
   const auto me = std::find(leaders_.begin(), leaders_.end(), rank_) - leaders_.begin();
-  LOCKSTEP_RETURN_IF_ERROR(SumOverLeaders(
-      {*this, leaders_, static_cast<size_t>(me), data, received}, longest_direct_bytes_));
+  LOCKSTEP_RETURN_IF_ERROR(
+      SumOverLeaders({*this, leaders_, static_cast<size_t>(me), data, received}));
   for (size_t i = 1; i < machine_.size(); ++i) {
     LOCKSTEP_RETURN_IF_ERROR(Send(machine_[i], Bytes(std::span<const float>(data))));
   }

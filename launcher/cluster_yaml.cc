@@ -241,12 +241,13 @@ StatusOr<ClusterFile> ReadClusterYaml(const std::string& path) {
   return ParseClusterYaml(*text, path);
 }
 
-StatusOr<std::string> WithDirectSumBytes(const std::string& text, const std::string& name,
-                                         int64_t bytes) {
+StatusOr<std::string> WithNumber(const std::string& text, const std::string& name,
+                                 std::string_view option, int64_t number) {
+  const auto field = std::get<int64_t Options::*>(FindOption(option)->field);
   LOCKSTEP_ASSIGN_OR_RETURN(const ClusterFile before, ParseClusterYaml(text, name));
-  if (before.options.direct_sum_bytes == bytes) return text;
-  const std::string key = "direct-sum-bytes:";
-  const std::string line = absl::StrFormat("%s %d", key, bytes);
+  if (before.options.*field == number) return text;
+  const std::string key = std::string(option) + ":";
+  const std::string line = key + " " + std::to_string(number);
   std::string changed = text;
   if (!changed.empty() && changed.back() != '\n') changed += '\n';
   size_t begin = changed.starts_with(key) ? 0 : changed.find("\n" + key);
@@ -257,19 +258,22 @@ StatusOr<std::string> WithDirectSumBytes(const std::string& text, const std::str
     changed.replace(begin, changed.find('\n', begin) - begin, line);
   }
   const StatusOr<ClusterFile> parsed = ParseClusterYaml(changed, name);
-  if (parsed.ok() && parsed->options.direct_sum_bytes == bytes) return changed;
+  if (parsed.ok() && parsed->options.*field == number) return changed;
   return UsageError("%s: `%s` is best, but cannot be added there; put it in by hand%s", name, line,
                     parsed.ok() ? "" : " (" + MessageOf(parsed.status()) + ")");
 }
 
-Status RecordDirectSumBytes(const std::string& path, int64_t bytes) {
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path, kLargestFileBytes));
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::string changed, WithDirectSumBytes(text, path, bytes));
+Status RecordNumbers(const std::string& path,
+                     std::span<const std::pair<std::string_view, int64_t>> numbers) {
+  LOCKSTEP_ASSIGN_OR_RETURN(std::string text, ReadTextFile(path, kLargestFileBytes));
+  for (const auto& [option, number] : numbers) {
+    LOCKSTEP_ASSIGN_OR_RETURN(text, WithNumber(text, path, option, number));
+  }
   std::error_code error;
   const std::filesystem::path file = std::filesystem::canonical(path, error);
   const auto mode = std::filesystem::status(file, error).permissions();
   if (error) return UsageError("%s: cannot find it: %s", path, error.message());
-  LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(file, std::as_bytes(std::span(changed))));
+  LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(file, std::as_bytes(std::span(text))));
   std::filesystem::permissions(file, mode, error);
   return error ? UsageError("%s: cannot set its mode: %s", path, error.message()) : OkStatus();
 }

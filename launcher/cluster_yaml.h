@@ -42,12 +42,13 @@ StatusOr<ClusterFile> ReadClusterYaml(const std::string& path);
 // `name` stands for the file in errors.
 StatusOr<ClusterFile> ParseClusterYaml(const std::string& text, const std::string& name);
 
-// The text of a cluster YAML with this `direct-sum-bytes`, in place of its line or at the end;
+// The text of a cluster YAML with this number for an option, in place of its line or at the end;
 // other lines as they are. An error if that makes no such file, as with one in flow style.
-StatusOr<std::string> WithDirectSumBytes(const std::string& text, const std::string& name,
-                                         int64_t bytes);
-// Writes it into the file, whose mode stays; a link stays one.
-Status RecordDirectSumBytes(const std::string& path, int64_t bytes);
+StatusOr<std::string> WithNumber(const std::string& text, const std::string& name,
+                                 std::string_view option, int64_t number);
+// Writes several into the file, whose mode stays; a link stays one.
+Status RecordNumbers(const std::string& path,
+                     std::span<const std::pair<std::string_view, int64_t>> numbers);
 
 // "host", "host:port", "[v6]" or "[v6]:port" to its parts; port 0 if absent.
 StatusOr<ClusterNode> ParseAddress(std::string_view text, std::string_view where);

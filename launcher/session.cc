@@ -11,6 +11,7 @@
 #include <thread>
 #include <utility>
 
+#include "collectives/choose.h"
 #include "launcher/agree.h"
 #include "launcher/command_line.h"
 #include "launcher/memory.h"
@@ -298,8 +299,12 @@ size_t OpenedSession::StepSlotBytes(const ModelConfig& config, const ModelLimits
 Status OpenedSession::OpenGroup(size_t slot_bytes) {
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership_->OpenGroup(slot_bytes));
   group_ = needs_.wrap_group ? needs_.wrap_group(std::move(group)) : std::move(group);
-  LOCKSTEP_ASSIGN_OR_RETURN(const int64_t direct_bytes, OfRankZero(options_.direct_sum_bytes));
-  if (direct_bytes >= 0) group_->set_longest_direct_bytes(static_cast<size_t>(direct_bytes));
+  const bool one_machine = membership_->local_size() == size();
+  SumLimits limits = UsualSumLimits(size(), one_machine && membership_->crowded());
+  if (options_.gather_sum_bytes >= 0) limits.gathered_bytes = options_.gather_sum_bytes;
+  if (options_.direct_sum_bytes >= 0) limits.direct_bytes = options_.direct_sum_bytes;
+  LOCKSTEP_RETURN_IF_ERROR(Broadcast(*group_, std::as_writable_bytes(std::span(&limits, 1)), 0));
+  group_->set_sum_limits(limits);
   if (options_.sum_order == "any") group_->set_sum_order(SumOrder::kAny);
   return OkStatus();
 }

@@ -53,7 +53,7 @@ class TimedGroup final : public Group {
   }
   Status SumInAnyOrder(std::span<float> data) override {
     inner_->set_sum_order(SumOrder::kAny);
-    inner_->set_longest_direct_bytes(longest_direct_bytes());
+    inner_->set_sum_limits(sum_limits());
     const int64_t start_ns = NowNs();
     Status summed = inner_->SumInAnyOrder(data);
     Add(start_ns, 1);

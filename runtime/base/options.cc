@@ -95,6 +95,14 @@ std::vector<OptionSpec> ExchangeOptions() {
        "in which order ranks' values are added; rank: the same bits whatever the transport and the "
        "algorithm; any: with fewer messages, which may be faster from four ranks on",
        {"rank", "any"}},
+      {"gather-sum-bytes",
+       &O::gather_sum_bytes,
+       "longest sum on the wire that rank 0 makes for all; rank 0's counts; `bench collectives "
+       "--record` finds it; default: 0, or 131072 where three ranks and more are all on one "
+       "machine and outnumber its cores",
+       {},
+       0,
+       1 << 30},
       {"direct-sum-bytes",
        &O::direct_sum_bytes,
        "longest sum on the wire that is made in one step, not in two; rank 0's counts; `bench "
@@ -218,7 +226,7 @@ std::vector<OptionSpec> OutputOptions() {
           {"record", &O::record,
            "record the probe prompt's logits; verify: with --exact; shard: reads all weights; "
            "files: before serving, for those who fetch; "
-           "bench collectives: direct-sum-bytes, in the file of --config"},
+           "bench collectives: gather-sum-bytes and direct-sum-bytes, in the file of --config"},
           {"from", &O::from,
            "URL in place of --model: a directory (lockstep files, Hugging Face) or a .gguf file"},
           {"step",

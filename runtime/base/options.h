@@ -27,7 +27,8 @@ struct Options {
   std::string collective = "tcp";
   std::string wire = "f32";
   std::string sum_order = "rank";
-  int64_t direct_sum_bytes = -1;  // -1: UsualDirectBytes
+  int64_t gather_sum_bytes = -1;  // -1: UsualSumLimits
+  int64_t direct_sum_bytes = -1;  // the same
   int64_t overlap_rows = -1;      // -1: as where the ranks are says
   std::string rdma_mode = "auto";
   std::vector<double> shares;

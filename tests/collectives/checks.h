@@ -281,16 +281,19 @@ inline Status CheckEverything(Group& group) {
     }
     LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(group, 2 * slot_floats + 77, seed++, wire));
   }
-  // In two steps whatever the size; some are so short that they have no room for it.
-  const size_t usual = group.longest_direct_bytes();
-  group.set_longest_direct_bytes(0);
-  for (const WireFormat wire : {WireFormat::kF32, WireFormat::kBF16, WireFormat::kInt8}) {
-    for (const size_t count :
-         {size_t{0}, size_t{1}, size_t{31}, size_t{64}, size_t{96}, size_t{5123}}) {
-      LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(group, std::min(count, slot_floats), seed++, wire));
+  // In two steps whatever the size; some are so short that they have no room for it. And by rank 0.
+  const SumLimits usual = group.sum_limits();
+  for (const SumLimits& limits : {SumLimits{0, 0}, SumLimits{SIZE_MAX, SIZE_MAX}}) {
+    group.set_sum_limits(limits);
+    for (const WireFormat wire : {WireFormat::kF32, WireFormat::kBF16, WireFormat::kInt8}) {
+      for (const size_t count :
+           {size_t{0}, size_t{1}, size_t{31}, size_t{64}, size_t{96}, size_t{5123}}) {
+        LOCKSTEP_RETURN_IF_ERROR(CheckSumSlots(group, std::min(count, slot_floats), seed++, wire));
+      }
     }
   }
-  group.set_longest_direct_bytes(usual);
+  LOCKSTEP_RETURN_IF_ERROR(CheckAllReduce(group, 3 * slot_floats + 5, seed++));
+  group.set_sum_limits(usual);
   for (const size_t bytes : {size_t{0}, size_t{1}, size_t{333}, slot, slot + 1, 2 * slot + 17}) {
     LOCKSTEP_RETURN_IF_ERROR(CheckAllGather(group, bytes, seed++));
     for (int root = 0; root < group.size(); ++root) {
@@ -320,7 +323,10 @@ inline Status CheckEverything(Group& group) {
 
 // `count` exchanges of changing sizes, each verified.
 inline Status CheckManyExchanges(Group& group, int count) {
+  const SumLimits usual = group.sum_limits();
+  const SumLimits each[] = {usual, {0, 0}, {SIZE_MAX, SIZE_MAX}, {0, SIZE_MAX}};
   for (int i = 0; i < count; ++i) {
+    group.set_sum_limits(each[i % 7 % 4]);
     LOCKSTEP_RETURN_IF_ERROR(
         CheckAllReduce(group, static_cast<size_t>(i * 37 % 613), static_cast<uint32_t>(i)));
     if (i % 8 == 0) LOCKSTEP_RETURN_IF_ERROR(CheckAnyOrder(group, static_cast<size_t>(i % 613), 7));

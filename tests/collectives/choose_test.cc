@@ -9,7 +9,7 @@ namespace lockstep {
 namespace {
 
 SumPlan Usually(const GroupTraits& traits, int ranks, size_t bytes) {
-  return ChooseSum(traits, ranks, UsualDirectBytes(ranks), bytes / sizeof(float));
+  return ChooseSum(traits, ranks, UsualSumLimits(ranks), bytes / sizeof(float));
 }
 
 GroupTraits Copying() {
@@ -36,16 +36,22 @@ TEST(ChooseSum, LongSumsOfMoreThanTwoRanksTakeTwoSteps) {
 
 TEST(ChooseSum, AMeasuredLimitHoldsForAnyNumberOfRanks) {
   for (const int ranks : {2, 3, 8}) {
-    EXPECT_EQ(ChooseSum(Copying(), ranks, 1 << 20, (1 << 20) / 4).algorithm, SumAlgorithm::kDirect);
-    EXPECT_EQ(ChooseSum(Copying(), ranks, 1 << 20, (1 << 20) / 4 + 1).algorithm,
-              SumAlgorithm::kTwoStep);
-    EXPECT_EQ(ChooseSum(Copying(), ranks, 0, 1).algorithm, SumAlgorithm::kTwoStep);
+    const auto algorithm = [&](size_t gathered_bytes, size_t direct_bytes, size_t bytes) {
+      return ChooseSum(Copying(), ranks, {gathered_bytes, direct_bytes}, bytes / 4).algorithm;
+    };
+    EXPECT_EQ(algorithm(0, 1 << 20, 1 << 20), SumAlgorithm::kDirect);
+    EXPECT_EQ(algorithm(0, 1 << 20, (1 << 20) + 4), SumAlgorithm::kTwoStep);
+    EXPECT_EQ(algorithm(0, 0, 4), SumAlgorithm::kTwoStep);
+    EXPECT_EQ(algorithm(4096, 1 << 20, 4096), SumAlgorithm::kGather);
+    EXPECT_EQ(algorithm(4096, 1 << 20, 4100), SumAlgorithm::kDirect);
+    EXPECT_EQ(algorithm(4096, 0, 4096), SumAlgorithm::kGather);
+    EXPECT_EQ(algorithm(4096, 0, 4100), SumAlgorithm::kTwoStep);
   }
 }
 
 TEST(ChooseSum, SumsWithoutRoomBehindPackedValuesTakeOneStep) {
   const auto algorithm = [](WireFormat wire, size_t count, int ranks) {
-    return ChooseSum(Copying(), ranks, 0, count, wire).algorithm;
+    return ChooseSum(Copying(), ranks, {0, 0}, count, wire).algorithm;
   };
   for (const WireFormat wire : {WireFormat::kBF16, WireFormat::kInt8}) {
     EXPECT_EQ(algorithm(wire, 31, 2), SumAlgorithm::kDirect);  // a rest is float32
@@ -57,20 +63,51 @@ TEST(ChooseSum, SumsWithoutRoomBehindPackedValuesTakeOneStep) {
   EXPECT_EQ(algorithm(WireFormat::kF32, 31, 2), SumAlgorithm::kTwoStep);
 }
 
-TEST(BestDirectBytes, IsTheLastSizeAtWhichOneStepIsFaster) {
-  const SumTimes small{1024, 5, 10}, middle{20'480, 10, 12}, large{1 << 20, 300, 200};
-  EXPECT_EQ(BestDirectBytes(std::vector{small, middle, large}), 20'480u);
-  EXPECT_EQ(BestDirectBytes(std::vector{small, middle}), SIZE_MAX);
-  EXPECT_EQ(BestDirectBytes(std::vector{large}), 0u);
-  EXPECT_EQ(BestDirectBytes({}), 0u);
+TEST(ChooseSum, CrowdedRanksLetRankZeroAddShortSums) {
+  const SumLimits limits = UsualSumLimits(4, true);
+  EXPECT_EQ(ChooseSum(Copying(), 4, limits, 5120).algorithm, SumAlgorithm::kGather);
+  EXPECT_EQ(ChooseSum(Copying(), 4, limits, 1 << 20).algorithm, SumAlgorithm::kTwoStep);
+  EXPECT_EQ(ChooseSum(Copying(), 2, UsualSumLimits(2, true), 5120).algorithm,
+            SumAlgorithm::kDirect);
 }
 
-TEST(BestDirectBytes, IsNotLedAstrayByOneOddSize) {
+TEST(ChooseSum, SlotsThatTravelWholeTakeOneStepInOnePiece) {
+  GroupTraits traits = Copying();
+  traits.slots_in_parts = false;
+  for (const SumLimits& limits : {SumLimits{0, 0}, SumLimits{SIZE_MAX, SIZE_MAX}}) {
+    const SumPlan plan = ChooseSum(traits, 4, limits, 1 << 20);
+    EXPECT_EQ(plan.algorithm, SumAlgorithm::kDirect);
+    EXPECT_EQ(plan.chunks, 1u);
+  }
+}
+
+void ExpectLimits(const std::vector<SumTimes>& measured, size_t gathered, size_t direct) {
+  const SumLimits best = BestSumLimits(measured);
+  EXPECT_EQ(best.gathered_bytes, gathered);
+  EXPECT_EQ(best.direct_bytes, direct);
+}
+
+TEST(BestSumLimits, AreTheLastSizesAtWhichAWayIsFaster) {
+  const SumTimes small{1024, 9, 5, 10}, middle{20'480, 99, 10, 12}, large{1 << 20, 999, 300, 200};
+  ExpectLimits({small, middle, large}, 0, 20'480);
+  ExpectLimits({small, middle}, 0, SIZE_MAX);
+  ExpectLimits({large}, 0, 0);
+  ExpectLimits({}, 0, 0);
+  const SumTimes crowded{1024, 4, 9, 10};
+  ExpectLimits({crowded, middle, large}, 1024, 20'480);
+  ExpectLimits({crowded, large}, 1024, 1024);
+  ExpectLimits({crowded}, SIZE_MAX, SIZE_MAX);
+}
+
+TEST(BestSumLimits, AreNotLedAstrayByOneOddSize) {
   // A scheduler tick at 4 KB, and a little luck at 5 MB.
-  const std::vector<SumTimes> measured = {{1024, 5, 10},        {4096, 12, 11},
-                                          {20'480, 10, 20},     {1 << 20, 300, 200},
-                                          {5 << 20, 1000, 990}, {20 << 20, 999, 1000}};
-  EXPECT_EQ(BestDirectBytes(measured), 20'480u);
+  ExpectLimits({{1024, 9, 5, 10},
+                {4096, 11, 12, 11},
+                {20'480, 30, 10, 20},
+                {1 << 20, 900, 300, 200},
+                {5 << 20, 9000, 1000, 990},
+                {20 << 20, 9999, 999, 1000}},
+               0, 20'480);
 }
 
 TEST(ChooseSum, NeverCutsIntoMoreParts) {

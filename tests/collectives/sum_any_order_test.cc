@@ -82,14 +82,14 @@ class WatchedGroup final : public Group {
 };
 
 // What every rank does in one sum of `count` values on these machines.
-std::vector<Status> RunAnyOrder(const Machines& machines, size_t count, size_t longest_direct_bytes,
+std::vector<Status> RunAnyOrder(const Machines& machines, size_t count, size_t direct_bytes,
                                 const std::function<void(const WatchedGroup&)>& look) {
   std::vector<BootstrapOptions> all = LocalRanks(static_cast<int>(machines.size()), "shm");
   return RunGroups(all, [&](Group& group) -> Status {
     WatchedGroup watched(group);
     watched.set_machines(machines);
     watched.set_sum_order(SumOrder::kAny);
-    watched.set_longest_direct_bytes(longest_direct_bytes);
+    watched.set_sum_limits({.direct_bytes = direct_bytes});
     std::vector<float> data = Contribution(group.rank(), count, 77);
     LOCKSTEP_RETURN_IF_ERROR(AllReduceSum(watched, data));
     const std::vector<float> expected = AlongTheTree(machines, count, 77);
@@ -121,9 +121,9 @@ TEST(SumInAnyOrder, IsAddedAlongOneTreeWhateverItsLength) {
   for (const Machines& machines : kLayouts) {
     for (const size_t count : {size_t{1}, size_t{3}, size_t{5120}, size_t{40'003}}) {
       // By doubling, and by halving and doubling.
-      for (const size_t longest_direct_bytes : {SIZE_MAX, size_t{0}}) {
+      for (const size_t direct_bytes : {SIZE_MAX, size_t{0}}) {
         SCOPED_TRACE(::testing::PrintToString(machines) + " " + std::to_string(count));
-        ExpectAllOk(RunAnyOrder(machines, count, longest_direct_bytes, [](const WatchedGroup&) {}));
+        ExpectAllOk(RunAnyOrder(machines, count, direct_bytes, [](const WatchedGroup&) {}));
       }
     }
   }

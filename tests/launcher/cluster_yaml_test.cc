@@ -180,9 +180,9 @@ TEST(Configs, EveryShippedFileIsValidAndItsCommentedKeysHoldTheDefaults) {
   EXPECT_GE(files, 2);
 }
 
-TEST(WithDirectSumBytes, ChangesNothingElse) {
+TEST(WithNumber, ChangesNothingElse) {
   const auto with = [](const std::string& text) {
-    const StatusOr<std::string> changed = WithDirectSumBytes(text, "c.yaml", 4096);
+    const StatusOr<std::string> changed = WithNumber(text, "c.yaml", "direct-sum-bytes", 4096);
     return changed.ok() ? *changed : MessageOf(changed.status());
   };
   const std::string nodes = "# ours\nnodes:\n  - address: a # first\n  - address: b\n";

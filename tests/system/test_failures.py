@@ -159,6 +159,7 @@ nodes:
     def test_how_sums_are_made_is_for_rank_0_to_say(self):
         config = self.config("a", os.path.join(MODELS, "tiny-a"), "s" * 32, free_port())
         self.pair((config, ("--direct-sum-bytes", 0, "--max-tokens", 3)), (config, ("--direct-sum-bytes", 1 << 30)), 0)
+        self.pair((config, ("--gather-sum-bytes", 1 << 30, "--max-tokens", 3)), (config, ("--gather-sum-bytes", 0)), 0)
 
     def test_which_steps_run_in_halves_is_for_rank_0_to_say(self):
         config = self.config("a", os.path.join(MODELS, "tiny-a"), "s" * 32, free_port())

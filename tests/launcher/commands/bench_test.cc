@@ -133,15 +133,16 @@ TEST(Bench, WrongQuestionsAreRefusedWithAnAnswer) {
 }
 
 TEST(BenchCollectives, MeasuresEverySizeOverEveryTransportBesideItsPingPong) {
-  const Json rows =
-      BenchJson({"collectives", "--ranks", "3", "--transports", "shm,tcp", "--sizes", "4,1500000"});
-  ASSERT_EQ(rows.size(), 20u);
+  const Json rows = BenchJson({"collectives", "--ranks", "3", "--transports", "shm,tcp", "--sizes",
+                               "4,40,1500000", "--gather-sum-bytes", "8"});
+  ASSERT_EQ(rows.size(), 48u);
   size_t at = 0;
-  for (const int64_t bytes : {4, 1'500'000}) {
+  for (const int64_t bytes : {4, 40, 1'500'000}) {
     for (const char* transport : {"shm", "tcp"}) {
-      const char* taken = bytes == 4 ? "direct" : "two-step";
+      const char* taken = bytes == 4 ? "gather" : bytes == 40 ? "direct" : "two-step";
       for (const std::string algorithm :
-           {"ping-pong", "direct", "direct, in slot", "two-step", "two-step, in slot"}) {
+           {"ping-pong", "gather", "gather, in slot", "direct", "direct, in slot", "two-step",
+            "two-step, in slot", "any order"}) {
         const Json& row = rows[at++];
         EXPECT_EQ(row["transport"], transport);
         EXPECT_EQ(row["bytes"], bytes);
@@ -161,10 +162,10 @@ TEST(BenchCollectives, MeasuresEverySizeOverEveryTransportBesideItsPingPong) {
 
 TEST(BenchCollectives, UsesAndRecordsWhereTheSecondStepBegins) {
   const std::string path = testing::TempDir() + "/bench_test.yaml";
-  std::ofstream(path) << "ranks: 2\ndirect-sum-bytes: 3\n";
+  std::ofstream(path) << "ranks: 2\ndirect-sum-bytes: 3\ngather-sum-bytes: 2\n";
   const Json rows = BenchJson(
       {"collectives", "--config", path, "--transports", "tcp", "--sizes", "4", "--record"});
-  ASSERT_EQ(rows.size(), 5u);
+  ASSERT_EQ(rows.size(), 6u);
   EXPECT_EQ(rows[1]["chosen"], false) << rows[1];
   EXPECT_EQ(rows[3]["chosen"], true) << rows[3];
   const StatusOr<ClusterFile> recorded = ReadClusterYaml(path);
@@ -173,6 +174,7 @@ TEST(BenchCollectives, UsesAndRecordsWhereTheSecondStepBegins) {
   // One size: always or never.
   const int64_t bytes = recorded->options.direct_sum_bytes;
   EXPECT_TRUE(bytes == 0 || bytes == int64_t{1} << 30) << bytes;
+  EXPECT_EQ(recorded->options.gather_sum_bytes, 0) << "two ranks do without";
 }
 
 TEST(BenchCollectives, RefusesWhatItCannotMeasure) {
