@@ -13,7 +13,7 @@
 namespace lockstep {
 namespace {
 
-constexpr int kReadPasses = 9;
+constexpr int kReadPasses = 3 * std::size(kernels::ReadTest::kWays);
 
 }  // namespace
 

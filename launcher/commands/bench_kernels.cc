@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "launcher/commands/bench.h"
+#include "launcher/commands/bench_report.h"
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/os.h"
@@ -156,10 +157,7 @@ Status MeasureFormat(Bench& bench, const NamedFormat& format, const std::vector<
     double read_best = 0;
     for (int64_t pass = 0; pass < bench.options.repeat; ++pass) {
       if (Interrupted()) return InterruptedError();
-      double read_seconds = read.Pass(bench.pool);
-      for (size_t more = 1; more < std::size(kernels::ReadTest::kStreams); ++more)
-        read_seconds = std::min(read_seconds, read.Pass(bench.pool));
-      const double read_rate = static_cast<double>(read.bytes()) / read_seconds;
+      const double read_rate = static_cast<double>(read.bytes()) / read.FastestPass(bench.pool);
       seconds.push_back(products.Pass());
       shares.push_back(static_cast<double>(bytes) / seconds.back() / read_rate);
       read_best = std::max(read_best, read_rate * 1e-9);
@@ -214,7 +212,7 @@ Status BenchKernels(const Options& options) {
                      {"threads", threads},
                      {"matrix", {{"outputs", kOutputs}, {"inputs", kInputs}}},
                      {"repeat", options.repeat},
-                     {"streams_per_thread", kernels::ReadTest::kStreams},
+                     {"read_ways", ReadWays()},
                      {"peak_gop_per_s", bench.peak.gop_per_s},
                      {"peak_instruction", bench.peak.instruction},
                      {"barrier_ns", barrier_ns},

@@ -21,6 +21,9 @@ struct BenchReport {
   nlohmann::ordered_json tests = nlohmann::ordered_json::array();  // with every rank's times
 };
 
+// How the read test reads (ReadTest::kWays): {{"streams": ..., "ahead_bytes": ...}, ...}.
+nlohmann::ordered_json ReadWays();
+
 // The figures of all tests: {"tokens_per_second", "bytes_per_token", ...}. Rates per token are sums
 // over ranks, times those of rank 0.
 nlohmann::ordered_json BenchToJson(const BenchReport& report, const Options& options);

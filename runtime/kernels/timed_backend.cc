@@ -1,10 +1,36 @@
 #include "runtime/kernels/timed_backend.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "runtime/base/clock.h"
 
 namespace lockstep::kernels {
+namespace {
+
+// What rows see of their sequences' caches: `positions` counts what several rows of one sequence
+// see once, `pairs` for each row.
+struct Seen {
+  int64_t positions = 0;
+  int64_t pairs = 0;
+};
+
+// A sequence's rows stand beside each other.
+Seen SeenBy(int64_t rows, const int32_t* positions, const int32_t* sequences) {
+  Seen seen;
+  int64_t longest = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t length = int64_t{positions[row]} + 1;
+    seen.pairs += length;
+    longest = std::max(longest, length);
+    if (row + 1 < rows && sequences[row + 1] == sequences[row]) continue;
+    seen.positions += longest;
+    longest = 0;
+  }
+  return seen;
+}
+
+}  // namespace
 
 OpTime& TimedBackend::Entry(const char* op, int64_t outputs, int64_t inputs) const {
   for (size_t i = 0; i < count_; ++i) {
@@ -80,7 +106,10 @@ void TimedBackend::PrepareAttention(Queue& queue, const AttentionArgs& args) con
 }
 
 void TimedBackend::Attention(Queue& queue, const AttentionArgs& args) const {
-  Time("attention", [&] { inner_->Attention(queue, args); });
+  OpTime& entry = Time("attention", [&] { inner_->Attention(queue, args); });
+  const Seen seen = SeenBy(args.rows, args.positions, args.sequences);
+  entry.bytes += static_cast<uint64_t>(2 * seen.positions * args.kv_heads * args.row_bytes());
+  entry.operations += static_cast<uint64_t>(4 * seen.pairs * args.query_heads * args.head_dim);
 }
 
 void TimedBackend::PrepareLatentAttention(Queue& queue, const LatentAttentionArgs& args) const {
@@ -88,7 +117,12 @@ void TimedBackend::PrepareLatentAttention(Queue& queue, const LatentAttentionArg
 }
 
 void TimedBackend::LatentAttention(Queue& queue, const LatentAttentionArgs& args) const {
-  Time("latent_attention", [&] { inner_->LatentAttention(queue, args); });
+  OpTime& entry = Time("latent_attention", [&] { inner_->LatentAttention(queue, args); });
+  const Seen seen = SeenBy(args.rows, args.positions, args.sequences);
+  entry.bytes += static_cast<uint64_t>(seen.positions * args.row_bytes());
+  // Scores over latent and rotated key, then the sum of latents.
+  entry.operations +=
+      static_cast<uint64_t>(2 * seen.pairs * args.heads * (2 * args.latent_dim + args.rope_dim));
 }
 
 void TimedBackend::JoinHeads(Queue& queue, const float* x, int64_t heads, int64_t rows, int64_t dim,

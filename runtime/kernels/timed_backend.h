@@ -1,5 +1,6 @@
 // A backend that measures another one: forwards every op, and adds up time, calls and, for
-// products, the weight bytes and operations. For `lockstep bench`; the model does not know.
+// products and attention, the bytes of weights or cache and the operations. For `lockstep bench`;
+// the model does not know.
 #pragma once
 
 #include <array>
@@ -18,9 +19,11 @@ struct OpTime {
   const char* op = "";
   int64_t outputs = 0, inputs = 0;  // of a product's matrix; 0: not a product
   int64_t calls = 0;
-  int64_t ns = 0;           // of the thread that called, with the pool's threads inside
-  uint64_t bytes = 0;       // of weights: a matrix counts once a call, however many rows it meets
-  uint64_t operations = 0;  // of products: two per weight and row
+  int64_t ns = 0;  // of the thread that called, with the pool's threads inside
+  // Of weights, a matrix counts once a call, however many rows it meets; so does what attention
+  // reads of a sequence's cache.
+  uint64_t bytes = 0;
+  uint64_t operations = 0;  // two per weight and row; in attention per value of cache and head
 };
 
 // As little of a thread safety as any backend: one op at a time.

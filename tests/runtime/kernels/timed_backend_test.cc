@@ -67,6 +67,58 @@ TEST(TimedBackend, ProductsAreThoseOfTheMeasuredBackendAndAreCountedBySize) {
   EXPECT_TRUE(timed.times().empty());
 }
 
+TEST(TimedBackend, AttentionCountsTheCacheOnceASequenceAndOperationsForEachRow) {
+  // Two rows of one sequence, at positions 2 and 3, and one of another at position 4.
+  const int32_t positions[] = {2, 3, 4}, sequences[] = {0, 0, 1};
+  const int32_t blocks[] = {0, 1};
+  const int32_t* const tables[] = {&blocks[0], &blocks[1]};
+  ThreadPool pool(1);
+  Queue queue{&pool};
+  TimedBackend timed(MakeBackend("ref").value());
+  const auto floats = [](int64_t count) {
+    return Buffer::Allocate(static_cast<uint64_t>(count) * sizeof(float), "test").value();
+  };
+  AttentionArgs args{.rows = 3,
+                     .query_heads = 4,
+                     .kv_heads = 2,
+                     .group = 2,
+                     .head_dim = 8,
+                     .block_tokens = 16,
+                     .positions = positions,
+                     .sequences = sequences,
+                     .block_tables = tables};
+  Buffer qkv = floats(3 * 8 * 8), keys = floats(2 * 2 * 16 * 8), values = floats(2 * 2 * 16 * 8),
+         scratch = floats(ScratchOf(args, 1).floats()), out = floats(3 * 4 * 8);
+  args.qkv = qkv.as<float>();
+  args.key_pages = keys.as<std::byte>();
+  args.value_pages = values.as<std::byte>();
+  args.scratch = scratch.as<float>();
+  args.out = out.as<float>();
+  timed.Attention(queue, args);
+  const int64_t row_bytes = 8 * 4;
+  EXPECT_EQ(timed.times()[0].bytes, 2u * (4 + 5) * 2 * row_bytes);
+  EXPECT_EQ(timed.times()[0].operations, 4u * (3 + 4 + 5) * 4 * 8);
+  timed.Reset();
+  LatentAttentionArgs latent{.rows = 3,
+                             .heads = 5,
+                             .rope_dim = 8,
+                             .latent_dim = 16,
+                             .block_tokens = 16,
+                             .positions = positions,
+                             .sequences = sequences,
+                             .block_tables = tables};
+  Buffer plain = floats(3 * 5 * 16), rotated = floats(3 * 5 * 8), pages = floats(2 * 16 * 24),
+         work = floats(ScratchOf(latent, 1).floats()), sums = floats(3 * 5 * 16);
+  latent.absorbed_queries = plain.as<float>();
+  latent.rotated_queries = rotated.as<float>();
+  latent.pages = pages.as<std::byte>();
+  latent.scratch = work.as<float>();
+  latent.out = sums.as<float>();
+  timed.LatentAttention(queue, latent);
+  EXPECT_EQ(timed.times()[0].bytes, (4u + 5) * (16 + 8) * 4);
+  EXPECT_EQ(timed.times()[0].operations, 2u * (3 + 4 + 5) * 5 * (16 + 16 + 8));
+}
+
 TEST(TimedBackend, MoreSizesThanItHasRoomForShareOneEntry) {
   ThreadPool pool(1);
   Queue queue{&pool};
@@ -115,7 +167,7 @@ TEST(Roofline, EveryThreadReadsAPartOfItsOwn) {
   ThreadPool pool(2);
   ReadTest test = ReadTest::Create(pool, uint64_t{8} << 20).value();
   EXPECT_EQ(test.bytes(), uint64_t{16} << 20);
-  const double gb_per_s = static_cast<double>(test.bytes()) / test.Pass(pool) * 1e-9;
+  const double gb_per_s = static_cast<double>(test.bytes()) / test.FastestPass(pool) * 1e-9;
   EXPECT_GT(gb_per_s, 0.001);
   EXPECT_LT(gb_per_s, 5000);
 }
