@@ -5,8 +5,7 @@
     bench/shard_memory.py --model /tmp/glm47-L10-E64.gguf --limit-gib 2
 
 The limit is a control group's: of resident memory, page cache included, which the kernel gives back first. `ulimit -v`
-(RLIMIT_AS) would count the address space too that source files are mapped into and that threads reserve, and
-RLIMIT_DATA leaves mapped files out; lockstep heeds groups and `ulimit -v` alike when it decides whether the probe
+(RLIMIT_AS) would count the address space too that threads reserve; lockstep heeds groups and `ulimit -v` alike when it decides whether the probe
 prompt fits. Where systemd runs, `systemd-run --scope` makes the group (MemoryMax, no swap); elsewhere it is made in
 the memory hierarchy of cgroup v1, which needs root. With `--limit-gib 0` there is none. In all cases the peak is what
 the kernel says of the process afterwards (ru_maxrss: resident pages and mapped files; pages of the program that were

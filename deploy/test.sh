@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that a change must pass: the whole test suite in a release build; what reads foreign bytes, sampling, links
+# Everything that a change must pass: the test suite in a release build, but for bench/test_checkpoints, whose
+# generator is Python that no user runs; what reads foreign bytes, sampling, links
 # and exchanges again under the address and undefined-behaviour sanitizers; what threads share below the model again
 # under the thread sanitizer. Half an hour on two cores with an empty cache. Ends with one
 # ctest over all three builds.

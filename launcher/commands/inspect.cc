@@ -57,7 +57,7 @@ std::string FormatList(const Sums& sums) {
 }
 
 void PrintTable(const Table& table, const Checkpoint& checkpoint, const ModelConfig& config,
-                uint64_t total) {
+                uint64_t total, uint64_t bytes_per_token) {
   std::printf("%s: %s, %d layers", checkpoint.path().c_str(), config.model_type.c_str(),
               static_cast<int>(config.num_hidden_layers));
   if (config.num_nextn_predict_layers > 0)
@@ -76,12 +76,11 @@ void PrintTable(const Table& table, const Checkpoint& checkpoint, const ModelCon
                 8.0 * static_cast<double>(sums.bytes) / sums.weights, FormatList(sums).c_str());
   }
   std::printf("\nall tensors: %.3f MB; read per decoded token: %.3f MB\n",
-              static_cast<double>(total) / 1e6,
-              static_cast<double>(BytesPerToken(table, config)) / 1e6);
+              static_cast<double>(total) / 1e6, static_cast<double>(bytes_per_token) / 1e6);
 }
 
 void PrintJson(const Table& table, const Checkpoint& checkpoint, const ModelConfig& config,
-               uint64_t total) {
+               uint64_t total, uint64_t bytes_per_token) {
   nlohmann::ordered_json components = nlohmann::ordered_json::object();
   for (const auto& [group, title] : kComponents) {
     const Sums& sums = table.at(group);
@@ -91,13 +90,11 @@ void PrintJson(const Table& table, const Checkpoint& checkpoint, const ModelConf
                          {"bytes", sums.bytes},
                          {"formats", sums.formats}};
   }
-  const nlohmann::ordered_json line = {{"model", checkpoint.path()},
-                                       {"architecture", config.model_type},
-                                       {"layers", config.num_hidden_layers},
-                                       {"mtp_layers", config.num_nextn_predict_layers},
-                                       {"components", components},
-                                       {"bytes", total},
-                                       {"bytes_per_token", BytesPerToken(table, config)}};
+  const nlohmann::ordered_json line = {
+      {"model", checkpoint.path()},         {"architecture", config.model_type},
+      {"layers", config.num_hidden_layers}, {"mtp_layers", config.num_nextn_predict_layers},
+      {"components", components},           {"bytes", total},
+      {"bytes_per_token", bytes_per_token}};
   std::printf("%s\n", line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
 }
 
@@ -127,10 +124,14 @@ Status InspectCommand(const Options& options) {
   const Table table = Count(*checkpoint, config);
   uint64_t total = 0;
   for (const auto& [group, sums] : table) total += sums.bytes;
-  options.json ? PrintJson(table, *checkpoint, config, total)
-               : PrintTable(table, *checkpoint, config, total);
-  // What a load looks at before it reads: a table of what cannot be loaded is no good news.
-  return PlanSlice(config, *checkpoint, {1}, 0).status();
+  // What a load looks at before it reads: a table of what cannot be loaded is no good news. A token
+  // reads the formats of memory, some of which are wider than those of the file.
+  const StatusOr<SlicePlan> plan = PlanSlice(config, *checkpoint, {1}, 0);
+  const uint64_t bytes_per_token =
+      plan.ok() ? plan->weight_bytes_per_token : BytesPerToken(table, config);
+  options.json ? PrintJson(table, *checkpoint, config, total, bytes_per_token)
+               : PrintTable(table, *checkpoint, config, total, bytes_per_token);
+  return plan.status();
 }
 
 }  // namespace lockstep

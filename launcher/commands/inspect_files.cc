@@ -12,6 +12,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/base/file.h"
 #include "runtime/model/config.h"
+#include "runtime/model/model.h"
 #include "runtime/model/probe.h"
 #include "runtime/model/tensor_groups.h"
 #include "runtime/weights/shard_file.h"
@@ -106,7 +107,16 @@ StatusOr<FileSet> ReadSet(const std::string& directory) {
       set.faults.push_back(absl::StrFormat("%s/%s: missing", directory, name));
   }
   set.probe = ProbeState(directory, header, config);
-  for (auto& [rank, file] : ranks) set.files.push_back(std::move(file));
+  const std::vector<double> shares = header.shares;
+  for (auto& [rank, file] : ranks) {
+    // What is read from memory, in which a few formats are wider than in the file.
+    const auto checkpoint = Checkpoint::Open(directory, {rank, shares});
+    if (checkpoint.ok()) {
+      const StatusOr<SlicePlan> plan = PlanSlice(config, **checkpoint, shares, rank);
+      if (plan.ok()) file.bytes_per_token = plan->weight_bytes_per_token;
+    }
+    set.files.push_back(std::move(file));
+  }
   return set;
 }
 

@@ -21,8 +21,10 @@
 #include "collectives/secret.h"
 #include "launcher/file_range.h"
 #include "nlohmann/json.hpp"
+#include "runtime/base/digest.h"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
+#include "runtime/weights/http_answer.h"
 #include "transport/socket.h"
 
 namespace lockstep {
@@ -111,7 +113,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void AnswerFile(const std::string& name);
   void AnswerText(http::status status, const std::string& type, std::string text);
   void AnswerError(http::status status, const std::string& text);
-  void SendHead(Head head);
+  bool WantsDigest() const;
+  void AddToDigest();
+  void SendHead();
   void SendChunk();
   void Prove();
   void Next();
@@ -127,7 +131,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::optional<http::response_serializer<http::empty_body>> serializer_;
   std::optional<http::response<http::string_body>> text_;
   UniqueFd file_;
-  PieceReader left_;  // of the file, to be sent
+  PieceReader left_;    // of the file, to be sent
+  PieceReader unread_;  // of the same, to be added to the digest
+  std::optional<DigestStream> digest_;
   std::vector<std::byte> chunk_;
 };
 
@@ -266,13 +272,35 @@ void Connection::AnswerFile(const std::string& path) {
   }
   head.content_length(pieces.total());
   left_ = request.method() == http::verb::head ? PieceReader() : PieceReader(pieces);
-  SendHead(std::move(head));
+  head.version(request.version());
+  head.keep_alive(request.keep_alive());
+  head_ = std::move(head);
+  if (left_.done() || pieces.total() > kMostDigestBytes || !WantsDigest()) return SendHead();
+  unread_ = left_;
+  digest_.emplace();
+  AddToDigest();
 }
 
-void Connection::SendHead(Head head) {
-  head.version(parser_->get().version());
-  head.keep_alive(parser_->get().keep_alive());
-  head_ = std::move(head);
+bool Connection::WantsDigest() const {
+  const auto wanted = parser_->get()[kWantDigestHeader];
+  return std::string_view(wanted.data(), wanted.size()) == kDigestName;
+}
+
+// The digest goes before the bytes, so that they are read twice, the second time from memory. A
+// chunk at a time: others that this thread serves get their turns.
+void Connection::AddToDigest() {
+  chunk_.resize(kChunkBytes);
+  const size_t got = unread_.Read(file_.get(), chunk_);
+  if (got == 0) return Close();
+  digest_->Add(std::span(chunk_).first(got));
+  if (!unread_.done()) {
+    return asio::post(stream_.get_executor(), [self = shared_from_this()] { self->AddToDigest(); });
+  }
+  head_->set(kDigestHeader, absl::StrFormat("%016x", digest_->Value()));
+  SendHead();
+}
+
+void Connection::SendHead() {
   serializer_.emplace(*head_);
   stream_.expires_after(std::chrono::milliseconds(shared_.options.piece_ms));
   http::async_write_header(stream_, *serializer_,

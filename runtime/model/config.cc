@@ -5,6 +5,7 @@
 
 #include "nlohmann/json.hpp"
 #include "runtime/kernels/backend.h"
+#include "runtime/weights/bounded_json.h"
 
 namespace lockstep {
 namespace {
@@ -248,8 +249,9 @@ Status CheckArchitecture(const json& root, const std::string& name) {
 }  // namespace
 
 StatusOr<ModelConfig> ParseModelConfig(const std::string& text, const std::string& name) {
-  const json root = json::parse(text, nullptr, false);
-  if (!root.is_object()) return ModelError("%s: not a JSON object; fetch it again", name);
+  const json root = ParseBoundedJson(text);
+  if (!root.is_object())
+    return ModelError("%s: not a JSON object, or an endless one; fetch it again", name);
   LOCKSTEP_RETURN_IF_ERROR(CheckArchitecture(root, name));
   Reader reader(root, name);
   ModelConfig config;

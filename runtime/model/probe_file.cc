@@ -4,6 +4,7 @@
 
 #include "nlohmann/json.hpp"
 #include "runtime/model/probe.h"
+#include "runtime/weights/bounded_json.h"
 
 namespace lockstep {
 namespace {
@@ -102,8 +103,7 @@ std::string ProbeText(const ProbeRecord& record, int64_t vocab_size) {
 StatusOr<ProbeRecord> ParseProbe(const std::string& text, int64_t vocab_size,
                                  const std::string& name) {
   // Nothing is nested deeper than a row's candidates.
-  const auto flat = [](int depth, json::parse_event_t, json&) { return depth <= 5; };
-  const json root = json::parse(text.begin(), text.end(), flat, false);
+  const json root = ParseBoundedJson(text, 5);
   if (!root.is_object()) return ModelError("%s: is no JSON object; %s", name, kRemedy);
   const Reader reader(root, name);
   LOCKSTEP_ASSIGN_OR_RETURN(const double version, reader.Number("lockstep_probe", 0));

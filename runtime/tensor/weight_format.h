@@ -68,6 +68,9 @@ enum class Encoding : uint8_t {
 
 inline constexpr int64_t kBlockWeights = 32;
 inline constexpr int16_t kWholeRow = -1;
+// As files have them: rows and columns that share a scale of block FP8; weights per e4m3 scale.
+inline constexpr int64_t kFp8Tile = 128;
+inline constexpr int64_t kNvfp4Group = 16;
 
 struct WeightFormat {
   Encoding encoding = Encoding::kF32;

@@ -4,6 +4,8 @@
 #include <charconv>
 #include <cstring>
 
+#include "runtime/base/digest.h"
+
 namespace lockstep {
 namespace {
 
@@ -76,7 +78,7 @@ void HttpAnswer::TakeHeader(std::string_view line) {
   if (line.substr(0, 5) == "HTTP/") {  // the first, or of a redirect's target
     length_ = kUnknownBytes;
     head_complete_ = false;
-    range_ = etag_ = encoding_ = media_type_ = "";
+    range_ = etag_ = encoding_ = media_type_ = digest_ = "";
     retry_after_ms_ = 0;
     offers_strided_ = false;
     const size_t space = line.find(' ');
@@ -96,6 +98,7 @@ void HttpAnswer::TakeHeader(std::string_view line) {
   if (key == "accept-ranges") offers_strided_ = Lists(value, "strided");
   if (key == "content-encoding") encoding_ = Lower(value);
   if (key == "content-type") media_type_ = Lower(Trimmed(value.substr(0, value.find(';'))));
+  if (key == Lower(kDigestHeader)) digest_ = Lower(value);
   if (key == "retry-after") {
     const uint64_t seconds = Number(value);  // a date is as good as nothing
     if (seconds != kUnknownBytes)
@@ -115,6 +118,18 @@ Status HttpAnswer::CheckSame(uint64_t size) const {
                       request_.name, request_.etag, etag_);
   }
   return OkStatus();
+}
+
+Status HttpAnswer::CheckDigest() {
+  if (digest_.empty()) return OkStatus();
+  const uint64_t digest = Digest64(request_.out.first(bytes_));
+  matches_ = digest_ == absl::StrFormat("%016x", digest);
+  if (matches_) return OkStatus();
+  may_pass_ = true;
+  return ModelError(
+      "%s: the server sent bytes with digest %s, and what came has %016x: the network, or the "
+      "memory of one of the two machines, changes data",
+      request_.name, digest_, digest);
 }
 
 Status HttpAnswer::Ignored() const {
@@ -245,7 +260,7 @@ Status HttpAnswer::End(bool whole, const std::string& broken) {
   if (discard_) return OkStatus();  // an empty file
   if (whole && expected_ == kUnknownBytes) expected_ = file_size_ = bytes_;
   if (whole && !first_contact() && file_size_ != request_.size_bytes) return CheckSame(file_size_);
-  if (checked_ && bytes_ == expected_) return OkStatus();
+  if (checked_ && bytes_ == expected_) return CheckDigest();
   may_pass_ = true;
   if (!checked_) return ModelError("%s: %s", request_.name, broken);
   return ModelError("%s: the answer ended after %d of %d bytes%s", request_.name, bytes_,

@@ -7,6 +7,12 @@
 //
 // These are COUNT pieces of BYTES bytes, one behind the other, of which the first begins at FIRST
 // of the file and each other STRIDE behind the one before.
+//
+// The same servers say the digest of a range (XXH3 of its bytes, 16 hexadecimal digits) before they
+// send it, if it has at most kMostDigestBytes and the request wants it:
+//
+//     Lockstep-Want-Digest: xxh3
+//     Lockstep-Digest: 9f1c...
 #pragma once
 
 #include <cstddef>
@@ -21,6 +27,10 @@
 namespace lockstep {
 
 inline constexpr uint64_t kUnknownBytes = std::numeric_limits<uint64_t>::max();
+inline constexpr char kDigestHeader[] = "Lockstep-Digest";
+inline constexpr char kWantDigestHeader[] = "Lockstep-Want-Digest";
+inline constexpr char kDigestName[] = "xxh3";
+inline constexpr uint64_t kMostDigestBytes = uint64_t{64} << 20;
 
 // What is asked for, and what is known of the file.
 struct HttpRequest {
@@ -53,7 +63,9 @@ class HttpAnswer {
   Status End(bool whole, const std::string& broken);
 
   int status() const { return code_; }
-  uint64_t bytes() const { return bytes_; }           // of the range, from its beginning
+  uint64_t bytes() const { return bytes_; }  // of the range, from its beginning
+  // Of these, how many are right as far as one can tell: a digest speaks of all or none.
+  uint64_t usable_bytes() const { return digest_.empty() || matches_ ? bytes_ : 0; }
   uint64_t size_bytes() const { return file_size_; }  // of the file; known after End
   const std::string& etag() const { return etag_; }
   const std::string& media_type() const { return media_type_; }
@@ -69,13 +81,14 @@ class HttpAnswer {
   Status CheckStrided();
   Status CheckWhole();
   Status CheckSame(uint64_t size) const;
+  Status CheckDigest();
   Status Ignored() const;
   bool first_contact() const { return request_.size_bytes == kUnknownBytes; }
 
   const HttpRequest& request_;
   int code_ = 0;
   uint64_t length_ = kUnknownBytes;
-  std::string range_, etag_, encoding_, media_type_;
+  std::string range_, etag_, encoding_, media_type_, digest_;
   int64_t retry_after_ms_ = 0;
   bool offers_strided_ = false;
 
@@ -87,6 +100,7 @@ class HttpAnswer {
   uint64_t expected_ = 0;
   uint64_t bytes_ = 0;
   uint64_t file_size_ = kUnknownBytes;
+  bool matches_ = false;  // what came has the digest
   bool may_pass_ = false;
 };
 

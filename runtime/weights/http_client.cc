@@ -252,8 +252,13 @@ HttpClient::Outcome HttpClient::Ask(HttpTarget* target, const HttpRequest& reque
   Transfer transfer{answer, options_};
   const Address address = AddressOf(target, request);
   // curl's own option knows ranges of bytes alone.
-  const std::unique_ptr<curl_slist, decltype(&curl_slist_free_all)> headers(
-      curl_slist_append(nullptr, ("Range: " + RangeText(request)).c_str()), curl_slist_free_all);
+  curl_slist* lines = curl_slist_append(nullptr, ("Range: " + RangeText(request)).c_str());
+  if (target->strided && lines != nullptr) {  // lockstep files, which know digests
+    const std::string wants = std::string(kWantDigestHeader) + ": " + kDigestName;
+    (void)curl_slist_append(lines, wants.c_str());
+  }
+  const std::unique_ptr<curl_slist, decltype(&curl_slist_free_all)> headers(lines,
+                                                                            curl_slist_free_all);
   CURLcode code = CURLE_OUT_OF_MEMORY;
   std::string reached;
   if (curl != nullptr && headers != nullptr) {
@@ -277,7 +282,7 @@ HttpClient::Outcome HttpClient::Ask(HttpTarget* target, const HttpRequest& reque
   outcome.status = answer.End(ended, ended ? "" : broken);
   outcome.may_pass = answer.may_pass() && (ended || code == CURLE_WRITE_ERROR || MayPass(code));
   outcome.absent = answer.absent();
-  outcome.bytes = answer.bytes();
+  outcome.bytes = answer.usable_bytes();
   outcome.size_bytes = answer.size_bytes();
   outcome.etag = answer.etag();
   outcome.media_type = answer.media_type();

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "nlohmann/json.hpp"
+#include "runtime/weights/bounded_json.h"
 #include "runtime/weights/safetensors.h"
 
 namespace lockstep {
@@ -174,8 +175,7 @@ Status HttpFiles::Discover() {
 
 // {"lockstep": "files", "files": [{"name": ..., "bytes": ...}, ...]}; false if it is another JSON.
 StatusOr<bool> HttpFiles::TakeList(const std::string& text) {
-  const auto flat = [](int depth, json::parse_event_t, json&) { return depth <= 4; };
-  const json root = json::parse(text, flat, false);
+  const json root = ParseBoundedJson(text, 4);
   if (!root.is_object() || root.value("lockstep", json()) != "files" || !root.contains("files") ||
       !root["files"].is_array()) {
     return false;

@@ -6,6 +6,7 @@
 
 #include "nlohmann/json.hpp"
 #include "runtime/base/file.h"
+#include "runtime/weights/bounded_json.h"
 
 namespace lockstep {
 namespace {
@@ -314,8 +315,6 @@ StatusOr<SafetensorsHeader> ParseSafetensorsHeader(std::string_view text, uint64
 
 namespace {
 
-constexpr uint64_t kMaxConfigBytes = uint64_t{16} << 20;
-
 // All *.safetensors files of a directory: those that model.safetensors.index.json names (each must
 // be there) and any beside them (GLM-4.6 and 4.7 keep layer 92 in mtp.safetensors, in some copies
 // outside the index).
@@ -366,7 +365,7 @@ Status SafetensorsCheckpoint::Open(const std::string& directory) {
   config_file_ = directory + "/config.json";
   if (FileExists(config_file_)) {
     LOCKSTEP_ASSIGN_OR_RETURN(config_,
-                              ReadTextFile(config_file_, kMaxConfigBytes, ErrorKind::kModel));
+                              ReadTextFile(config_file_, kMostConfigBytes, ErrorKind::kModel));
   }
   LOCKSTEP_ASSIGN_OR_RETURN(tensors_, TensorsOfArrays(arrays_, config_, directory));
   arrays_.clear();

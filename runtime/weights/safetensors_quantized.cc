@@ -6,6 +6,7 @@
 #include <set>
 
 #include "nlohmann/json.hpp"
+#include "runtime/weights/bounded_json.h"
 #include "runtime/weights/safetensors.h"
 
 namespace lockstep {
@@ -13,8 +14,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kTile = 128;       // rows and columns that share a scale of block FP8
-constexpr int64_t kNvfp4Group = 16;  // weights per e4m3 scale
 constexpr int64_t kMaxStack = 4096;  // more experts than any checkpoint stacks
 // MLX keeps equal matrices in one array of three dimensions: experts, and the heads' halves of
 // kv_b_proj. `as`: what one matrix of it is called, # its number.
@@ -58,7 +57,7 @@ int64_t Elements(const std::vector<int64_t>& shape) {
 }
 
 std::vector<int64_t> Tiles(const std::vector<int64_t>& shape) {
-  return {(shape[0] + kTile - 1) / kTile, (shape[1] + kTile - 1) / kTile};
+  return {(shape[0] + kFp8Tile - 1) / kFp8Tile, (shape[1] + kFp8Tile - 1) / kFp8Tile};
 }
 
 // The integer at `key` of an object, or 0.
@@ -119,13 +118,13 @@ class Interpreter {
 };
 
 Status Interpreter::ReadConfig(const std::string& text) {
-  const json config = json::parse(text, nullptr, false);
+  const json config = ParseBoundedJson(text);
   if (!config.is_object()) return OkStatus();  // refused where the model's sizes are read
   const json method_owner = config.value("quantization_config", json());
   quantization_ = config.value("quantization", method_owner);
   if (!method_owner.is_object()) return OkStatus();
   if (method_owner.contains("weight_block_size"))
-    wrong_tiles_ = method_owner["weight_block_size"] != json::array({kTile, kTile});
+    wrong_tiles_ = method_owner["weight_block_size"] != json::array({kFp8Tile, kFp8Tile});
   if (!method_owner.contains("quant_method") || !method_owner["quant_method"].is_string())
     return OkStatus();
   const std::string method = method_owner["quant_method"].get<std::string>();
@@ -199,7 +198,7 @@ Status Interpreter::Fp8(const std::string& module, const std::string& name,
     return ModelError("%s/config.json: weight_block_size is not [128, 128], which this build reads",
                       directory_);
   }
-  info.format = WeightFormat::Fp8(kTile / kBlockWeights);
+  info.format = WeightFormat::Fp8(kFp8Tile / kBlockWeights);
   return Add(name, info);
 }
 

@@ -10,6 +10,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/base/digest.h"
 #include "runtime/base/file.h"
+#include "runtime/weights/bounded_json.h"
 
 namespace lockstep {
 namespace {
@@ -434,6 +435,10 @@ StatusOr<ShardHeader> ParseShardHeader(std::string_view text, uint64_t file_byte
   LOCKSTEP_RETURN_IF_ERROR(reader.Hexadecimal("source", &header.source));
   LOCKSTEP_RETURN_IF_ERROR(reader.Hexadecimal("settings", &header.settings));
   LOCKSTEP_RETURN_IF_ERROR(reader.Text("config", &header.config));
+  if (header.config.size() > kMostConfigBytes) {
+    return ModelError("%s: has a config of %d bytes, the most is %d; %s", name,
+                      header.config.size(), kMostConfigBytes, kAgain);
+  }
   LOCKSTEP_RETURN_IF_ERROR(ParseShares(reader, &header));
   int64_t rank = 0;
   LOCKSTEP_RETURN_IF_ERROR(reader.Integer("rank", header.ranks() - 1, &rank));

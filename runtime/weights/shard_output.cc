@@ -173,9 +173,12 @@ Status ShardOutput::OpenRank(size_t rank) {
     return OutputError(journal, "cut");
   if (lseek(journals_[rank], static_cast<off_t>(valid), SEEK_SET) < 0)
     return OutputError(journal, "seek in");
-  const int flags = O_RDWR | O_CREAT | O_CLOEXEC | (valid > 0 ? 0 : O_TRUNC);
-  files_[rank] = open(path.c_str(), flags, 0644);
+  files_[rank] = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (files_[rank] < 0) return OutputError(path, "create");
+  // A copy of a ready file (launcher/files/shard_source.cc) has no journal, but this lock.
+  if (flock(files_[rank], LOCK_EX | LOCK_NB) != 0)
+    return UsageError("%s: another lockstep shard is writing it; wait for it", path);
+  if (valid == 0 && ftruncate(files_[rank], 0) != 0) return OutputError(path, "empty");
   if (ftruncate(files_[rank], static_cast<off_t>(sizes_[rank])) != 0)
     return OutputError(path, "give its length to");
   if (valid == 0) pending_[rank] = JournalTitle(rank);

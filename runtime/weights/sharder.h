@@ -50,7 +50,8 @@ struct ShardResult {
 // shard-rank-R.journal beside each says which tensors are done. A start with the same checkpoint
 // and settings after an end of any kind goes on from there; one with others begins anew. Files that
 // are whole are kept if they are what would be written, and an error if not. Memory: about 20 MiB a
-// thread and one row more, whatever the model.
+// thread and one row more, and the headers of all files that are written: about 0.5 KB for each
+// tensor and rank, 22 MB a rank for the 45,000 tensors of a GLM-4.7 whose experts stand apart.
 StatusOr<ShardResult> WriteShards(const Checkpoint& source, const ShardOptions& options);
 
 }  // namespace lockstep

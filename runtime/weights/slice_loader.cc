@@ -13,7 +13,6 @@ namespace {
 constexpr uint64_t kChunkBytes = uint64_t{4} << 20;
 // What the threads of a pool share out at a time; by tiles of FP8, whose rows have common scales.
 constexpr uint64_t kSharedBytes = uint64_t{64} << 20;
-constexpr int64_t kTileRows = 128;
 
 Status CheckReadable(const TensorInfo& info, const std::string& name) {
   if (info.storage != Storage::kPlain) return OkStatus();
@@ -116,11 +115,11 @@ Status SliceLoader::ReadAs(const WeightFormat& format, const TensorInfo& info,
   const uint64_t row_bytes = LayoutOf(format, info.shape[1], 0).row_bytes;
   // The threads stay close to each other in the file, and progress is told now and then.
   const auto most = static_cast<int64_t>(kSharedBytes / (row_bytes + 1)) + 1;
-  const int64_t step = (most + kTileRows - 1) / kTileRows * kTileRows;
+  const int64_t step = (most + kFp8Tile - 1) / kFp8Tile * kFp8Tile;
   std::vector<Status> failed(lanes_.size(), OkStatus());
   for (int64_t first = rows.begin; first < rows.end; first += step) {
     pool_->ParallelFor(
-        std::min(step, rows.end - first), kTileRows, [&](int64_t begin, int64_t end, int thread) {
+        std::min(step, rows.end - first), kFp8Tile, [&](int64_t begin, int64_t end, int thread) {
           std::byte* part = to + static_cast<uint64_t>(first - rows.begin + begin) * row_bytes;
           failed[static_cast<size_t>(thread)] =
               ReadOnLane(lanes_[static_cast<size_t>(thread)], format, info, name,

@@ -34,8 +34,8 @@ Status NotFinite(const TensorInfo& info, const std::string& name) {
 int64_t ChunkRows(const TensorInfo& info, int64_t width) {
   const uint64_t row_bytes = LayoutOf(info.format, width, 0).row_bytes;
   const auto rows = static_cast<int64_t>(std::max<uint64_t>(1, kChunkBytes / (row_bytes + 1)));
-  // The 128 rows of a tile share their scales: read those once.
-  return info.storage == Storage::kFp8 ? (rows + 127) / 128 * 128 : rows;
+  // The rows of a tile share their scales: read those once.
+  return info.storage == Storage::kFp8 ? (rows + kFp8Tile - 1) / kFp8Tile * kFp8Tile : rows;
 }
 
 }  // namespace

@@ -10,8 +10,6 @@
 namespace lockstep {
 namespace {
 
-constexpr int64_t kTile = 128;       // rows that share the scales of block FP8
-constexpr int64_t kNvfp4Group = 16;  // weights per e4m3 scale
 constexpr int64_t kMostWeights = int64_t{1} << 48;
 
 struct Shape {
@@ -71,8 +69,8 @@ StatusOr<RowSizes> SizesOf(const TensorInfo& info, const std::string& name, cons
       fits = format.encoding == Encoding::kFp8 && scale_bytes > 0;
       sizes.data = inputs;
       sizes.one_scale = !IsTiled(info) && info.scales.bytes == scale_bytes;
-      sizes.scales = IsTiled(info) ? (inputs + kTile - 1) / kTile * scale_bytes : scale_bytes;
-      fits = fits && (!IsTiled(info) || format.group_blocks == kTile / kBlockWeights);
+      sizes.scales = IsTiled(info) ? (inputs + kFp8Tile - 1) / kFp8Tile * scale_bytes : scale_bytes;
+      fits = fits && (!IsTiled(info) || format.group_blocks == kFp8Tile / kBlockWeights);
       break;
     case Storage::kMlx: {
       fits = format.encoding == Encoding::kMlx && scale_bytes > 0 && format.group_blocks > 0 &&
@@ -249,7 +247,7 @@ StatusOr<PartRanges> RangesOf(const TensorInfo& info, const std::string& name,
   const bool tiled = info.storage == Storage::kFp8 && IsTiled(info);
   const bool scale_of_row = info.storage == Storage::kFp8 && !tiled;
   const int64_t scale_rows = whole.one_scale ? 1
-                             : tiled         ? (shape.outputs + kTile - 1) / kTile
+                             : tiled         ? (shape.outputs + kFp8Tile - 1) / kFp8Tile
                                              : shape.outputs;
   const auto total = static_cast<uint64_t>(shape.outputs);
   if (!Holds(info.data, total * whole.data) ||
@@ -259,7 +257,7 @@ StatusOr<PartRanges> RangesOf(const TensorInfo& info, const std::string& name,
                       info.data.file->path(), name, info.ShapeText(), info.stored_bytes());
   }
   Range scales = rows;
-  if (tiled) scales = {rows.begin / kTile, (rows.end + kTile - 1) / kTile};
+  if (tiled) scales = {rows.begin / kFp8Tile, (rows.end + kFp8Tile - 1) / kFp8Tile};
   if (whole.one_scale) scales = {0, 1};
   if (rows.empty()) scales = {};
   const auto range = [](const StoredArray& array, Range of, uint64_t stride, uint64_t at,
@@ -305,7 +303,7 @@ Status TranscodePart(const TensorInfo& info, const std::string& name, const Part
     uint64_t scale_row = static_cast<uint64_t>(row);
     if (sizes.one_scale) scale_row = 0;
     if (info.storage == Storage::kFp8 && IsTiled(info))
-      scale_row = static_cast<uint64_t>((first + row) / kTile - first / kTile);
+      scale_row = static_cast<uint64_t>((first + row) / kFp8Tile - first / kFp8Tile);
     const std::byte* scales = bytes.scales.data() + scale_row * sizes.scales;
     switch (info.storage) {
       case Storage::kPlain:

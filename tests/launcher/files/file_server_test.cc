@@ -10,6 +10,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "runtime/base/digest.h"
 #include "runtime/weights/http_client.h"
 #include "tests/launcher/files/serving.h"
 #include "tests/support/temporary.h"
@@ -65,6 +66,29 @@ TEST(FileServerTest, PartsOfFilesAreServed) {
   EXPECT_THAT(Exchange(serving.server->port(), "nonsense\r\n\r\n"), Not(HasSubstr("200")));
   EXPECT_THAT(Get(serving, "/x.gguf", "X: " + std::string(20'000, 'x') + "\r\n"),
               Not(HasSubstr("200")));
+}
+
+TEST(FileServerTest, WhoWantsItGetsTheDigestOfARangeBeforeIt) {
+  const TemporaryDirectory directory;
+  // Of more than one chunk.
+  std::string contents;
+  for (int i = 0; contents.size() < 700'000; ++i) contents += std::to_string(i);
+  directory.Write("x.gguf", contents);
+  const Serving serving(directory.path());
+  const auto digest_line = [](const std::string& bytes) {
+    return absl::StrFormat("Lockstep-Digest: %016x\r\n", Digest64(std::as_bytes(std::span(bytes))));
+  };
+  const std::string wants = "Lockstep-Want-Digest: xxh3\r\n";
+  EXPECT_THAT(Get(serving, "/x.gguf", wants + "Range: bytes=3-650002\r\n"),
+              AllOf(HasSubstr(digest_line(contents.substr(3, 650'000))),
+                    HasSubstr("\r\n\r\n" + contents.substr(3, 650'000))));
+  EXPECT_THAT(Get(serving, "/x.gguf", wants + "Range: strided=0-2-4-2\r\n"),
+              HasSubstr(digest_line(contents.substr(0, 2) + contents.substr(4, 2))));
+  EXPECT_THAT(Get(serving, "/x.gguf", wants), HasSubstr(digest_line(contents)));
+  EXPECT_THAT(Get(serving, "/x.gguf", "Range: bytes=3-6\r\n"), Not(HasSubstr("Lockstep-Digest")));
+  EXPECT_THAT(Get(serving, "/x.gguf", "Lockstep-Want-Digest: md5\r\n"),
+              Not(HasSubstr("Lockstep-Digest")));
+  EXPECT_THAT(Get(serving, "/x.gguf", wants, "HEAD"), Not(HasSubstr("Lockstep-Digest")));
 }
 
 TEST(FileServerTest, TextsStandBesideTheFilesAndInTheirPlace) {

@@ -1,8 +1,11 @@
 // GLM-4.7-Flash's network, whose attention reads latents, against transformers' float32 results: on
 // every kernel set and at every number of ranks, from safetensors and from GGUF.
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -61,7 +64,8 @@ class FlashModel : public ::testing::TestWithParam<Case> {
   }
   // Runs `sequences` on all ranks, `step` tokens of each at a time; per rank what came out.
   static std::vector<Collected> Run(const std::vector<Sequence>& sequences, int step,
-                                    int threads = 0) {
+                                    int threads = 0,
+                                    kernels::Precision precision = kernels::Precision::kExact) {
     const Case& c = GetParam();
     std::vector<Collected> results(static_cast<size_t>(c.ranks));
     RunRanks(c.ranks, c.collective, [&](Membership&, Group& group) {
@@ -70,6 +74,7 @@ class FlashModel : public ::testing::TestWithParam<Case> {
       options.kernels = c.kernels;
       options.shares = c.shares;
       options.threads = threads > 0 ? threads : c.threads;
+      options.precision = precision;
       TestModel model = OpenModel(options, group);
       ASSERT_NE(model.model, nullptr);
       results[static_cast<size_t>(group.rank())] = RunTogether(*model.model, sequences, step);
@@ -106,19 +111,24 @@ TEST_P(FlashModel, StepsBatchesAndThreadsChangeNoBit) {
   std::vector<Sequence> together;
   for (int b = 0; b < 3; ++b)
     together.push_back({golden.Ids("batch." + std::to_string(b) + ".input_ids"), b * 40});
-  const auto batched = Run(together, 0);
-  for (const int step : {1, 3, 7}) {
-    const auto stepped = Run(together, step, step == 3 ? 3 : 1);
-    for (size_t rank = 0; rank < batched.size(); ++rank)
-      EXPECT_EQ(stepped[rank].logits, batched[rank].logits) << "step " << step << " rank " << rank;
-  }
-  for (size_t b = 0; b < together.size(); ++b) {
-    const auto alone = Run({together[b]}, 0);
-    for (size_t rank = 0; rank < batched.size(); ++rank)
-      EXPECT_EQ(alone[rank].logits[0], batched[rank].logits[b]) << "sequence " << b;
-    EXPECT_LE(RelativeError(LastLogits(alone, 0, 1),
-                            golden.Floats("batch." + std::to_string(b) + ".last_logits")),
-              Tolerance());
+  for (const auto precision : {kernels::Precision::kExact, kernels::Precision::kFast}) {
+    if (!kernels::MakeBackend(GetParam().kernels, precision).ok()) continue;
+    const auto batched = Run(together, 0, 0, precision);
+    for (const int step : {1, 3, 7}) {
+      const auto stepped = Run(together, step, step == 3 ? 3 : 1, precision);
+      for (size_t rank = 0; rank < batched.size(); ++rank)
+        EXPECT_EQ(stepped[rank].logits, batched[rank].logits)
+            << "step " << step << " rank " << rank;
+    }
+    for (size_t b = 0; b < together.size(); ++b) {
+      const auto alone = Run({together[b]}, 0, 0, precision);
+      for (size_t rank = 0; rank < batched.size(); ++rank)
+        EXPECT_EQ(alone[rank].logits[0], batched[rank].logits[b]) << "sequence " << b;
+      if (precision == kernels::Precision::kFast) continue;
+      EXPECT_LE(RelativeError(LastLogits(alone, 0, 1),
+                              golden.Floats("batch." + std::to_string(b) + ".last_logits")),
+                Tolerance());
+    }
   }
 }
 
@@ -189,8 +199,10 @@ TEST(Flash, GgufAgreesWithTheReferenceOverItsOwnWeights) {
   });
 }
 
-// tiny-flash with kv_b_proj as mlx_lm saves it: keys transposed [H, L, n], values [H, v, L].
-void WriteAsMlx(const testing::TemporaryDirectory& directory) {
+// tiny-flash, of whose tensors `change` writes some otherwise (and returns true).
+void WriteChanged(const testing::TemporaryDirectory& directory,
+                  const std::function<bool(const std::string& name, const std::string& bytes,
+                                           testing::SafetensorsWriter* writer)>& change) {
   const std::string source = SourcePath("tests/goldens/models/tiny-flash/");
   const auto index =
       nlohmann::json::parse(testing::ReadAll(source + "model.safetensors.index.json"));
@@ -200,31 +212,92 @@ void WriteAsMlx(const testing::TemporaryDirectory& directory) {
     const std::vector<std::byte> bytes = stored.Bytes(name);
     const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     const std::string type = name.ends_with("correction_bias") ? "F32" : "BF16";
-    const size_t at = name.find("kv_b_proj.weight");
-    if (at == std::string::npos) {
-      writer.Add(name, type, stored.Shape(name), text);
-      continue;
-    }
-    constexpr size_t kHeads = 5, kKeys = 24, kValues = 32, kLatent = 32;
-    std::string keys, values;
-    for (size_t head = 0; head < kHeads; ++head) {
-      const size_t first = head * (kKeys + kValues) * kLatent;
-      for (size_t j = 0; j < kLatent; ++j) {
-        for (size_t i = 0; i < kKeys; ++i) keys += text.substr(2 * (first + i * kLatent + j), 2);
-      }
-      values += text.substr(2 * (first + kKeys * kLatent), 2 * kValues * kLatent);
-    }
-    const std::string prefix = name.substr(0, at);
-    writer.Add(prefix + "embed_q.weight", type, {kHeads, kLatent, kKeys}, keys);
-    writer.Add(prefix + "unembed_out.weight", type, {kHeads, kValues, kLatent}, values);
+    if (!change(name, text, &writer)) writer.Add(name, type, stored.Shape(name), text);
   }
   directory.Write("model.safetensors", writer.File());
   directory.Write("config.json", testing::ReadAll(source + "config.json"));
 }
 
+constexpr size_t kHeads = 5, kKeys = 24, kValues = 32, kLatent = 32;
+
+// kv_b_proj as mlx_lm saves it: keys transposed [H, L, n], values [H, v, L].
+bool AsMlx(const std::string& name, const std::string& text, testing::SafetensorsWriter* writer) {
+  const size_t at = name.find("kv_b_proj.weight");
+  if (at == std::string::npos) return false;
+  std::string keys, values;
+  for (size_t head = 0; head < kHeads; ++head) {
+    const size_t first = head * (kKeys + kValues) * kLatent;
+    for (size_t j = 0; j < kLatent; ++j) {
+      for (size_t i = 0; i < kKeys; ++i) keys += text.substr(2 * (first + i * kLatent + j), 2);
+    }
+    values += text.substr(2 * (first + kKeys * kLatent), 2 * kValues * kLatent);
+  }
+  const std::string prefix = name.substr(0, at);
+  writer->Add(prefix + "embed_q.weight", "BF16", {kHeads, kLatent, kKeys}, keys);
+  writer->Add(prefix + "unembed_out.weight", "BF16", {kHeads, kValues, kLatent}, values);
+  return true;
+}
+
+// Every head four times. What they give is added with weights that are one together, powers of two:
+// the same model but for the order of additions.
+constexpr int kCopies = 4;
+bool AsTwentyHeads(const std::string& name, const std::string& text,
+                   testing::SafetensorsWriter* writer) {
+  const bool queries = name.ends_with("q_b_proj.weight");
+  if (queries || name.ends_with("kv_b_proj.weight")) {
+    std::string all;
+    for (int copy = 0; copy < kCopies; ++copy) all += text;
+    const int64_t inputs = queries ? 24 : kLatent;
+    writer->Add(name, "BF16", {static_cast<int64_t>(all.size()) / 2 / inputs, inputs}, all);
+    return true;
+  }
+  if (!name.ends_with("o_proj.weight")) return false;
+  const size_t row_bytes = kHeads * kValues * 2;
+  std::string all;
+  for (size_t row = 0; row < text.size(); row += row_bytes) {
+    for (const int halvings : {1, 2, 3, 3}) {
+      for (size_t i = row; i < row + row_bytes; i += 2) {
+        uint16_t bits = 0;
+        std::memcpy(&bits, text.data() + i, 2);
+        const float value =
+            std::bit_cast<float>(uint32_t{bits} << 16) / static_cast<float>(1 << halvings);
+        bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(value) >> 16);
+        all.append(reinterpret_cast<const char*>(&bits), 2);
+      }
+    }
+  }
+  writer->Add(name, "BF16",
+              {static_cast<int64_t>(text.size() / row_bytes), kCopies * kHeads * kValues}, all);
+  return true;
+}
+
+TEST(Flash, TwentyHeadsOnOneToFiveRanksAgreeWithTransformers) {
+  const testing::TemporaryDirectory directory;
+  WriteChanged(directory, AsTwentyHeads);
+  nlohmann::json config = nlohmann::json::parse(testing::ReadAll(directory.File("config.json")));
+  config["num_attention_heads"] = config["num_key_value_heads"] = kCopies * kHeads;
+  directory.Write("config.json", config.dump());
+  const Golden golden = Flash();
+  for (const std::vector<double>& shares : std::vector<std::vector<double>>{
+           {1}, {1, 1}, {1, 1, 1}, {1, 1, 1, 1}, {1, 1, 1, 1, 1}, {7, 3}, {1, 0, 2.5, 4, 0.3}}) {
+    std::vector<Collected> results(shares.size());
+    RunRanks(static_cast<int>(shares.size()), "tcp", [&](Membership&, Group& group) {
+      TestModelOptions options;
+      options.directory = directory.path();
+      options.shares = shares;
+      const TestModel model = OpenModel(options, group);
+      ASSERT_NE(model.model, nullptr);
+      results[static_cast<size_t>(group.rank())] =
+          RunTogether(*model.model, {{golden.Ids("main.input_ids"), 0}}, 0);
+    });
+    EXPECT_LE(RelativeError(LastLogits(results, 0, 40), golden.Floats("main.logits")), 1e-5)
+        << ::testing::PrintToString(shares);
+  }
+}
+
 TEST(Flash, MlxNamesForTheHeadsGiveTheSameModel) {
   const testing::TemporaryDirectory directory;
-  WriteAsMlx(directory);
+  WriteChanged(directory, AsMlx);
   const Golden golden = Flash();
   std::vector<Collected> results(2);
   RunRanks(2, "tcp", [&](Membership&, Group& group) {

@@ -55,12 +55,15 @@ class QuantizedGolden : public ::testing::TestWithParam<Case> {
   }
 
   // body(model, rank) on every rank.
-  void OnRanks(const std::function<void(Model&, size_t)>& body) const {
+  void OnRanks(const std::function<void(Model&, size_t)>& body,
+               kernels::Precision precision = kernels::Precision::kExact, int threads = 1) const {
     RunRanks(static_cast<int>(GetParam().shares.size()), "tcp", [&](Membership&, Group& group) {
       TestModelOptions options;
       options.directory = SourcePath("tests/goldens/models/" + GetParam().file);
       options.kernels = GetParam().kernels;
       options.shares = GetParam().shares;
+      options.precision = precision;
+      options.threads = threads;
       options.limits = {.max_rows = 64, .max_outputs = 64, .max_model_len = 64, .kv_blocks = 16};
       TestModel model = OpenModel(options, group);
       ASSERT_NE(model.model, nullptr);
@@ -130,6 +133,29 @@ TEST_P(QuantizedGolden, GreedyTokensAreThoseOfTheReference) {
       until.emplace_back(slice.begin(), slice.begin() + static_cast<int64_t>(rows * width));
     }
     EXPECT_EQ(Best(until, rows), want[step]) << "step " << step;
+  }
+}
+
+// In both precisions: blocks of 8-bit activations are a row's own.
+TEST_P(QuantizedGolden, StepsBatchesAndThreadsChangeNoBit) {
+  const std::vector<int32_t> other(input_.rbegin(), input_.rend());
+  for (const auto precision : {kernels::Precision::kExact, kernels::Precision::kFast}) {
+    if (!kernels::MakeBackend(GetParam().kernels, precision).ok()) continue;
+    std::vector<std::vector<float>> whole(GetParam().shares.size());
+    OnRanks(
+        [&](Model& model, size_t rank) {
+          whole[rank] = RunTogether(model, {{input_, 0}}, 0).logits[0];
+          for (const int step : {1, 5}) {
+            EXPECT_EQ(RunTogether(model, {{input_, 0}}, step).logits[0], whole[rank]) << step;
+          }
+          EXPECT_EQ(RunTogether(model, {{other, 8}, {input_, 0}}, 6).logits[1], whole[rank]);
+        },
+        precision);
+    OnRanks(
+        [&](Model& model, size_t rank) {
+          EXPECT_EQ(RunTogether(model, {{input_, 0}}, 0).logits[0], whole[rank]) << "3 threads";
+        },
+        precision, 3);
   }
 }
 

@@ -1,6 +1,8 @@
 // Files of ranks: a model that is loaded from them computes the same bits as from its checkpoint,
 // an interrupted start is taken up again, and damage has a name.
+#include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -344,6 +346,20 @@ TEST(Resuming, AllRanksAndOneRankExcludeEachOther) {
     ASSERT_FALSE(other.ok()) << "first " << first;
     EXPECT_THAT(MessageOf(other), HasSubstr("another lockstep shard"));
   }
+}
+
+// As launcher/files/shard_source.cc holds the file that it is copying.
+TEST(Resuming, ACopyOfAReadyFileExcludesAShard) {
+  TemporaryDirectory directory;
+  const std::string part = directory.File(ShardName(1, 2) + ".part");
+  directory.Write(ShardName(1, 2) + ".part", "half a file");
+  const int copy = open(part.c_str(), O_RDWR | O_CLOEXEC);
+  ASSERT_EQ(flock(copy, LOCK_EX), 0);
+  const Status made = ShardModel(ModelPath("tiny-a"), directory.path(), {1, 1}).status();
+  EXPECT_THAT(MessageOf(made), HasSubstr("another lockstep shard"));
+  EXPECT_EQ(ReadAll(part), "half a file");
+  close(copy);
+  EXPECT_TRUE(ShardModel(ModelPath("tiny-a"), directory.path(), {1, 1}).ok());
 }
 
 TEST(Damage, HasANameAndARemedy) {

@@ -4,6 +4,8 @@
 #include "absl/strings/str_format.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "runtime/base/digest.h"
+#include "runtime/weights/http_answer.h"
 #include "runtime/weights/http_files.h"
 #include "tests/support/fake_http.h"
 
@@ -19,6 +21,14 @@ using testing::HttpPart;
 using testing::HttpText;
 using testing::kFileBytes;
 using testing::Quick;
+
+// The answer with a digest of the body that it has now.
+std::string WithDigest(std::string answer) {
+  const std::string body = answer.substr(answer.find("\r\n\r\n") + 4);
+  const std::string line =
+      absl::StrFormat("%s: %016x\r\n", kDigestHeader, Digest64(std::as_bytes(std::span(body))));
+  return answer.insert(answer.find("\r\n") + 2, line);
+}
 
 // x.gguf on a server that offers strided ranges, whose answers to them `spoil` may change.
 struct StridedFile {
@@ -126,6 +136,41 @@ TEST(HttpStridedTest, OtherPiecesThanAskedForAreNamed) {
                 AllOf(HasSubstr(error), HasSubstr("x.gguf")))
         << to;
   }
+}
+
+TEST(Digests, BytesThatChangeOnTheirWayAreAskedForAgain) {
+  int answers = 0;
+  StridedFile remote([&](std::string answer) {
+    answer = WithDigest(answer);
+    if (answers++ == 0) answer.back() ^= 1;
+    return answer;
+  });
+  const StridedRange range{100, 1000, 5000, 20};
+  ASSERT_TRUE(remote.Read(range).ok());
+  EXPECT_TRUE(remote.got == remote.Expected(range));
+  EXPECT_THAT(remote.firsts, ::testing::ElementsAre(100, 100));
+}
+
+TEST(Digests, BytesThatAlwaysChangeAreAnErrorThatSaysSo) {
+  StridedFile remote([](std::string answer) {
+    answer = WithDigest(answer);
+    answer[answer.size() / 2] ^= 4;
+    return answer;
+  });
+  EXPECT_THAT(MessageOf(remote.Read({100, 1000, 5000, 20})),
+              AllOf(HasSubstr("x.gguf"), HasSubstr("changes data"), HasSubstr("gave up")));
+}
+
+TEST(Digests, PartOfARangeIsNotBelieved) {
+  int answers = 0;
+  StridedFile remote([&](const std::string& answer) {
+    const std::string whole = WithDigest(answer);
+    return answers++ == 0 ? whole.substr(0, whole.size() - 3000) : whole;
+  });
+  const StridedRange range{100, 1000, 5000, 20};
+  ASSERT_TRUE(remote.Read(range).ok());
+  EXPECT_TRUE(remote.got == remote.Expected(range));
+  EXPECT_THAT(remote.firsts, ::testing::ElementsAre(100, 100));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "runtime/weights/bounded_json.h"
 #include "tests/runtime/weights/shard_fuzz_body.h"
 #include "tests/support/seed.h"
 #include "tests/support/temporary.h"
@@ -188,6 +189,13 @@ TEST(ShardFile, EveryWrongValueIsRefusedByName) {
            {"0", "tensor none: offset"}}) {
     ExpectRefused(with(none, "\"offset\":" + offset + ",\"bytes\":0,"), made.file_bytes, needle);
   }
+}
+
+TEST(ShardFile, AnEndlessConfigIsRefused) {
+  ShardHeader header = Example();
+  header.config = std::string(kMostConfigBytes + 1, ' ');
+  const Made made = Make(header);
+  ExpectRefused(made.text, made.file_bytes, "config");
 }
 
 TEST(ShardFile, AnEmptyTensorMayBeTheLastOne) {
