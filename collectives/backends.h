@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,6 +36,20 @@ StatusOr<std::unique_ptr<Group>> MakeLinkGroup(GroupOptions options, const char*
 size_t LinkWindowBytes(size_t slot_bytes);
 // Open MPI point-to-point; a usage error where it is not built. MPI's ranks must be the group's.
 StatusOr<std::unique_ptr<Group>> MakeMpiGroup(GroupOptions options);
+// What a group over NCCL needs besides.
+struct NcclOptions {
+  // This rank's place among the ranks of its machine, and their number: who takes which GPU.
+  int local_rank = 0;
+  int local_size = 1;
+  int64_t start_timeout_ms = 60'000;
+  // Messages do not go by NCCL, but by this group of the same ranks, with the same lifeline.
+  std::unique_ptr<Group> messages;
+  // Collective: every rank's text, by rank.
+  std::function<StatusOr<std::vector<std::string>>(const std::string& text)> share;
+};
+// NCCL, loaded at run time; a usage error where it is not built, or has no library or GPU here.
+// After a failure its communicator is gone: a new group makes another, with an id of its own.
+StatusOr<std::unique_ptr<Group>> MakeNcclGroup(GroupOptions options, NcclOptions nccl);
 // One rank; every wait is over at once.
 StatusOr<std::unique_ptr<Group>> MakeSingleGroup(GroupOptions options);
 

@@ -37,8 +37,9 @@ Status CheckOptions(const BootstrapOptions& options) {
                       options.size, options.size - 1);
   }
   const std::string& collective = options.collective;
-  if (FindTransport(collective) == nullptr && collective != "mpi") {
-    return UsageError("there is no collective '%s': use tcp, shm, rdma or mpi", collective);
+  const bool has_links = FindTransport(collective) != nullptr;
+  if (!has_links && collective != "mpi" && collective != "nccl") {
+    return UsageError("there is no collective '%s': use tcp, shm, rdma, mpi or nccl", collective);
   }
   if (options.slot_bytes < 64 || options.slot_bytes % 64 != 0 ||
       options.slot_bytes > kLargestSlotBytes) {
@@ -47,10 +48,11 @@ Status CheckOptions(const BootstrapOptions& options) {
   }
   if (!options.interface.empty())
     LOCKSTEP_RETURN_IF_ERROR(AddressOfInterface(options.interface).status());
-  if (options.verify_exchanges && collective == "mpi") {
+  if (options.verify_exchanges && !has_links) {
     return UsageError(
-        "--verify-exchanges works over tcp, shm and rdma, not over Open MPI's messages: leave it "
-        "out, or choose another --collective");
+        "--verify-exchanges works over tcp, shm and rdma, not over the messages of %s: leave it "
+        "out, or choose another --collective",
+        collective == "mpi" ? "Open MPI" : "NCCL");
   }
   int rank = 0, size = 0, local_rank = 0, local_size = 0;
   if (options.collective == "mpi" && options.size > 1 &&

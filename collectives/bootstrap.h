@@ -27,7 +27,7 @@ inline constexpr size_t kLargestSlotBytes = size_t{1} << 30;
 struct BootstrapOptions {
   int rank = 0;
   int size = 1;
-  std::string collective = "tcp";  // tcp, shm, rdma, mpi
+  std::string collective = "tcp";  // tcp, shm, rdma, mpi, nccl
   std::string rdma_mode = "auto";  // rc, uc, auto
   std::string rendezvous;          // host:port of rank 0; empty under mpirun (travels through PMIx)
   // Rank 0 only: a socket that already listens (ListenForRanks), instead of listening on
@@ -83,7 +83,7 @@ class Membership {
   // What a group as the options say takes of this rank's memory.
   virtual uint64_t GroupBytes(size_t slot_bytes) const = 0;
   // Bare links to all other ranks, to measure what a transport gives without a group. Collective,
-  // as OpenGroup, with equal windows; an error for a transport that has no links (mpi). An error is
+  // as OpenGroup, with equal windows; an error for one that has no links (mpi, nccl). An error is
   // this rank's alone: it ends nobody else, whom the caller or the start timeout must tell.
   virtual StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) = 0;
   // The own addresses at which links over a transport may be opened, best first.

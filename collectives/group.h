@@ -33,9 +33,12 @@ struct GroupTraits {
   const char* name;  // "tcp", "shm", "rdma", "mpi", "nccl", "single"
   size_t
       slot_bytes;  // largest exchange; longer messages are cut into several by the functions below
-  bool sums_in_rank_order;  // all backends here: yes
-  bool reads_in_place;      // Wait returns the peer's own slot (shm), not a copy
-  bool slots_in_parts;      // false: a slot travels whole, by Publish() alone (nccl)
+  bool reads_in_place;  // Wait returns the peer's own slot (shm), not a copy
+  // False (nccl): a slot travels to all others alike, in one part from its beginning.
+  bool slots_in_parts;
+  // False (mpi, nccl): a library chooses how SumInAnyOrder adds, by the length of the sum and more,
+  // so that an element's bits may depend on the others, and on the run.
+  bool any_order_is_fixed;
 };
 
 // In which order the ranks' values are added.

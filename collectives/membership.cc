@@ -14,6 +14,9 @@
 namespace lockstep {
 namespace {
 
+// Of the links that carry messages beside NCCL: nothing is exchanged over them.
+constexpr size_t kMessageSlotBytes = 64;
+
 void AddOnce(std::vector<std::string>* hosts, const std::string& host) {
   if (std::find(hosts->begin(), hosts->end(), host) == hosts->end()) hosts->push_back(host);
 }
@@ -91,6 +94,9 @@ class LinkedMembership final : public Membership {
   uint64_t GroupBytes(size_t slot_bytes) const override {
     const auto ranks = static_cast<uint64_t>(options_.size);
     if (options_.collective == "mpi") return ranks * slot_bytes;
+    // In pinned memory and on the GPU, which on some machines is the same memory.
+    if (options_.collective == "nccl")
+      return ranks * (2 * slot_bytes + LinkWindowBytes(kMessageSlotBytes));
     // Over shared memory a rank reads the others' windows where they are.
     return LinkWindowBytes(slot_bytes) * (options_.collective == "shm" ? 1 : ranks);
   }
@@ -140,9 +146,28 @@ class LinkedMembership final : public Membership {
       LOCKSTEP_RETURN_IF_ERROR(control_->Share(number, "mpi", deadline).status());
       return MakeMpiGroup(std::move(group));
     }
+    if (collective == "nccl") return OpenNcclGroup(std::move(group), number);
     const size_t window_bytes = LinkWindowBytes(slot_bytes);
     LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh(collective, window_bytes, number));
     return MakeLinkGroup(std::move(group), FindTransport(collective), std::move(mesh));
+  }
+
+  // Two numbers: of the links that carry its messages, and of what NCCL's ranks tell each other.
+  StatusOr<std::unique_ptr<Group>> OpenNcclGroup(GroupOptions group, uint32_t number) {
+    GroupOptions messages = group;
+    messages.slot_bytes = kMessageSlotBytes;
+    const size_t window_bytes = LinkWindowBytes(kMessageSlotBytes);
+    LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh("tcp", window_bytes, number));
+    NcclOptions nccl;
+    nccl.local_rank = local_rank();
+    nccl.local_size = local_size();
+    nccl.start_timeout_ms = options_.start_timeout_ms;
+    LOCKSTEP_ASSIGN_OR_RETURN(nccl.messages,
+                              MakeLinkGroup(std::move(messages), "tcp", std::move(mesh)));
+    nccl.share = [this, topic = meshes_++](const std::string& text) {
+      return control_->Share(topic, text, Deadline::After(options_.start_timeout_ms));
+    };
+    return MakeNcclGroup(std::move(group), std::move(nccl));
   }
 
   StatusOr<Mesh> TryOpenMesh(const std::string& transport, size_t window_bytes, uint32_t number) {

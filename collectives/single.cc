@@ -15,9 +15,9 @@ class SingleGroup final : public Group {
         lifeline_(std::move(options.lifeline)),
         traits_{.name = "single",
                 .slot_bytes = options.slot_bytes,
-                .sums_in_rank_order = true,
                 .reads_in_place = false,
-                .slots_in_parts = true},
+                .slots_in_parts = true,
+                .any_order_is_fixed = true},
         slots_(1, options.slot_bytes) {}
 
   bool valid() const { return slots_.valid(); }

@@ -15,7 +15,7 @@ jobs=${LOCKSTEP_JOBS:-$(nproc)}
 # ranges) has fuzz targets under the same sanitizers in test-full.sh.
 asan_tests='^(runtime_base|runtime_text|runtime_weights|runtime_model_(config|bad_checkpoints)|runtime_decode_sampler'
 asan_tests+='|transport|collectives)_'
-tsan_tests='^(runtime_base|transport|collectives_(group|bootstrap|fault))_'
+tsan_tests='^(runtime_base|transport|collectives_(group|bootstrap|fault|nccl))_'
 # These count allocations: nothing to find for a sanitizer.
 not_here='allocation_test$'
 

@@ -305,7 +305,15 @@ Status OpenedSession::OpenGroup(size_t slot_bytes) {
   if (options_.direct_sum_bytes >= 0) limits.direct_bytes = options_.direct_sum_bytes;
   LOCKSTEP_RETURN_IF_ERROR(Broadcast(*group_, std::as_writable_bytes(std::span(&limits, 1)), 0));
   group_->set_sum_limits(limits);
-  if (options_.sum_order == "any") group_->set_sum_order(SumOrder::kAny);
+  if (options_.sum_order == "any") {
+    group_->set_sum_order(SumOrder::kAny);
+    if (!group_->traits().any_order_is_fixed) {
+      Report(
+          absl::StrFormat("--sum-order any: %s adds as it likes, so that a row's bits may depend "
+                          "on those beside it",
+                          group_->traits().name));
+    }
+  }
   return OkStatus();
 }
 

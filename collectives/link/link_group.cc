@@ -54,9 +54,9 @@ class LinkGroup final : public Group {
         options_(std::move(options)),
         traits_{.name = name,
                 .slot_bytes = options_.slot_bytes,
-                .sums_in_rank_order = true,
                 .reads_in_place = size() > 1 && !FirstLink(mesh).traits().put_copies,
-                .slots_in_parts = true},
+                .slots_in_parts = true,
+                .any_order_is_fixed = true},
         window_(std::move(mesh.window)),
         peers_(size()) {
     for (int peer = 0; peer < size(); ++peer) peers_[peer].link = std::move(mesh.links[peer]);

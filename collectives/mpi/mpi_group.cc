@@ -95,9 +95,9 @@ class MpiGroup final : public Group {
         options_(std::move(options)),
         traits_{.name = "mpi",
                 .slot_bytes = options_.slot_bytes,
-                .sums_in_rank_order = true,
                 .reads_in_place = false,
-                .slots_in_parts = true},
+                .slots_in_parts = true,
+                .any_order_is_fixed = false},
         communicator_(communicator),
         slots_(size(), options_.slot_bytes),
         peers_(size()) {

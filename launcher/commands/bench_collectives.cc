@@ -18,6 +18,7 @@
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
+#include "transport/fabric.h"
 
 namespace lockstep {
 namespace {
@@ -135,7 +136,7 @@ void PrintTable(const Json& rows) {
     if (algorithm == "ping-pong") {
       bare_us = p50_us;
       std::printf("\n");
-    } else if (transport != "mpi" && bare_us > 0) {
+    } else if (FindTransport(transport) != nullptr && bare_us > 0) {
       std::printf("  %.2f x\n", p50_us / bare_us);
     } else {
       std::printf("\n");
@@ -165,7 +166,8 @@ SumLimits BestChoice(const std::vector<int64_t>& sizes, const std::vector<Contes
                         p50_us(SumAlgorithm::kGather, s), p50_us(SumAlgorithm::kDirect, s),
                         two_step_us});
   }
-  return BestSumLimits(measured);
+  // Some transports (nccl) have one way only.
+  return measured.empty() ? SumLimits{} : BestSumLimits(measured);
 }
 
 // Limits as options say them.

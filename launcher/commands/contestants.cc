@@ -7,6 +7,7 @@
 #include "collectives/open_mpi.h"
 #include "launcher/commands/ping_pong.h"
 #include "runtime/base/clock.h"
+#include "transport/fabric.h"
 
 namespace lockstep {
 namespace {
@@ -146,7 +147,7 @@ StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
   const size_t slot_bytes = (std::max(longest_bytes, size_t{1} << 20) + 63) / 64 * 64;
   std::vector<Contestant> all;
   for (const std::string& transport : transports) {
-    if (transport != "mpi") {
+    if (FindTransport(transport) != nullptr) {
       LOCKSTEP_ASSIGN_OR_RETURN(Contestant bare, BarePingPong(session, transport, wire));
       all.push_back(std::move(bare));
     }

@@ -85,7 +85,7 @@ std::vector<OptionSpec> RankOptions() {
 
 std::vector<OptionSpec> ExchangeOptions() {
   return {
-      {"collective", &O::collective, "how ranks exchange", {"tcp", "shm", "rdma", "mpi"}},
+      {"collective", &O::collective, "how ranks exchange", {"tcp", "shm", "rdma", "mpi", "nccl"}},
       {"wire",
        &O::wire,
        "numbers of the layers' sums between ranks; bf16: half the bytes, int8: a quarter and more",

@@ -280,11 +280,13 @@ TEST(Bootstrap, WrongOptionsAreRefused) {
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "65535");
   options.rendezvous = "127.0.0.1:0";
   options.collective = "carrier pigeon";
-  EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "tcp, shm, rdma or mpi");
+  EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "tcp, shm, rdma, mpi or nccl");
   options.collective = "mpi";
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "mpirun -n 2");
   options.verify_exchanges = true;
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "--verify-exchanges works over tcp");
+  options.collective = "nccl";
+  EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "not over the messages of NCCL");
   options.verify_exchanges = false;
   options.collective = "tcp";
   options.rank = 2;
@@ -292,6 +294,16 @@ TEST(Bootstrap, WrongOptionsAreRefused) {
   options.rank = 0;
   options.interface = "eth77";
   EXPECT_ERROR(Bootstrap(options).status(), ErrorKind::kUsage, "lo (127.0.0.1)");
+}
+
+// No library, no GPU, too few of them, or a build without it.
+TEST(Bootstrap, NcclThatCannotStartSaysWhatToUseInstead) {
+  const std::vector<Status> results =
+      RunGroups(LocalRanks(2, "nccl"), [](Group& group) { return Barrier(group); });
+  if (results[0].ok()) GTEST_SKIP() << "this machine has two GPUs and NCCL";
+  for (const Status& result : results) {
+    EXPECT_ERROR(result, ErrorKind::kUsage, "use --collective tcp");
+  }
 }
 
 TEST(Bootstrap, AChosenInterfaceCarriesTheData) {

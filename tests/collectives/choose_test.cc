@@ -15,9 +15,9 @@ SumPlan Usually(const GroupTraits& traits, int ranks, size_t bytes) {
 GroupTraits Copying() {
   return {.name = "tcp",
           .slot_bytes = 8 << 20,
-          .sums_in_rank_order = true,
           .reads_in_place = false,
-          .slots_in_parts = true};
+          .slots_in_parts = true,
+          .any_order_is_fixed = true};
 }
 
 TEST(ChooseSum, ADecodedTokenIsOneStepInOnePiece) {

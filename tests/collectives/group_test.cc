@@ -71,7 +71,8 @@ TEST_P(EveryGroup, StatesItsTraits) {
     const std::string& collective = GetParam().collective;
     const std::string name = collective.substr(0, collective.find('_'));
     EXPECT_EQ(group.traits().name, group.size() == 1 ? "single" : name);
-    EXPECT_TRUE(group.traits().sums_in_rank_order);
+    EXPECT_TRUE(group.traits().slots_in_parts);
+    EXPECT_EQ(group.traits().any_order_is_fixed, name != "mpi");
     EXPECT_EQ(group.traits().slot_bytes, size_t{1} << 20);
     return OkStatus();
   }));

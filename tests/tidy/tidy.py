@@ -27,6 +27,7 @@ FOREIGN = {
     r"lockstep/v1/": ["runtime/serve", "deploy", "tests"],
     r"mpi\.h": ["collectives/mpi", "bench"],
     r"pmix": ["collectives/pmix"],
+    r"(nccl\.h|cuda)": ["collectives/nccl", "tests"],
     r"infiniband/": ["transport/rdma"],
     r"rdma/": ["transport/rdma"],
     r"(immintrin|arm_neon|arm_sve)": ["runtime/kernels/cpu"],

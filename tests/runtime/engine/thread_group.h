@@ -38,7 +38,7 @@ class ThreadGroup final : public Group {
         taken_(size(), 0) {}
 
   const GroupTraits& traits() const override {
-    static const GroupTraits traits = {"threads", size_t{1} << 16, true, false, true};
+    static const GroupTraits traits = {"threads", size_t{1} << 16, false, true, true};
     return traits;
   }
   StatusOr<std::span<std::byte>> Begin(size_t bytes) override {
