@@ -1,5 +1,5 @@
 // A group of ranks that compute every layer together. One backend object per group: links (tcp,
-// shm, rdma), mpi, or a rank alone (single).
+// shm, rdma), mpi, nccl, or a rank alone (single).
 //
 // The primitive is the *exchange*: every rank fills its own slot, publishes it, and reads the slots
 // of all others.
@@ -98,7 +98,7 @@ class Group {
   Status Publish();
   // Set on all ranks alike, between exchanges. Sums on a narrow wire are made in rank order anyway.
   SumOrder sum_order() const { return sum_order_; }
-  void set_sum_order(SumOrder order);
+  virtual void set_sum_order(SumOrder order);
   // first_ranks[r]: the first rank on rank r's machine, its leader, which alone talks with other
   // machines in sums in any order. Unless said, every rank is its own. Set on all ranks alike.
   void set_machines(std::span<const int> first_ranks);

@@ -224,7 +224,9 @@ Status SumSlots(Group& group, std::span<float> sum, WireFormat wire) {
 
 Status AllReduceSum(Group& group, std::span<float> data, WireFormat wire) {
   if (group.size() == 1) return OkStatus();
-  const size_t longest_bytes = ChooseSum(group, data.size(), wire).longest_bytes;
+  const bool any_order = group.sum_order() == SumOrder::kAny && wire == WireFormat::kF32;
+  const size_t longest_bytes =
+      any_order ? group.traits().slot_bytes : ChooseSum(group, data.size(), wire).longest_bytes;
   // Whole blocks, so that where exchanges are cut does not show in what is rounded.
   size_t longest = longest_bytes / sizeof(float);
   if (longest > kWireBlock) longest -= longest % kWireBlock;

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "collectives/group.h"
+#include "runtime/base/check.h"
 
 namespace lockstep {
 namespace {
@@ -116,7 +117,8 @@ Status SumOverLeaders(LeaderSum sum) {
 
 void Group::set_sum_order(SumOrder order) {
   sum_order_ = order;
-  if (order == SumOrder::kAny) received_.resize(traits().slot_bytes / sizeof(float));
+  const bool adds_here = order == SumOrder::kAny && traits().any_order_is_fixed;
+  if (adds_here) received_.resize(traits().slot_bytes / sizeof(float));
 }
 
 void Group::set_machines(std::span<const int> first_ranks) {
@@ -136,6 +138,7 @@ Status Group::SumInAnyOrder(std::span<float> data) {
     LOCKSTEP_RETURN_IF_ERROR(Send(leader, Bytes(std::span<const float>(data))));
     return Receive(leader, Bytes(data));
   }
+  LOCKSTEP_CHECK(received_.size() >= data.size());
   const std::span<float> received = std::span(received_).first(data.size());
   for (size_t i = 1; i < machine_.size(); ++i) {
     LOCKSTEP_RETURN_IF_ERROR(Receive(machine_[i], Bytes(received)));

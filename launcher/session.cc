@@ -145,6 +145,7 @@ class OpenedSession final : public Session {
   std::optional<uint64_t> files_settings_;
   std::optional<uint64_t> model_digest_;
   bool closed_ = false;
+  bool told_any_order_ = false;
 };
 
 // Contract: only rank 0 writes to stdout. Whatever a library prints elsewhere goes to stderr.
@@ -307,7 +308,7 @@ Status OpenedSession::OpenGroup(size_t slot_bytes) {
   group_->set_sum_limits(limits);
   if (options_.sum_order == "any") {
     group_->set_sum_order(SumOrder::kAny);
-    if (!group_->traits().any_order_is_fixed) {
+    if (!group_->traits().any_order_is_fixed && !std::exchange(told_any_order_, true)) {
       Report(
           absl::StrFormat("--sum-order any: %s adds as it likes, so that a row's bits may depend "
                           "on those beside it",

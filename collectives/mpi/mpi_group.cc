@@ -187,19 +187,16 @@ class MpiGroup final : public Group {
     MPI_Request request = MPI_REQUEST_NULL;
     int code = MPI_Iallreduce(MPI_IN_PLACE, data.data(), static_cast<int>(data.size()), MPI_FLOAT,
                               MPI_SUM, communicator_, &request);
-    Backoff backoff(Patience::kStep, options_.spin_us, options_.exchange_timeout_ms);
-    for (int done = 0; code == MPI_SUCCESS;) {
-      code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
-      if (done) break;
-      LOCKSTEP_RETURN_IF_ERROR(Health());
-      const int64_t nap_us = backoff.Next();
-      if (backoff.expired()) {
-        return Fail(PeerLostError(
-            "MPI_Iallreduce of exchange %d has not ended on %s for %d ms: another rank is stuck, "
-            "stopped or much slower; see --exchange-timeout-ms",
-            exchange_, options_.names[rank()], options_.exchange_timeout_ms));
-      }
-      if (nap_us > 0) (void)poll(nullptr, 0, kNapMs);
+    MPI_Status status;
+    if (code == MPI_SUCCESS) {
+      LOCKSTEP_ASSIGN_OR_RETURN(code, Test(&request, &status, Patience::kStep, [&] {
+                                  return PeerLostError(
+                                      "MPI_Iallreduce of exchange %d has not ended on %s for %d "
+                                      "ms: another rank is stuck, "
+                                      "stopped or much slower; see --exchange-timeout-ms",
+                                      exchange_, options_.names[rank()],
+                                      options_.exchange_timeout_ms);
+                                }));
     }
     return code == MPI_SUCCESS ? OkStatus() : Fail(MpiFailed("MPI_Iallreduce", code));
   }
@@ -261,33 +258,40 @@ class MpiGroup final : public Group {
     return OkStatus();
   }
 
-  // MPI_Test also moves every other message of this process on.
-  Status Await(int peer, Pending* pending, Patience patience) {
-    if (!pending->active) return OkStatus();
+  // Until the request is done; MPI's code. MPI_Test also moves every other message of this process
+  // on. `late` makes the error of the deadline.
+  template <typename Late>
+  StatusOr<int> Test(MPI_Request* request, MPI_Status* status, Patience patience,
+                     const Late& late) {
     Backoff backoff(patience, options_.spin_us, options_.exchange_timeout_ms);
     while (true) {
       int done = 0;
-      MPI_Status status;
-      const int code = MPI_Test(&pending->request, &done, &status);
-      if (code != MPI_SUCCESS) {
-        return Fail(Annotate(MpiFailed(pending->receives ? "a receive" : "a send", code),
-                             options_.names[peer]));
-      }
-      if (done) {
-        pending->active = false;
-        return pending->receives ? CheckLength(peer, *pending, status) : OkStatus();
-      }
+      const int code = MPI_Test(request, &done, status);
+      if (code != MPI_SUCCESS || done) return code;
       LOCKSTEP_RETURN_IF_ERROR(Health());
       const int64_t nap_us = backoff.Next();
-      if (backoff.expired()) {
-        return Fail(
-            PeerLostError("%s %s for %d ms in exchange %d: it is stuck, stopped or much slower "
-                          "than %s; see --exchange-timeout-ms",
-                          options_.names[peer], pending->receives ? "sent nothing" : "took no data",
-                          options_.exchange_timeout_ms, exchange_, options_.names[rank()]));
-      }
+      if (backoff.expired()) return Fail(late());
       if (nap_us > 0) (void)poll(nullptr, 0, kNapMs);
     }
+  }
+
+  Status Await(int peer, Pending* pending, Patience patience) {
+    if (!pending->active) return OkStatus();
+    MPI_Status status;
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        const int code, Test(&pending->request, &status, patience, [&] {
+          return PeerLostError(
+              "%s %s for %d ms in exchange %d: it is stuck, stopped or much slower "
+              "than %s; see --exchange-timeout-ms",
+              options_.names[peer], pending->receives ? "sent nothing" : "took no data",
+              options_.exchange_timeout_ms, exchange_, options_.names[rank()]);
+        }));
+    if (code != MPI_SUCCESS) {
+      return Fail(Annotate(MpiFailed(pending->receives ? "a receive" : "a send", code),
+                           options_.names[peer]));
+    }
+    pending->active = false;
+    return pending->receives ? CheckLength(peer, *pending, status) : OkStatus();
   }
 
   Status CheckLength(int peer, const Pending& pending, const MPI_Status& status) {

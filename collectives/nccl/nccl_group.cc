@@ -100,6 +100,7 @@ class NcclGroup final : public Group {
 
   // All slots come at once.
   StatusOr<std::span<const std::byte>> Wait(int peer) override {
+    LOCKSTEP_RETURN_IF_ERROR(Health());
     LOCKSTEP_CHECK(open_);
     if (peer == rank()) return slot_;
     LOCKSTEP_CHECK(launched_ && !peers_[peer].taken);
@@ -110,6 +111,7 @@ class NcclGroup final : public Group {
 
   // Nobody has published anything where the group adds by itself (SumSlots).
   Status End() override {
+    LOCKSTEP_RETURN_IF_ERROR(Health());
     LOCKSTEP_CHECK(open_ && (launched_ || pending_ == 2 * (size() - 1)));
     if (launched_) LOCKSTEP_RETURN_IF_ERROR(AwaitSlots());
     open_ = false;

@@ -189,7 +189,7 @@ void PrintTable(const Json& all) {
               all["wire"].get<std::string>().c_str());
   std::printf(
       "memory reads %.2f GB/s before and %.2f GB/s after (a word of every line, "
-      "the best of 12 passes, all ranks)\n",
+      "the best of some passes, all ranks)\n",
       read["before"].get<double>(), read["after"].get<double>());
   std::printf("peak %.0f Gop/s (%s in registers); warm-up: %s\n",
               all["peak_gop_per_s"].get<double>(),

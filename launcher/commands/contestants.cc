@@ -39,6 +39,7 @@ bool IsOffered(SumAlgorithm algorithm, int ranks) {
 
 // Whether a group with these limits makes a sum that way; of ordinary memory, its exchanges.
 struct Makes {
+  SumOrder order;  // of the cluster's sums
   SumAlgorithm algorithm;
   std::shared_ptr<Group> group;
   SumLimits limits;
@@ -46,6 +47,7 @@ struct Makes {
   bool in_slot;
 
   bool operator()(size_t bytes) const {
+    if (order == SumOrder::kAny && wire == WireFormat::kF32) return false;
     const size_t longest = PlanOf(*group, limits, bytes, wire).longest_bytes;
     const size_t exchange = in_slot ? bytes : std::min(bytes, longest);
     return PlanOf(*group, limits, exchange, wire).algorithm == algorithm;
@@ -55,7 +57,7 @@ struct Makes {
 // To sums in ordinary memory, from values there or, as a layer does it, whose products write them
 // there, in the slot.
 Contestant SumOf(const std::shared_ptr<Group>& group, const std::string& transport, WireFormat wire,
-                 SumAlgorithm algorithm, bool in_slot) {
+                 SumAlgorithm algorithm, bool in_slot, SumOrder order) {
   const auto run = [=](size_t repetition, const Values& values,
                        std::span<float> data) -> StatusOr<int64_t> {
     group->set_sum_limits(Forcing(algorithm));
@@ -76,15 +78,17 @@ Contestant SumOf(const std::shared_ptr<Group>& group, const std::string& transpo
           in_slot ? InSlot(algorithm) : NameOf(algorithm),
           run,
           TypeName(wire),
-          Makes{algorithm, group, Forcing(algorithm), wire, in_slot},
-          Makes{algorithm, group, group->sum_limits(), wire, in_slot}};
+          Makes{SumOrder::kRank, algorithm, group, Forcing(algorithm), wire, in_slot},
+          Makes{order, algorithm, group, group->sum_limits(), wire, in_slot}};
 }
 
 // Along a tree, as `--sum-order any` allows it.
 Contestant SumInAnyOrderOf(const std::shared_ptr<Group>& group, const std::string& transport,
                            bool chosen) {
-  const auto run = [=](size_t repetition, const Values& values,
-                       std::span<float> data) -> StatusOr<int64_t> {
+  // The contestants before this one leave theirs behind.
+  const auto run = [=, limits = group->sum_limits()](size_t repetition, const Values& values,
+                                                     std::span<float> data) -> StatusOr<int64_t> {
+    group->set_sum_limits(limits);
     group->set_sum_order(SumOrder::kAny);
     values.Fill(repetition, data);
     const int64_t start_ns = NowNs();
@@ -109,7 +113,9 @@ Contestant OpenMpi() {
     LOCKSTEP_RETURN_IF_ERROR(values.CheckInAnyOrder(repetition, data, kSlackInAnyOrder));
     return took_ns;
   };
-  return {"mpi", "MPI_Allreduce", run};
+  return {.transport = "mpi", .algorithm = "MPI_Allreduce", .run = run, .chosen = [](size_t) {
+            return false;
+          }};
 }
 
 // Messages between ranks 0 and 1 on bare links, as long as a rank's values on the wire; the others
@@ -154,17 +160,16 @@ StatusOr<std::vector<Contestant>> MakeContestants(Session& session,
     LOCKSTEP_ASSIGN_OR_RETURN(const std::shared_ptr<Group> group,
                               session.membership().OpenGroup(transport, slot_bytes));
     group->set_sum_limits(session.group().sum_limits());
+    const SumOrder order = session.group().sum_order();
     for (const SumAlgorithm algorithm : kAlgorithms) {
       if (!IsOffered(algorithm, session.size())) continue;
       for (const bool in_slot : {false, true})
-        all.push_back(SumOf(group, transport, wire, algorithm, in_slot));
+        all.push_back(SumOf(group, transport, wire, algorithm, in_slot, order));
     }
-    if (transport == "mpi") {
-      all.push_back(OpenMpi());
-    } else if (wire == WireFormat::kF32) {
-      const bool chosen = session.options().sum_order == "any";
-      all.push_back(SumInAnyOrderOf(group, transport, chosen));
+    if (wire == WireFormat::kF32) {
+      all.push_back(SumInAnyOrderOf(group, transport, order == SumOrder::kAny));
     }
+    if (transport == "mpi") all.push_back(OpenMpi());
   }
   return all;
 }

@@ -111,10 +111,10 @@ StatusOr<FileSet> ReadSet(const std::string& directory) {
   for (auto& [rank, file] : ranks) {
     // What is read from memory, in which a few formats are wider than in the file.
     const auto checkpoint = Checkpoint::Open(directory, {rank, shares});
-    if (checkpoint.ok()) {
-      const StatusOr<SlicePlan> plan = PlanSlice(config, **checkpoint, shares, rank);
-      if (plan.ok()) file.bytes_per_token = plan->weight_bytes_per_token;
-    }
+    const StatusOr<SlicePlan> plan =
+        checkpoint.ok() ? PlanSlice(config, **checkpoint, shares, rank) : checkpoint.status();
+    if (plan.ok()) file.bytes_per_token = plan->weight_bytes_per_token;
+    if (!plan.ok()) set.faults.push_back(MessageOf(plan.status()));
     set.files.push_back(std::move(file));
   }
   return set;

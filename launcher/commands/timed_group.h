@@ -51,8 +51,11 @@ class TimedGroup final : public Group {
     Add(start_ns, 1);
     return sent;
   }
+  void set_sum_order(SumOrder order) override {
+    Group::set_sum_order(order);
+    inner_->set_sum_order(order);
+  }
   Status SumInAnyOrder(std::span<float> data) override {
-    inner_->set_sum_order(SumOrder::kAny);
     inner_->set_sum_limits(sum_limits());
     const int64_t start_ns = NowNs();
     Status summed = inner_->SumInAnyOrder(data);

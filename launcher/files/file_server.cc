@@ -56,7 +56,7 @@ std::string EtagOf(const struct stat& info) {
       static_cast<uint64_t>(info.st_mtim.tv_sec), static_cast<uint64_t>(info.st_mtim.tv_nsec));
 }
 
-// A page of another site must not reach us by a name of its own that leads here.
+// A page of another site must not reach us by a name of its own.
 bool IsLoopbackName(std::string_view host) {
   if (!host.empty() && host.front() == '[') return host.substr(0, 5) == "[::1]";
   host = host.substr(0, host.find(':'));
@@ -89,6 +89,12 @@ bool HasServedCharacters(std::string_view name) {
            return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
                   c == '.' || c == '-' || c == '_' || c == '+';
          });
+}
+
+// Whether a range's digest can go before it: the client hears nothing until it is read.
+bool IsSoonRead(const StridedRange& range) {
+  return range.total() <= kMostDigestBytes && range.count <= kMostDigestPieces &&
+         (range.count <= 1 || range.stride <= kMostDigestSpan / range.count);
 }
 
 // One client's connection; lives as long as something is under way on it. All its work happens on
@@ -275,7 +281,7 @@ void Connection::AnswerFile(const std::string& path) {
   head.version(request.version());
   head.keep_alive(request.keep_alive());
   head_ = std::move(head);
-  if (left_.done() || pieces.total() > kMostDigestBytes || !WantsDigest()) return SendHead();
+  if (left_.done() || !IsSoonRead(pieces) || !WantsDigest()) return SendHead();
   unread_ = left_;
   digest_.emplace();
   AddToDigest();
@@ -286,8 +292,7 @@ bool Connection::WantsDigest() const {
   return std::string_view(wanted.data(), wanted.size()) == kDigestName;
 }
 
-// The digest goes before the bytes, so that they are read twice, the second time from memory. A
-// chunk at a time: others that this thread serves get their turns.
+// The bytes are read twice, the second time from memory. A chunk at a time: others get their turns.
 void Connection::AddToDigest() {
   chunk_.resize(kChunkBytes);
   const size_t got = unread_.Read(file_.get(), chunk_);

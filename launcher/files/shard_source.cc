@@ -1,7 +1,5 @@
 #include "launcher/files/shard_source.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -27,6 +25,7 @@
 #include "runtime/base/log.h"
 #include "runtime/weights/http_client.h"
 #include "runtime/weights/shard_file.h"
+#include "runtime/weights/shard_output.h"
 #include "transport/socket.h"
 
 namespace lockstep {
@@ -60,10 +59,8 @@ class ShardCopy {
           "delete the files there",
           to_);
     }
-    file_ = UniqueFd(open(Part().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-    if (!file_.valid()) return WriteError(Part(), "create");
-    if (flock(file_.get(), LOCK_EX | LOCK_NB) != 0)
-      return UsageError("%s: another lockstep shard is writing it; wait for it", Part());
+    LOCKSTEP_ASSIGN_OR_RETURN(const int part, OpenLocked(Part()));
+    file_ = UniqueFd(part);
     if (ftruncate(file_.get(), static_cast<off_t>(source_->size_bytes())) != 0)
       return WriteError(Part(), "give its length to");
     return false;

@@ -105,8 +105,10 @@ std::vector<OptionSpec> ExchangeOptions() {
        1 << 30},
       {"direct-sum-bytes",
        &O::direct_sum_bytes,
-       "longest sum on the wire that is made in one step, not in two; rank 0's counts; `bench "
-       "collectives --record` finds it; default: 32768, with two ranks any",
+       "longest sum on the wire that is made in one step, not in two (with --sum-order any: by "
+       "doubling, not by halving); rank 0's counts; `bench collectives --record` finds it; "
+       "default: "
+       "32768, with two ranks any",
        {},
        0,
        1 << 30},

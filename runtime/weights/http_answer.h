@@ -9,7 +9,8 @@
 // of the file and each other STRIDE behind the one before.
 //
 // The same servers say the digest of a range (XXH3 of its bytes, 16 hexadecimal digits) before they
-// send it, if it has at most kMostDigestBytes and the request wants it:
+// send it, if it has at most kMostDigestBytes, lies within kMostDigestSpan, and the request wants
+// it:
 //
 //     Lockstep-Want-Digest: xxh3
 //     Lockstep-Digest: 9f1c...
@@ -31,6 +32,8 @@ inline constexpr char kDigestHeader[] = "Lockstep-Digest";
 inline constexpr char kWantDigestHeader[] = "Lockstep-Want-Digest";
 inline constexpr char kDigestName[] = "xxh3";
 inline constexpr uint64_t kMostDigestBytes = uint64_t{64} << 20;
+inline constexpr uint64_t kMostDigestSpan = uint64_t{1} << 30;
+inline constexpr uint64_t kMostDigestPieces = uint64_t{1} << 16;
 
 // What is asked for, and what is known of the file.
 struct HttpRequest {

@@ -253,7 +253,7 @@ HttpClient::Outcome HttpClient::Ask(HttpTarget* target, const HttpRequest& reque
   const Address address = AddressOf(target, request);
   // curl's own option knows ranges of bytes alone.
   curl_slist* lines = curl_slist_append(nullptr, ("Range: " + RangeText(request)).c_str());
-  if (target->strided && lines != nullptr) {  // lockstep files, which know digests
+  if (lines != nullptr) {  // lockstep files know that, others ignore it
     const std::string wants = std::string(kWantDigestHeader) + ": " + kDigestName;
     (void)curl_slist_append(lines, wants.c_str());
   }

@@ -136,32 +136,40 @@ size_t ShardOutput::ReadJournal(const std::string& text, size_t rank, std::vecto
   }
 }
 
-// The journal first: whoever holds it is the only one to touch the rank's .part. One that was
-// removed while this start waited for it excludes nobody.
-Status ShardOutput::LockJournal(size_t rank) {
-  const std::string path = JournalPath(rank);
+// A file that was renamed or removed between its opening and its lock is not the one that has the
+// name now, and its lock excludes nobody.
+StatusOr<int> OpenLocked(const std::string& path) {
   while (true) {
     const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (fd < 0) return OutputError(path, "open");
-    journals_[rank] = fd;
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      (void)close(fd);
       return UsageError("%s: another lockstep shard is writing this rank's file; wait for it",
                         path);
     }
     struct stat mine {
     }, named{};
     if (fstat(fd, &mine) == 0 && stat(path.c_str(), &named) == 0 && mine.st_ino == named.st_ino &&
-        mine.st_dev == named.st_dev)
-      return OkStatus();
+        mine.st_dev == named.st_dev) {
+      return fd;
+    }
     (void)close(fd);
-    journals_[rank] = -1;
   }
+}
+
+// The journal first: of those who write files anew, whoever holds it is the only one to touch the
+// rank's .part.
+Status ShardOutput::LockJournal(size_t rank) {
+  LOCKSTEP_ASSIGN_OR_RETURN(journals_[rank], OpenLocked(JournalPath(rank)));
+  return OkStatus();
 }
 
 // What an earlier start left of a rank is believed if its .part has the right length and its
 // journal these settings.
 Status ShardOutput::OpenRank(size_t rank) {
   const std::string path = PartPath(rank), journal = JournalPath(rank);
+  // A copy of a ready file (launcher/files/shard_source.cc) has no journal, but this lock.
+  LOCKSTEP_ASSIGN_OR_RETURN(files_[rank], OpenLocked(path));
   LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, ReadTextFile(journal, kMostJournalBytes));
   std::error_code missing;
   const bool there = std::filesystem::file_size(path, missing) == sizes_[rank] && !missing;
@@ -173,11 +181,6 @@ Status ShardOutput::OpenRank(size_t rank) {
     return OutputError(journal, "cut");
   if (lseek(journals_[rank], static_cast<off_t>(valid), SEEK_SET) < 0)
     return OutputError(journal, "seek in");
-  files_[rank] = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-  if (files_[rank] < 0) return OutputError(path, "create");
-  // A copy of a ready file (launcher/files/shard_source.cc) has no journal, but this lock.
-  if (flock(files_[rank], LOCK_EX | LOCK_NB) != 0)
-    return UsageError("%s: another lockstep shard is writing it; wait for it", path);
   if (valid == 0 && ftruncate(files_[rank], 0) != 0) return OutputError(path, "empty");
   if (ftruncate(files_[rank], static_cast<off_t>(sizes_[rank])) != 0)
     return OutputError(path, "give its length to");

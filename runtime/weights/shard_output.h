@@ -14,6 +14,11 @@
 
 namespace lockstep {
 
+// A descriptor of a file that is made if need be and that nobody else writes from now on: of
+// several processes that call this one gets it, until it closes it, and for the others it is an
+// error.
+StatusOr<int> OpenLocked(const std::string& path);
+
 // The writing of one set of rank files. Write and Done may be called from any thread.
 class ShardOutput {
  public:

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <vector>
 
 #include "collectives/group.h"
@@ -232,12 +233,20 @@ inline Status CheckSumSlots(Group& group, size_t count, uint32_t seed,
 }
 
 // Sums in any order: near the exact one, and the same bits on all ranks. Between exchanges whose
-// slots others still read when a rank that is ahead begins the next.
-inline Status CheckAnyOrder(Group& group, size_t count, uint32_t seed) {
+// slots others still read when a rank that is ahead begins the next. As if every rank had a machine
+// of its own, or all had one.
+inline Status CheckAnyOrder(Group& group, size_t count, uint32_t seed, bool apart,
+                            size_t direct_bytes = SIZE_MAX) {
   std::vector<float> sum = Contribution(group.rank(), count, seed);
+  std::vector<int> machines(static_cast<size_t>(group.size()));
+  if (apart) std::iota(machines.begin(), machines.end(), 0);
+  const SumLimits usual = group.sum_limits();
+  group.set_machines(machines);
+  group.set_sum_limits({.direct_bytes = direct_bytes});
   group.set_sum_order(SumOrder::kAny);
   const Status summed = AllReduceSum(group, sum);
   group.set_sum_order(SumOrder::kRank);
+  group.set_sum_limits(usual);
   LOCKSTEP_RETURN_IF_ERROR(summed);
   std::vector<double> exact(count), magnitude(count);
   for (int rank = 0; rank < group.size(); ++rank) {
@@ -316,7 +325,9 @@ inline Status CheckEverything(Group& group) {
     LOCKSTEP_RETURN_IF_ERROR(CheckUnaligned(group, shift, slot + 13));
   }
   for (const size_t count : {size_t{0}, size_t{1}, size_t{5}, size_t{5120}, 2 * slot_floats + 9}) {
-    LOCKSTEP_RETURN_IF_ERROR(CheckAnyOrder(group, count, seed++));
+    LOCKSTEP_RETURN_IF_ERROR(CheckAnyOrder(group, count, seed++, false));
+    LOCKSTEP_RETURN_IF_ERROR(CheckAnyOrder(group, count, seed++, true));
+    LOCKSTEP_RETURN_IF_ERROR(CheckAnyOrder(group, count, seed++, true, 0));
   }
   for (int i = 0; i < 3; ++i) LOCKSTEP_RETURN_IF_ERROR(Barrier(group));
   return OkStatus();
@@ -330,7 +341,10 @@ inline Status CheckManyExchanges(Group& group, int count) {
     group.set_sum_limits(each[i % 7 % 4]);
     LOCKSTEP_RETURN_IF_ERROR(
         CheckAllReduce(group, static_cast<size_t>(i * 37 % 613), static_cast<uint32_t>(i)));
-    if (i % 8 == 0) LOCKSTEP_RETURN_IF_ERROR(CheckAnyOrder(group, static_cast<size_t>(i % 613), 7));
+    if (i % 8 == 0) {
+      LOCKSTEP_RETURN_IF_ERROR(CheckAnyOrder(group, static_cast<size_t>(i % 613), 7, i % 16 == 0,
+                                             i % 24 == 0 ? 0 : 400));
+    }
     if (i % 16 == 0)
       LOCKSTEP_RETURN_IF_ERROR(CheckBroadcast(group, static_cast<size_t>(i), 0, Patience::kIdle));
   }

@@ -123,6 +123,8 @@ std::vector<Status> RunWithoutRankOne(FakeNccl& fake, NcclRanks& ranks, int exch
       result = Barrier(group);
       EXPECT_GE(fake.Count("ncclCommAbort"), 1) << "the GPU is free at once";
       EXPECT_EQ(group.Begin(4).status(), result) << "an error stays";
+      EXPECT_EQ(group.Wait(1).status(), result);
+      EXPECT_EQ(group.End(), result);
       EXPECT_EQ(group.Send(1, {}), result);
     }
     ++done;

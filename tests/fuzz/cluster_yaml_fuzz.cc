@@ -12,7 +12,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string text(reinterpret_cast<const char*>(data), size);
   const StatusOr<ClusterFile> file = ParseClusterYaml(text, "fuzz");
   if (!file.ok()) return 0;
-  const StatusOr<std::string> changed = WithDirectSumBytes(text, "fuzz", 4096);
+  const StatusOr<std::string> changed = WithNumber(text, "fuzz", "direct-sum-bytes", 4096);
   if (!changed.ok()) return 0;
   const StatusOr<ClusterFile> again = ParseClusterYaml(*changed, "fuzz");
   LOCKSTEP_CHECK(again.ok() && again->nodes.size() == file->nodes.size() &&

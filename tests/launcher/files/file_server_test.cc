@@ -68,27 +68,37 @@ TEST(FileServerTest, PartsOfFilesAreServed) {
               Not(HasSubstr("200")));
 }
 
+std::string DigestLine(const std::string& bytes) {
+  return absl::StrFormat("Lockstep-Digest: %016x\r\n", Digest64(std::as_bytes(std::span(bytes))));
+}
+
 TEST(FileServerTest, WhoWantsItGetsTheDigestOfARangeBeforeIt) {
   const TemporaryDirectory directory;
   // Of more than one chunk.
   std::string contents;
-  for (int i = 0; contents.size() < 700'000; ++i) contents += std::to_string(i);
+  while (contents.size() < 700000) contents += std::to_string(contents.size());
   directory.Write("x.gguf", contents);
   const Serving serving(directory.path());
-  const auto digest_line = [](const std::string& bytes) {
-    return absl::StrFormat("Lockstep-Digest: %016x\r\n", Digest64(std::as_bytes(std::span(bytes))));
-  };
   const std::string wants = "Lockstep-Want-Digest: xxh3\r\n";
   EXPECT_THAT(Get(serving, "/x.gguf", wants + "Range: bytes=3-650002\r\n"),
-              AllOf(HasSubstr(digest_line(contents.substr(3, 650'000))),
+              AllOf(HasSubstr(DigestLine(contents.substr(3, 650'000))),
                     HasSubstr("\r\n\r\n" + contents.substr(3, 650'000))));
   EXPECT_THAT(Get(serving, "/x.gguf", wants + "Range: strided=0-2-4-2\r\n"),
-              HasSubstr(digest_line(contents.substr(0, 2) + contents.substr(4, 2))));
-  EXPECT_THAT(Get(serving, "/x.gguf", wants), HasSubstr(digest_line(contents)));
+              HasSubstr(DigestLine(contents.substr(0, 2) + contents.substr(4, 2))));
+  EXPECT_THAT(Get(serving, "/x.gguf", wants), HasSubstr(DigestLine(contents)));
   EXPECT_THAT(Get(serving, "/x.gguf", "Range: bytes=3-6\r\n"), Not(HasSubstr("Lockstep-Digest")));
   EXPECT_THAT(Get(serving, "/x.gguf", "Lockstep-Want-Digest: md5\r\n"),
               Not(HasSubstr("Lockstep-Digest")));
   EXPECT_THAT(Get(serving, "/x.gguf", wants, "HEAD"), Not(HasSubstr("Lockstep-Digest")));
+}
+
+TEST(FileServerTest, OfMorePiecesThanAreReadAtOnceThereIsNoDigest) {
+  const TemporaryDirectory directory;
+  directory.Write("x.gguf", std::string(700'000, 'x'));
+  const Serving serving(directory.path());
+  EXPECT_THAT(
+      Get(serving, "/x.gguf", "Lockstep-Want-Digest: xxh3\r\nRange: strided=0-1-10-65537\r\n"),
+      AllOf(HasSubstr("206 Partial"), Not(HasSubstr("Lockstep-Digest"))));
 }
 
 TEST(FileServerTest, TextsStandBesideTheFilesAndInTheirPlace) {

@@ -173,5 +173,21 @@ TEST(Digests, PartOfARangeIsNotBelieved) {
   EXPECT_THAT(remote.firsts, ::testing::ElementsAre(100, 100));
 }
 
+TEST(Digests, TheFirstBytesOfAFileHaveOneToo) {
+  const std::string contents = Contents();
+  FakeHttpServer server([&](const FakeRequest& request) {
+    EXPECT_TRUE(request.Has("Lockstep-Want-Digest: xxh3\r\n"));
+    std::string answer = WithDigest(HttpPart(contents, request));
+    if (request.number == 0) answer.back() ^= 8;
+    return answer;
+  });
+  const auto files = std::move(HttpFiles::Connect(server.url() + "/x.gguf", Quick()).value());
+  const auto file = files->Open("x.gguf").value();
+  std::string got(1000, '\0');
+  ASSERT_TRUE(file->Read(5, std::as_writable_bytes(std::span(got))).ok());
+  EXPECT_EQ(got, contents.substr(5, 1000));
+  EXPECT_GE(server.requests(), 2);
+}
+
 }  // namespace
 }  // namespace lockstep
