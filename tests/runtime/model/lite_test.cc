@@ -112,6 +112,8 @@ TEST_P(FlashModel, StepsBatchesAndThreadsChangeNoBit) {
   for (int b = 0; b < 3; ++b)
     together.push_back({golden.Ids("batch." + std::to_string(b) + ".input_ids"), b * 40});
   for (const auto precision : {kernels::Precision::kExact, kernels::Precision::kFast}) {
+    const bool fast = precision == kernels::Precision::kFast;
+    if (fast && GetParam().ranks != 2) continue;  // one number of ranks is enough
     if (!kernels::MakeBackend(GetParam().kernels, precision).ok()) continue;
     const auto batched = Run(together, 0, 0, precision);
     for (const int step : {1, 3, 7}) {
@@ -124,7 +126,7 @@ TEST_P(FlashModel, StepsBatchesAndThreadsChangeNoBit) {
       const auto alone = Run({together[b]}, 0, 0, precision);
       for (size_t rank = 0; rank < batched.size(); ++rank)
         EXPECT_EQ(alone[rank].logits[0], batched[rank].logits[b]) << "sequence " << b;
-      if (precision == kernels::Precision::kFast) continue;
+      if (fast) continue;
       EXPECT_LE(RelativeError(LastLogits(alone, 0, 1),
                               golden.Floats("batch." + std::to_string(b) + ".last_logits")),
                 Tolerance());
