@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "collectives/add_into.h"
 #include "collectives/choose.h"
 #include "collectives/group.h"
 
@@ -28,15 +29,6 @@ Range Piece(Range whole, size_t pieces, size_t index) {
   return {whole.first + begin, end - begin};
 }
 
-// Two fixed loops of plain additions: the compiler vectorizes them, and every element is added in
-// rank order whatever the vector width, so the bits are the same everywhere.
-void AddInto(float* __restrict sum, const float* __restrict a, const float* __restrict b,
-             size_t count) {
-  for (size_t i = 0; i < count; ++i) sum[i] = a[i] + b[i];
-}
-void AddInto(float* __restrict sum, const float* __restrict a, size_t count) {
-  for (size_t i = 0; i < count; ++i) sum[i] += a[i];
-}
 void AddInto(std::span<float> sum, WireFormat wire, std::span<const std::byte> packed) {
   float values[16 * kWireBlock];
   while (!sum.empty()) {

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <vector>
 
+#include "collectives/add_into.h"
 #include "collectives/group.h"
 #include "runtime/base/check.h"
 
@@ -23,10 +24,6 @@ namespace {
 
 std::span<const std::byte> Bytes(std::span<const float> values) { return std::as_bytes(values); }
 std::span<std::byte> Bytes(std::span<float> values) { return std::as_writable_bytes(values); }
-
-void AddInto(std::span<float> sum, std::span<const float> values) {
-  for (size_t i = 0; i < sum.size(); ++i) sum[i] += values[i];
-}
 
 // A sum under way on one of the leaders, which are counted 0, 1, 2, ... by `leaders`.
 struct LeaderSum {
@@ -38,7 +35,7 @@ struct LeaderSum {
 
   Status Take(size_t from) {
     LOCKSTEP_RETURN_IF_ERROR(group.Receive(leaders[from], Bytes(received)));
-    AddInto(data, received);
+    AddInto(data.data(), received.data(), data.size());
     return OkStatus();
   }
 
@@ -48,7 +45,7 @@ struct LeaderSum {
       const int partner = leaders[me ^ distance];
       LOCKSTEP_RETURN_IF_ERROR(group.SendReceive(partner, Bytes(std::span<const float>(data)),
                                                  partner, Bytes(received), Patience::kStep));
-      AddInto(data, received);
+      AddInto(data.data(), received.data(), data.size());
     }
     return OkStatus();
   }
@@ -71,7 +68,7 @@ struct LeaderSum {
       const std::span<float> gives = Other(round, upper);
       const std::span<float> taken = received.first(keeps.size());
       LOCKSTEP_RETURN_IF_ERROR(Exchange(distance, gives, taken));
-      AddInto(keeps, taken);
+      AddInto(keeps.data(), taken.data(), keeps.size());
     }
     while (made > 0) {
       const Round& round = rounds[--made];
@@ -142,7 +139,7 @@ Status Group::SumInAnyOrder(std::span<float> data) {
   const std::span<float> received = std::span(received_).first(data.size());
   for (size_t i = 1; i < machine_.size(); ++i) {
     LOCKSTEP_RETURN_IF_ERROR(Receive(machine_[i], Bytes(received)));
-    AddInto(data, received);
+    AddInto(data.data(), received.data(), data.size());
   }
   const auto me = std::find(leaders_.begin(), leaders_.end(), rank_) - leaders_.begin();
   LOCKSTEP_RETURN_IF_ERROR(

@@ -281,7 +281,7 @@ StatusOr<double> ParseNumber(const OptionSpec& spec, std::string_view text, std:
                       whole ? "a whole number" : "a number");
   }
   if (value < spec.lowest || value > spec.highest) {
-    return UsageError("%s: %s is outside %g .. %g", std::string(where), copy, spec.lowest,
+    return UsageError("%s: %s is outside %.12g .. %.12g", std::string(where), copy, spec.lowest,
                       spec.highest);
   }
   return value;
