@@ -29,7 +29,7 @@ Range Piece(Range whole, size_t pieces, size_t index) {
   return {whole.first + begin, end - begin};
 }
 
-void AddInto(std::span<float> sum, WireFormat wire, std::span<const std::byte> packed) {
+void UnpackAndAdd(std::span<float> sum, WireFormat wire, std::span<const std::byte> packed) {
   float values[16 * kWireBlock];
   while (!sum.empty()) {
     const size_t count = std::min(sum.size(), std::size(values));
@@ -48,7 +48,7 @@ Status Fold(Group& group, WireFormat wire, Range range, std::span<float> sum) {
     const SlotPart packed = range.Packed(wire);
     if (peer == group.rank()) slot = slot.subspan(packed.offset, packed.bytes);
     if (wire != WireFormat::kF32) {
-      peer == 0 ? Unpack(wire, slot, sum) : AddInto(sum, wire, slot);
+      peer == 0 ? Unpack(wire, slot, sum) : UnpackAndAdd(sum, wire, slot);
       continue;
     }
     const float* values = reinterpret_cast<const float*>(slot.data());
