@@ -25,7 +25,9 @@ set(LOCKSTEP_PACKAGES_runtime_text PkgConfig::PCRE2 nlohmann_json::nlohmann_json
 set(LOCKSTEP_PACKAGES_runtime_weights nlohmann_json::nlohmann_json CURL::libcurl)
 set(LOCKSTEP_PACKAGES_runtime_model nlohmann_json::nlohmann_json)
 set(LOCKSTEP_PACKAGES_launcher yaml-cpp nlohmann_json::nlohmann_json)
-set(LOCKSTEP_PACKAGES_launcher_files nlohmann_json::nlohmann_json Boost::headers)
+set(LOCKSTEP_PACKAGES_launcher_files nlohmann_json::nlohmann_json)
+set(LOCKSTEP_PACKAGES_runtime_http Boost::headers)
+set(LOCKSTEP_PACKAGES_runtime_serve nlohmann_json::nlohmann_json OpenSSL::Crypto)
 
 if(LOCKSTEP_MPI)
   find_package(MPI COMPONENTS C)

@@ -129,7 +129,8 @@ SchedulerLimits LimitsOf(Session& session) {
   return limits;
 }
 
-std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Executor* executor) {
+std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Executor* executor,
+                                   int64_t probe_ms) {
   EngineOptions options;
   options.limits = LimitsOf(session);
   options.vocab_size = session.model().config().vocab_size;
@@ -138,6 +139,7 @@ std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Exec
   options.make_decoder = [tokenizer] { return std::make_unique<AnswerDecoder>(*tokenizer); };
   options.health = [&session] { return session.membership().Health(); };
   options.diagnose = [&session](const Status& status) { return session.FinalStatus(status); };
+  options.probe_ms = probe_ms;
   return std::make_unique<Engine>(std::move(options), executor);
 }
 

@@ -48,8 +48,9 @@ Status CheckRecover(const Options& options);
 
 // What the engine of rank 0 may plan.
 SchedulerLimits LimitsOf(Session& session);
-// The engine of rank 0 over `executor`. All must outlive it.
-std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Executor* executor);
+// The engine of rank 0 over `executor`. All must outlive it. `probe_ms` as EngineOptions has it.
+std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Executor* executor,
+                                   int64_t probe_ms = 0);
 
 // Ids without a token: padding of the vocabulary and holes in the tokenizer.
 TokenSet SampledTokens(const Tokenizer& tokenizer, int64_t vocab_size);

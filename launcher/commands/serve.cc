@@ -1,4 +1,4 @@
-// lockstep serve: the model behind gRPC until SIGTERM or Ctrl-C.
+// lockstep serve: the model behind HTTP and gRPC until SIGTERM or Ctrl-C.
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -11,7 +11,9 @@
 #include "launcher/process.h"
 #include "launcher/world.h"
 #include "runtime/base/log.h"
+#include "runtime/serve/api_keys.h"
 #include "runtime/serve/grpc_server.h"
+#include "runtime/serve/http_api.h"
 #include "transport/socket.h"
 
 namespace lockstep {
@@ -25,22 +27,56 @@ std::string ModelName(const Options& options) {
 }
 
 // A port in use should be told before a large model is loaded, not after.
-Status CheckPortEarly(const Options& options) {
-  if (options.grpc_port == 0 || !WillBeRankZero(options)) return OkStatus();
-  const StatusOr<UniqueFd> probe = ListenTcp({options.host, static_cast<int>(options.grpc_port)});
+Status CheckPortEarly(const Options& options, const char* what, int64_t port, const char* flag) {
+  if (port == 0 || !WillBeRankZero(options)) return OkStatus();
+  const StatusOr<UniqueFd> probe = ListenTcp({options.host, static_cast<int>(port)});
   if (probe.ok()) return OkStatus();
   return UsageError(
-      "gRPC cannot listen on %s port %d: the port is in use, or the address is not this machine's; "
-      "choose another with --grpc-port (0 picks a free one) or --host",
-      options.host, options.grpc_port);
+      "%s cannot listen on %s port %d: the port is in use, or the address is not this machine's; "
+      "choose another with %s (0 picks a free one) or --host",
+      what, options.host, port, flag);
 }
 
-void PrintReady(const ServedModel& model, int port) {
-  const nlohmann::ordered_json json = {
-      {"ready", true}, {"grpc_port", port}, {"model", model.name}, {"ranks", model.ranks}};
+// The keys of --api-key-file (null: none), which addresses that others reach must have.
+StatusOr<std::unique_ptr<ApiKeys>> LoadKeys(const Options& options) {
+  if (!options.api_key_file.empty()) return ApiKeys::Load(options.api_key_file);
+  if (IsLoopback(options.host)) return std::unique_ptr<ApiKeys>();
+  return UsageError(
+      "--host %s can be reached from other machines: give --api-key-file FILE, in which a line is "
+      "a name and the SHA-256 of a key (K=$(openssl rand -hex 24); echo \"me $(printf %%s \"$K\" | "
+      "sha256sum)\" > FILE; echo \"$K\"), or --host 127.0.0.1",
+      options.host);
+}
+
+void PrintReady(const ServedModel& model, int port, int grpc_port) {
+  const nlohmann::ordered_json json = {{"ready", true},
+                                       {"port", port},
+                                       {"grpc_port", grpc_port},
+                                       {"model", model.name},
+                                       {"ranks", model.ranks}};
   std::printf("%s\n",
               json.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace).c_str());
   std::fflush(stdout);
+}
+
+// Both ends of the engine.
+struct Ends {
+  std::unique_ptr<GrpcServer> grpc;
+  std::unique_ptr<HttpApi> http;
+};
+
+StatusOr<Ends> StartEnds(const Options& options, const ServedModel& model, const ModelText& text,
+                         const ApiKeys* keys, Engine& engine) {
+  Ends ends;
+  GrpcServerOptions grpc;
+  grpc.host = options.host;
+  grpc.port = options.grpc_port;
+  LOCKSTEP_ASSIGN_OR_RETURN(ends.grpc, StartGrpcServer(grpc, model, text, keys, engine));
+  HttpApiOptions http;
+  http.host = options.host;
+  http.port = options.port;
+  LOCKSTEP_ASSIGN_OR_RETURN(ends.http, StartHttpApi(http, model, text, keys, engine));
+  return ends;
 }
 
 // Returns when the service has to end: interrupted, or with the engine's failure.
@@ -69,32 +105,29 @@ Status ServeThroughLosses(Session& session, Engine& engine, GrpcServer& server,
   }
 }
 
-Status ServeOnRankZero(const Options& options, Session& session, const ModelText& text) {
+Status ServeOnRankZero(const Options& options, Session& session, const ModelText& text,
+                       const ApiKeys* keys) {
   if (!text.chat_warning.empty()) log::Warning("%s", text.chat_warning);
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<TensorParallelExecutor> executor,
                             MakeExecutor(session));
-  const std::unique_ptr<Engine> engine = MakeEngine(session, text, executor.get());
+  // A third of what makes an idle service count as not ready.
+  const std::unique_ptr<Engine> engine =
+      MakeEngine(session, text, executor.get(), Engine::kReadyMs / 3);
   const ServedModel model = {ModelName(options), session.model().limits().max_model_len,
                              session.model().config().vocab_size, options.max_num_seqs,
                              session.size()};
-  GrpcServerOptions serving;
-  serving.host = options.host;
-  serving.port = options.grpc_port;
-  StatusOr<std::unique_ptr<GrpcServer>> server = StartGrpcServer(serving, model, text, *engine);
-  if (!server.ok()) {
-    (void)engine->Stop(KindOf(server.status()));
-    return server.status();
+  StatusOr<Ends> ends = StartEnds(options, model, text, keys, *engine);
+  if (!ends.ok()) {
+    (void)engine->Stop(KindOf(ends.status()));
+    return ends.status();
   }
   if (!IsLoopback(options.host)) {
-    log::Warning(
-        "gRPC listens on %s: whoever reaches port %d can use the model, unencrypted and without a "
-        "key; keep "
-        "it behind a firewall or give --host 127.0.0.1",
-        options.host, (*server)->port());
+    log::Warning("serving on %s without encryption: who can listen on the way reads keys and text",
+                 options.host);
   }
-  PrintReady(model, (*server)->port());
-  Status end = ServeThroughLosses(session, *engine, **server, &executor);
-  (*server)->SetServing(false);
+  PrintReady(model, ends->http->port(), ends->grpc->port());
+  Status end = ServeThroughLosses(session, *engine, *ends->grpc, &executor);
+  ends->grpc->SetServing(false);
   // After a signal: was a lost rank its cause? What is known is told before anything takes time.
   end = session.FinalStatus(end);
   if (KindOf(end) == ErrorKind::kInterrupted) {
@@ -106,7 +139,8 @@ Status ServeOnRankZero(const Options& options, Session& session, const ModelText
   if (KindOf(end) != ErrorKind::kInterrupted) TellFinalError(end);
   const StatusOr<std::vector<uint64_t>> digests = engine->Stop(KindOf(end));
   // The answers' last words are written; what is still open now does not read.
-  (*server)->Shutdown(500);
+  ends->http->Shutdown(500);
+  ends->grpc->Shutdown(500);
   if (KindOf(end) != ErrorKind::kInterrupted || digests.ok()) return end;
   return digests.status();
 }
@@ -115,12 +149,18 @@ Status ServeOnRankZero(const Options& options, Session& session, const ModelText
 
 Status ServeCommand(const Options& options) {
   LOCKSTEP_RETURN_IF_ERROR(CheckRecover(options));
-  LOCKSTEP_RETURN_IF_ERROR(CheckPortEarly(options));
+  LOCKSTEP_RETURN_IF_ERROR(CheckPortEarly(options, "gRPC", options.grpc_port, "--grpc-port"));
+  LOCKSTEP_RETURN_IF_ERROR(CheckPortEarly(options, "HTTP", options.port, "--port"));
+  std::unique_ptr<ApiKeys> keys;
+  if (WillBeRankZero(options)) {
+    LOCKSTEP_ASSIGN_OR_RETURN(keys, LoadKeys(options));
+  }
   LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options));
   const InterruptScope scope;
   Session& session = *opened.session;
-  return session.Close(session.rank() == 0 ? ServeOnRankZero(options, session, *opened.text)
-                                           : WorkThroughLosses(session, kDrainMs + kEndAtOnceMs));
+  return session.Close(session.rank() == 0
+                           ? ServeOnRankZero(options, session, *opened.text, keys.get())
+                           : WorkThroughLosses(session, kDrainMs + kEndAtOnceMs));
 }
 
 }  // namespace lockstep

@@ -141,9 +141,16 @@ std::vector<OptionSpec> ServingOptions() {
   return {
       {"host", &O::host, "address to serve on"},
       {"grpc-port", &O::grpc_port, "gRPC port; 0 picks a free one", {}, 0, 65'535},
-      {"port", &O::port, "port of lockstep files; 0 picks a free one", {}, 0, 65'535},
-      {"served-model-name", &O::served_model_name,
-       "name that clients see; default: the directory's"},
+      {"port", &O::port, "HTTP port of serve and files; 0 picks a free one", {}, 0, 65'535},
+      {"served-model-name",
+       &O::served_model_name,
+       "name that clients see; default: the directory's",
+       {},
+       0,
+       9e18,
+       "--alias"},
+      {"api-key-file", &O::api_key_file,
+       "file of API keys, a name and a SHA-256 a line; needed to serve other machines"},
       {"recover", &O::recover,
        "when a rank is lost, start it again, or wait for it on its node, and load again instead "
        "of ending; for every rank, not under mpirun"}};

@@ -51,6 +51,7 @@ struct Options {
   int64_t grpc_port = 50'051;
   int64_t port = 8'000;
   std::string served_model_name;
+  std::string api_key_file;
   // One prompt.
   std::vector<std::string> prompt;
   std::string system;

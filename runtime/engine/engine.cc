@@ -12,6 +12,11 @@ namespace {
 
 constexpr int64_t kHealthPeriodNs = 100'000'000;
 
+Status ShuttingDown() {
+  return MakeError(ErrorKind::kRequest, absl::StatusCode::kUnavailable,
+                   "the server is shutting down");
+}
+
 double Seconds(int64_t from_ns, int64_t to_ns) {
   return from_ns > 0 && to_ns > from_ns ? static_cast<double>(to_ns - from_ns) * 1e-9 : 0.0;
 }
@@ -65,10 +70,7 @@ StatusOr<std::shared_ptr<OutputStream>> Engine::Submit(Request request) {
   const std::lock_guard lock(mutex_);
   LOCKSTEP_RETURN_IF_ERROR(FitLocked(&active->request));
   if (!failure_.ok()) return failure_;
-  if (draining_ || stopping_) {
-    return MakeError(ErrorKind::kRequest, absl::StatusCode::kUnavailable,
-                     "the server is shutting down");
-  }
+  if (draining_ || stopping_) return ShuttingDown();
   if (load_.waiting + static_cast<int64_t>(submitted_.size()) >= options_.max_queue) {
     return MakeError(
         ErrorKind::kRequest, absl::StatusCode::kResourceExhausted,
@@ -125,6 +127,7 @@ void Engine::Resume(const SchedulerLimits& limits, Executor* executor) {
   next_health_ns_ = 0;
   cancelled_.clear();
   load_ = {.kv_blocks = limits.kv_blocks, .steps = load_.steps};
+  last_step_ns_ = 0;
   failure_ = OkStatus();
   loop_ = std::thread([this] { Loop(); });
 }
@@ -137,6 +140,22 @@ Status Engine::status() const {
 EngineLoad Engine::load() const {
   const std::lock_guard lock(mutex_);
   return load_;
+}
+
+EngineCounts Engine::counts() const {
+  const std::lock_guard lock(mutex_);
+  return counts_;
+}
+
+Status Engine::Readiness() const {
+  const std::lock_guard lock(mutex_);
+  LOCKSTEP_RETURN_IF_ERROR(failure_);
+  if (draining_ || stopping_) return ShuttingDown();
+  if (last_step_ns_ == 0 || NowNs() - last_step_ns_ > kReadyMs * 1'000'000) {
+    return MakeError(ErrorKind::kRequest, absl::StatusCode::kUnavailable,
+                     "the ranks have not ended a step for a minute");
+  }
+  return OkStatus();
 }
 
 void Engine::Loop() {
@@ -159,11 +178,7 @@ bool Engine::Turn() {
     TakeNews();
     std::vector<uint64_t> ids;
     for (const auto& [id, active] : active_) ids.push_back(id);
-    for (const uint64_t id : ids) {
-      End(id, FinishReason::kCancelled,
-          MakeError(ErrorKind::kRequest, absl::StatusCode::kUnavailable,
-                    "the server is shutting down"));
-    }
+    for (const uint64_t id : ids) End(id, FinishReason::kCancelled, ShuttingDown());
     const StatusOr<std::vector<uint64_t>> digests = executor_->Stop(plan_.step + 1, stop_reason_);
     if (digests.ok()) {
       const std::lock_guard lock(mutex_);
@@ -181,7 +196,12 @@ bool Engine::Turn() {
       return false;
     }
   }
-  if (scheduler_.Next(&plan_)) {
+  bool any = scheduler_.Next(&plan_);
+  if (!any && ProbeIsDue()) {
+    scheduler_.NextEmpty(&plan_);
+    any = true;
+  }
+  if (any) {
     if (const Status done = RunPlan(plan_); !done.ok()) {
       FailAll(done);
       return false;
@@ -192,6 +212,12 @@ bool Engine::Turn() {
   news_.wait_for(lock, std::chrono::nanoseconds(kHealthPeriodNs),
                  [this] { return stopping_ || !submitted_.empty() || !cancelled_.empty(); });
   return true;
+}
+
+bool Engine::ProbeIsDue() const {
+  const std::lock_guard lock(mutex_);
+  return options_.probe_ms > 0 &&
+         (last_step_ns_ == 0 || NowNs() - last_step_ns_ > options_.probe_ms * 1'000'000);
 }
 
 // Requests, cancellations and passed deadlines since the last turn.
@@ -237,6 +263,7 @@ Status Engine::RunPlan(const StepPlan& plan) {
   {
     const std::lock_guard lock(mutex_);
     ++load_.steps;
+    last_step_ns_ = now_ns;
   }
   for (size_t i = 0; i < outcome_.slots.size(); ++i) {
     const int32_t slot = outcome_.slots[i];
@@ -253,7 +280,18 @@ Status Engine::RunPlan(const StepPlan& plan) {
 void Engine::Publish(Active& active, const SampledToken& token, int64_t now_ns,
                      FinishReason* reason) {
   const StopParams& stop = active.request.stop;
-  if (active.usage.completion_tokens++ == 0) active.first_token_ns = now_ns;
+  const bool first = active.usage.completion_tokens++ == 0;
+  if (first) active.first_token_ns = now_ns;
+  {
+    const std::lock_guard lock(mutex_);
+    ++counts_.generation_tokens;
+    if (first) {
+      counts_.prompt_tokens += static_cast<uint64_t>(active.usage.prompt_tokens);
+      counts_.time_to_first_token.Add(Seconds(active.submitted_ns, now_ns));
+    } else {
+      counts_.inter_token.Add(Seconds(active.last_token_ns, now_ns));
+    }
+  }
   active.last_token_ns = now_ns;
   std::string text;
   if (std::find(stop.token_ids.begin(), stop.token_ids.end(), token.id) != stop.token_ids.end()) {
@@ -288,9 +326,17 @@ void Engine::End(uint64_t id, FinishReason reason, const Status& error) {
   summary.timings.prefill_s =
       Seconds(started_ns, active->first_token_ns > 0 ? active->first_token_ns : now_ns);
   summary.timings.decode_s = Seconds(active->first_token_ns, active->last_token_ns);
+  const Timings timings = summary.timings;
   active->stream->Finish(text, std::move(summary));
   Wake(active->stream);
   const std::lock_guard lock(mutex_);
+  ++counts_.finished[static_cast<size_t>(reason)];
+  if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
+    counts_.whole.Add(Seconds(active->submitted_ns, now_ns));
+    counts_.queue.Add(timings.queue_s);
+    counts_.prefill.Add(timings.prefill_s);
+    counts_.decode.Add(timings.decode_s);
+  }
   if (--open_ == 0) emptied_.notify_all();
 }
 

@@ -17,6 +17,7 @@
 #include "runtime/base/clock.h"
 #include "runtime/base/status.h"
 #include "runtime/decode/stop.h"
+#include "runtime/engine/counts.h"
 #include "runtime/engine/executor.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/scheduler.h"
@@ -44,6 +45,9 @@ struct EngineOptions {
   // Turns an error of the executor into the one to report (the named lost rank rather than the
   // broken exchange).
   std::function<Status(const Status&)> diagnose;
+  // An idle engine has its ranks make a step without rows when the last one is so long ago, so that
+  // a group that cannot compute is found before a request finds it; 0: never.
+  int64_t probe_ms = 0;
 };
 
 struct EngineLoad {
@@ -85,6 +89,11 @@ class Engine {
   // OK while the engine works; after a failure its reason. Any thread.
   Status status() const;
   EngineLoad load() const;
+  EngineCounts counts() const;
+  // Whether a request would be taken and served: not while draining, not after a failure, and only
+  // if all ranks have ended a step within the last kReadyMs. Any thread.
+  static constexpr int64_t kReadyMs = 60'000;
+  Status Readiness() const;
 
  private:
   struct Active {
@@ -103,6 +112,7 @@ class Engine {
   // One turn of the loop; false to end it.
   bool Turn();
   void TakeNews();
+  bool ProbeIsDue() const;
   Status RunPlan(const StepPlan& plan);
   void Publish(Active& active, const SampledToken& token, int64_t now_ns, FinishReason* reason);
   void End(uint64_t id, FinishReason reason, const Status& error);
@@ -128,6 +138,8 @@ class Engine {
   ErrorKind stop_reason_{0};
   Status failure_;
   EngineLoad load_;
+  EngineCounts counts_;
+  int64_t last_step_ns_ = 0;  // when the last step ended; 0: none has
   std::vector<uint64_t> digests_;
   uint64_t next_id_ = 1;
 

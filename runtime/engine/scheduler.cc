@@ -142,8 +142,8 @@ void Scheduler::AddPromptRows(const std::vector<int32_t>& prompts, int64_t budge
   for (size_t i = 0; i < count; ++i) AddRows(prompts[i], shares[i], plan);
 }
 
-bool Scheduler::Next(StepPlan* plan) {
-  if (order_.empty() && waiting_.empty()) return false;
+// A new plan, with what has ended since the last one.
+void Scheduler::NextEmpty(StepPlan* plan) {
   *plan = StepPlan();
   plan->step = ++step_;
   plan->released = std::exchange(released_, {});
@@ -152,6 +152,11 @@ bool Scheduler::Next(StepPlan* plan) {
     pool_.Unreserve(slots_[slot]->promised);
     slots_[slot].reset();
   }
+}
+
+bool Scheduler::Next(StepPlan* plan) {
+  if (order_.empty() && waiting_.empty()) return false;
+  NextEmpty(plan);
   Admit(plan);
 
   std::vector<int32_t> prompts;

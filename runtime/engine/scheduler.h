@@ -62,6 +62,8 @@ class Scheduler {
   // Fills `plan` with the next step and returns true; false if there is nothing to compute. The
   // plan counts as executed once it was given out.
   bool Next(StepPlan* plan);
+  // A step without rows: only what has ended since the last plan.
+  void NextEmpty(StepPlan* plan);
   // The sequence in `slot` got its next token.
   void Append(int32_t slot);
 

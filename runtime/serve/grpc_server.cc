@@ -226,13 +226,6 @@ class StreamReactor final : public grpc::ServerWriteReactor<typename Encoder::Re
   grpc::Status final_;
 };
 
-template <typename Fill>
-grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const Fill& fill) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  reactor->Finish(ToGrpc(fill()));
-  return reactor;
-}
-
 struct PreparedChat {
   Request request;
   ReplyStart start = ReplyStart::kContent;
@@ -273,8 +266,9 @@ StatusOr<Request> ToRequest(const v1::GenerateRequest& generate, const ModelText
 // Uses gRPC's callback interface: no thread is held while an answer is being computed.
 class InferenceService final : public v1::Inference::CallbackService {
  public:
-  InferenceService(const ServedModel& model, const ModelText& text, Engine& engine)
-      : model_(model), text_(text), engine_(engine) {}
+  InferenceService(const ServedModel& model, const ModelText& text, const ApiKeys* keys,
+                   Engine& engine)
+      : model_(model), text_(text), keys_(keys), engine_(engine) {}
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(
       grpc::CallbackServerContext* context, const v1::GenerateRequest* generate) override;
@@ -291,15 +285,43 @@ class InferenceService final : public v1::Inference::CallbackService {
                                          v1::GetModelInfoResponse* response) override;
 
  private:
+  // OK, or UNAUTHENTICATED.
+  Status CheckKey(const grpc::CallbackServerContext& context) const;
+  // A small answer for who may have it.
+  template <typename Fill>
+  grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const Fill& fill) {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    const Status allowed = CheckKey(*context);
+    reactor->Finish(ToGrpc(allowed.ok() ? fill() : allowed));
+    return reactor;
+  }
+
   const ServedModel model_;
   const ModelText& text_;
+  const ApiKeys* const keys_;
   Engine& engine_;
 };
+
+Status InferenceService::CheckKey(const grpc::CallbackServerContext& context) const {
+  if (keys_ == nullptr) return OkStatus();
+  const auto& metadata = context.client_metadata();
+  const auto find = [&](const char* name) -> std::string_view {
+    const auto found = metadata.find(name);
+    if (found == metadata.end()) return {};
+    return {found->second.data(), found->second.size()};
+  };
+  const std::string_view key = KeyOf(find("authorization"), find("x-api-key"));
+  if (!keys_->NameOf(key).empty()) return OkStatus();
+  return MakeError(ErrorKind::kRequest, absl::StatusCode::kUnauthenticated,
+                   key.empty() ? "an API key is needed: metadata authorization: Bearer KEY"
+                               : "this API key is not known here");
+}
 
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* generate) {
   auto* reactor = new StreamReactor<PlainEncoder>(engine_);  // deletes itself in OnDone
-  StatusOr<Request> request = ToRequest(*generate, text_);
+  const Status allowed = CheckKey(*context);
+  StatusOr<Request> request = allowed.ok() ? ToRequest(*generate, text_) : allowed;
   if (request.ok()) request->deadline = DeadlineOf(*context);
   reactor->Begin(std::move(request), PlainEncoder());
   return reactor;
@@ -308,7 +330,8 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
 grpc::ServerWriteReactor<v1::ChatResponse>* InferenceService::Chat(
     grpc::CallbackServerContext* context, const v1::ChatRequest* chat) {
   auto* reactor = new StreamReactor<ChatEncoder>(engine_);  // deletes itself in OnDone
-  StatusOr<PreparedChat> prepared = ToRequest(*chat, text_);
+  const Status allowed = CheckKey(*context);
+  StatusOr<PreparedChat> prepared = allowed.ok() ? ToRequest(*chat, text_) : allowed;
   if (!prepared.ok()) {
     reactor->Begin(prepared.status(), ChatEncoder(ReplyStart::kContent, JsonValue(), ""));
     return reactor;
@@ -376,8 +399,9 @@ void LogQuietly(gpr_log_func_args* line) { log::Debug("gRPC: %s", std::string(li
 
 class RunningServer final : public GrpcServer {
  public:
-  RunningServer(const ServedModel& model, const ModelText& text, Engine& engine)
-      : service_(model, text, engine) {}
+  RunningServer(const ServedModel& model, const ModelText& text, const ApiKeys* keys,
+                Engine& engine)
+      : service_(model, text, keys, engine) {}
   ~RunningServer() override { Shutdown(0); }
 
   Status Start(const GrpcServerOptions& options) {
@@ -431,8 +455,9 @@ class RunningServer final : public GrpcServer {
 
 StatusOr<std::unique_ptr<GrpcServer>> StartGrpcServer(const GrpcServerOptions& options,
                                                       const ServedModel& model,
-                                                      const ModelText& text, Engine& engine) {
-  auto server = std::make_unique<RunningServer>(model, text, engine);
+                                                      const ModelText& text, const ApiKeys* keys,
+                                                      Engine& engine) {
+  auto server = std::make_unique<RunningServer>(model, text, keys, engine);
   LOCKSTEP_RETURN_IF_ERROR(server->Start(options));
   server->SetServing(true);
   return StatusOr<std::unique_ptr<GrpcServer>>(std::move(server));

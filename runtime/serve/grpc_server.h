@@ -8,18 +8,11 @@
 
 #include "runtime/base/status.h"
 #include "runtime/engine/engine.h"
+#include "runtime/serve/api_keys.h"
+#include "runtime/serve/served_model.h"
 #include "runtime/text/model_text.h"
 
 namespace lockstep {
-
-// What clients are told about the model.
-struct ServedModel {
-  std::string name;
-  int64_t max_model_len = 0;
-  int64_t vocab_size = 0;
-  int64_t max_running = 0;
-  int ranks = 1;
-};
 
 struct GrpcServerOptions {
   std::string host = "127.0.0.1";
@@ -38,10 +31,12 @@ class GrpcServer {
   virtual void Shutdown(int64_t grace_ms) = 0;
 };
 
-// Starts serving. `engine` and `text` must outlive the server. A UsageError names host and port and
-// their flags if they cannot be used.
+// Starts serving. `keys` (may be null: nothing is asked; otherwise calls bring one as metadata
+// "authorization: Bearer KEY" or are UNAUTHENTICATED), `engine` and `text` must outlive the server.
+// A UsageError names host and port and their flags if they cannot be used.
 StatusOr<std::unique_ptr<GrpcServer>> StartGrpcServer(const GrpcServerOptions& options,
                                                       const ServedModel& model,
-                                                      const ModelText& text, Engine& engine);
+                                                      const ModelText& text, const ApiKeys* keys,
+                                                      Engine& engine);
 
 }  // namespace lockstep

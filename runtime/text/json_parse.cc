@@ -56,6 +56,8 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
   }
 
   bool Add(JsonValue value) {
+    if (++values_ > limits_.values)
+      return Fail(absl::StrFormat("more than %d values", limits_.values));
     if (open_.empty()) {
       root_ = std::move(value);
     } else if (open_.back().is_array()) {
@@ -110,6 +112,7 @@ class Builder : public nlohmann::json_sax<nlohmann::json> {
   }
 
   JsonLimits limits_;
+  size_t values_ = 0;
   JsonValue root_;
   std::vector<JsonValue> open_;
   std::string error_;

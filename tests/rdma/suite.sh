@@ -55,7 +55,7 @@ same_answer() {
 
 # A server whose second rank is killed goes on with another one.
 recovers() {
-  "$build/lockstep" serve --model models/tiny --ranks 2 --recover --collective rdma --interface rdma0 --grpc-port 0 \
+  "$build/lockstep" serve --model models/tiny --ranks 2 --recover --collective rdma --interface rdma0 --grpc-port 0 --port 0 \
     --max-model-len 1024 >/tmp/ready 2>&1 &
   local server=$! code=1
   awaits 'ready' && kill -9 $(cat /proc/$server/task/$server/children) &&

@@ -130,7 +130,8 @@ class Ports(TestCase):
             holder.bind(("127.0.0.1", 0))
             holder.listen()
             port = holder.getsockname()[1]
-            self.assert_fails(run("serve", "--model", A, "--grpc-port", port), 2, str(port), "--grpc-port")
+            self.assert_fails(run("serve", "--model", A, "--port", 0, "--grpc-port", port), 2, str(port), "--grpc-port")
+            self.assert_fails(run("serve", "--model", A, "--grpc-port", 0, "--port", port), 2, str(port), "--port")
             self.assert_fails(run("run", "--model", A, "--ranks", 2, "--rendezvous", f"127.0.0.1:{port}", "x"), 2,
                               str(port), "rendezvous")
 

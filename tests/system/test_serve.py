@@ -44,7 +44,7 @@ class Server:
     """A server with its client; stopped at the end of the block."""
 
     def __init__(self, *flags, model=TINY, port=0):
-        self.process = start("serve", "--model", model, "--grpc-port", port, *flags)
+        self.process = start("serve", "--model", model, "--port", 0, "--grpc-port", port, *flags)
         line = self.process.stdout.readline()
         assert line, self.process.communicate()[1].decode()
         self.ready = json.loads(line)
@@ -221,7 +221,7 @@ class Serve(TestCase):
             holder.bind(("127.0.0.1", 0))
             holder.listen()
             port = holder.getsockname()[1]
-            process = start("serve", "--model", TINY, "--ranks", 2, "--grpc-port", port)
+            process = start("serve", "--model", TINY, "--ranks", 2, "--port", 0, "--grpc-port", port)
             code, out, err = self.end(process, 10)
             self.assertEqual(code, 2, err)
             self.assertEqual(out, "")

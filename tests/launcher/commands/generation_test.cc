@@ -112,7 +112,9 @@ struct Server {
   }
   static std::string Command(const std::vector<std::string>& more, const std::string& file) {
     std::string command = std::string("exec ") + std::getenv("LOCKSTEP_BINARY");
-    for (const std::string& word : Arguments("serve", more)) command += " '" + word + "'";
+    std::vector<std::string> words = Arguments("serve", more);
+    words.insert(words.end(), {"--port", "0"});
+    for (const std::string& word : words) command += " '" + word + "'";
     return command + " > '" + file + "'";
   }
 };
@@ -126,10 +128,14 @@ TEST(ServeCommand, PrintsOneReadyLineAndEndsOnSigterm) {
   EXPECT_EQ(server.ready["model"], "mine");
   EXPECT_EQ(server.ready["ranks"], 2);
   const std::string port = std::to_string(server.ready["grpc_port"].get<int>());
-  Program second(Arguments("serve", {"--grpc-port", port}));
-  EXPECT_EQ(second.Wait(), 2) << second.error();
-  EXPECT_NE(second.error().find(port), std::string::npos) << second.error();
-  EXPECT_NE(second.error().find("--grpc-port"), std::string::npos) << second.error();
+  const std::string http_port = std::to_string(server.ready["port"].get<int>());
+  for (const auto& [flag, used, other] :
+       {std::tuple{"--grpc-port", port, "--port"}, {"--port", http_port, "--grpc-port"}}) {
+    Program second(Arguments("serve", {flag, used, other, "0"}));
+    EXPECT_EQ(second.Wait(), 2) << second.error();
+    EXPECT_NE(second.error().find(used), std::string::npos) << second.error();
+    EXPECT_NE(second.error().find(flag), std::string::npos) << second.error();
+  }
   kill(server.program.pid(), SIGTERM);
   EXPECT_EQ(server.program.Wait(15), 130) << server.program.error();
   const auto out = ReadTextFile(file);

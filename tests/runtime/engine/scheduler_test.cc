@@ -222,7 +222,13 @@ TEST(Scheduler, PlansAlwaysFitTheWorkersStateAndEverythingEnds) {
         scheduler.Remove(id);
         left.erase(id);
       }
-      if (!scheduler.Next(&plan)) continue;
+      if (below(20) == 0) {
+        // A step without rows may stand anywhere, and says what has ended as any other does.
+        scheduler.NextEmpty(&plan);
+        ASSERT_EQ(plan.rows(), 0);
+      } else if (!scheduler.Next(&plan)) {
+        continue;
+      }
       const Status applied = table.Apply(plan);
       ASSERT_TRUE(applied.ok()) << applied;
       ASSERT_LE(plan.rows(), limits.max_rows);

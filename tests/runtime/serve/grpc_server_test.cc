@@ -80,7 +80,7 @@ class GrpcServerTest : public ::testing::Test {
       return lost_ ? PeerLostError("rank 1 (spark-2, pid 7) is gone") : OkStatus();
     };
     engine_ = std::make_unique<Engine>(std::move(options), executor_.get());
-    auto server = StartGrpcServer({}, {"tiny", kContext, kVocab, 8, 1}, *text_, *engine_);
+    auto server = StartGrpcServer({}, {"tiny", kContext, kVocab, 8, 1}, *text_, nullptr, *engine_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = std::move(*server);
     channel_ = grpc::CreateChannel("127.0.0.1:" + std::to_string(server_->port()),
@@ -404,7 +404,7 @@ TEST_F(GrpcServerTest, APortInUseIsAUsageErrorWithPortAndFlag) {
   Start();
   GrpcServerOptions options;
   options.port = server_->port();
-  const auto second = StartGrpcServer(options, {}, *text_, *engine_);
+  const auto second = StartGrpcServer(options, {}, *text_, nullptr, *engine_);
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(KindOf(second.status()), ErrorKind::kUsage);
   EXPECT_NE(MessageOf(second.status()).find(std::to_string(server_->port())), std::string::npos);

@@ -94,6 +94,10 @@ TEST(ParseJsonTest, LimitsNestingAndDuplicates) {
   EXPECT_TRUE(ParseJson("[[[1]]]", limits).ok());
   EXPECT_FALSE(ParseJson("[[[[1]]]]", limits).ok());
   EXPECT_FALSE(ParseJson(std::string(1 << 20, '[')).ok());
+  limits.values = 5;
+  EXPECT_TRUE(ParseJson(R"([1, {"a": "x"}, null])", limits).ok());
+  EXPECT_THAT(MessageOf(ParseJson(R"([1, {"a": "x"}, null, 2])", limits).status()),
+              testing::HasSubstr("more than 5 values"));
   limits.refuse_duplicate_keys = true;
   EXPECT_THAT(MessageOf(ParseJson(R"({"a":1,"a":1})", limits).status()),
               testing::HasSubstr("\"a\""));

@@ -1,0 +1,114 @@
+#include "runtime/serve/api_keys.h"
+
+#include <openssl/crypto.h>
+#include <openssl/sha.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "runtime/base/clock.h"
+#include "runtime/base/file.h"
+#include "runtime/base/log.h"
+
+namespace lockstep {
+namespace {
+
+constexpr int64_t kLookNs = 1'000'000'000;
+constexpr uint64_t kMostBytes = 1 << 20;
+constexpr std::string_view kSpace = " \t\r";
+
+// The next word of `line`, which loses it; empty at the end.
+std::string_view TakeWord(std::string_view* line) {
+  const size_t begin = std::min(line->find_first_not_of(kSpace), line->size());
+  const size_t end = std::min(line->find_first_of(kSpace, begin), line->size());
+  const std::string_view word = line->substr(begin, end - begin);
+  line->remove_prefix(end);
+  return word;
+}
+
+std::optional<unsigned char> HexDigit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return std::nullopt;
+}
+
+bool FromHex(std::string_view hex, std::array<unsigned char, 32>* digest) {
+  if (hex.size() != 2 * digest->size()) return false;
+  for (size_t i = 0; i < digest->size(); ++i) {
+    const auto high = HexDigit(hex[2 * i]), low = HexDigit(hex[2 * i + 1]);
+    if (!high || !low) return false;
+    (*digest)[i] = static_cast<unsigned char>(*high << 4 | *low);
+  }
+  return true;
+}
+
+}  // namespace
+
+StatusOr<std::vector<ApiKeys::Entry>> ApiKeys::Parse(const std::string& path,
+                                                     std::string_view text) {
+  std::vector<Entry> entries;
+  for (int number = 1; !text.empty(); ++number) {
+    std::string_view line = text.substr(0, text.find('\n'));
+    text.remove_prefix(std::min(line.size() + 1, text.size()));
+    line = line.substr(0, line.find('#'));
+    Entry entry;
+    entry.name = TakeWord(&line);
+    if (entry.name.empty()) continue;
+    if (!FromHex(TakeWord(&line), &entry.digest) || !TakeWord(&line).empty()) {
+      return UsageError(
+          "%s:%d: a line is a name and the SHA-256 of a key, 64 hexadecimal digits: `printf %%s "
+          "\"$KEY\" | sha256sum`",
+          path, number);
+    }
+    entries.push_back(std::move(entry));
+  }
+  if (entries.empty()) return UsageError("%s: holds no key", path);
+  return entries;
+}
+
+StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Load(const std::string& path) {
+  std::unique_ptr<ApiKeys> keys(new ApiKeys(path));
+  LOCKSTEP_ASSIGN_OR_RETURN(keys->text_, ReadTextFile(path, kMostBytes));
+  LOCKSTEP_ASSIGN_OR_RETURN(keys->entries_, Parse(path, keys->text_));
+  keys->next_look_ns_ = NowNs() + kLookNs;
+  return StatusOr<std::unique_ptr<ApiKeys>>(std::move(keys));
+}
+
+void ApiKeys::RefreshLocked() const {
+  const int64_t now_ns = NowNs();
+  if (now_ns < next_look_ns_) return;
+  next_look_ns_ = now_ns + kLookNs;
+  StatusOr<std::string> text = ReadTextFile(path_, kMostBytes);
+  if (text.ok() && *text == text_) return;
+  StatusOr<std::vector<Entry>> entries = text.ok() ? Parse(path_, *text) : text.status();
+  if (!entries.ok()) {
+    log::Warning("API keys stay as they are: %s", MessageOf(entries.status()));
+    // An unreadable file is told once per change, not every second.
+    if (text.ok()) text_ = *std::move(text);
+    return;
+  }
+  log::Info("%s: %d API keys", path_, entries->size());
+  text_ = *std::move(text);
+  entries_ = *std::move(entries);
+}
+
+std::string ApiKeys::NameOf(std::string_view key) const {
+  unsigned char digest[32];
+  SHA256(reinterpret_cast<const unsigned char*>(key.data()), key.size(), digest);
+  const std::lock_guard lock(mutex_);
+  RefreshLocked();
+  std::string name;
+  for (const Entry& entry : entries_) {
+    if (CRYPTO_memcmp(entry.digest.data(), digest, sizeof digest) == 0) name = entry.name;
+  }
+  return name;
+}
+
+std::string_view KeyOf(std::string_view authorization, std::string_view x_api_key) {
+  constexpr std::string_view kScheme = "Bearer ";
+  if (authorization.starts_with(kScheme)) return authorization.substr(kScheme.size());
+  return x_api_key;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,341 @@
+#include "runtime/serve/http_api.h"
+
+#include <chrono>
+#include <functional>
+#include <mutex>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <set>
+#include <span>
+#include <utility>
+
+#include "runtime/base/log.h"
+#include "runtime/base/version.h"
+#include "runtime/http/server.h"
+#include "runtime/serve/json_fields.h"
+#include "runtime/serve/metrics_text.h"
+#include "runtime/serve/openai_reply.h"
+#include "runtime/serve/openai_request.h"
+
+namespace lockstep {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr char kJsonType[] = "application/json";
+
+std::unique_ptr<HttpReply> JsonReply(int status, const Json& json) {
+  return HttpText(status, kJsonType,
+                  json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+std::unique_ptr<HttpReply> ErrorReply(int status, std::string_view message,
+                                      std::vector<HttpField> more = {}) {
+  return HttpText(status, kJsonType, OpenAiError(status, message), std::move(more));
+}
+
+int64_t UnixSeconds() {
+  return std::chrono::duration_cast<std::chrono::seconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// A page of another site must not reach a server without keys by a name of its own.
+bool IsLoopbackName(std::string_view host) {
+  if (host.starts_with('[')) return host.starts_with("[::1]");
+  host = host.substr(0, host.find(':'));
+  return host == "localhost" || host == "127.0.0.1";
+}
+
+class Api final : public HttpApi {
+ public:
+  Api(const ServedModel& model, const ModelText& text, const ApiKeys* keys, Engine& engine)
+      : model_(model),
+        text_(text),
+        keys_(keys),
+        engine_(engine),
+        source_{model.name, SourceVersion(), text.tokenizer.get()} {}
+  ~Api() override { Shutdown(0); }
+
+  Status Start(const HttpApiOptions& options) {
+    HttpServerOptions http;
+    http.host = options.host;
+    http.port = options.port;
+    http.most_connections = options.most_connections;
+    http.most_head_bytes = 16 << 10;
+    http.most_body_bytes = options.most_body_bytes;
+    http.request_ms = 10'000;
+    StatusOr<std::unique_ptr<HttpServer>> server = HttpServer::Listen(http);
+    if (!server.ok()) {
+      return UsageError(
+          "HTTP on %s port %d: %s; choose another with --port (0 picks a free one) or --host",
+          options.host, options.port, MessageOf(server.status()));
+    }
+    server_ = std::move(*server);
+    server_->Serve({
+        .refuse = [this](const HttpCall& call) { return Refusal(call); },
+        .answer = [this](HttpCall call, std::function<void()> wake) { return Answer(call, wake); },
+        .malformed = [](int status, std::string_view what) { return ErrorReply(status, what); },
+    });
+    return OkStatus();
+  }
+
+  int port() const override { return server_->port(); }
+
+  void Shutdown(int64_t grace_ms) override {
+    if (server_ == nullptr) return;
+    server_->Shutdown(grace_ms);
+    server_.reset();
+  }
+
+ private:
+  using Wake = std::function<void()>;
+  using Reply = std::unique_ptr<HttpReply>;
+
+  struct Route {
+    const char* method;
+    const char* path;
+    bool open;  // without a key
+    Reply (Api::*answer)(const HttpCall& call, const Wake& wake);
+  };
+  static std::span<const Route> Routes();
+
+  static std::string_view PathOf(const HttpCall& call) {
+    const std::string_view target = call.target;
+    return target.substr(0, target.find('?'));
+  }
+
+  const Route* RouteOf(const HttpCall& call, std::string* methods) const {
+    for (const Route& route : Routes()) {
+      if (PathOf(call) != route.path) continue;
+      // HEAD is GET without the body.
+      if (call.method == route.method || (call.method == "HEAD" && route.method[0] == 'G'))
+        return &route;
+      *methods = route.method;
+    }
+    return nullptr;
+  }
+
+  Reply Refusal(const HttpCall& call) const {
+    std::string methods;
+    const Route* route = RouteOf(call, &methods);
+    if (route != nullptr && route->open) return nullptr;
+    if (keys_ == nullptr) {
+      if (!IsLoopbackName(call.Field("Host"))) {
+        return ErrorReply(403,
+                          "without API keys this server answers to localhost only: see "
+                          "--api-key-file");
+      }
+    } else {
+      const std::string_view key = KeyOf(call.Field("Authorization"), call.Field("x-api-key"));
+      if (keys_->NameOf(key).empty()) {
+        return ErrorReply(401,
+                          key.empty() ? "an API key is needed: Authorization: Bearer KEY"
+                                      : "this API key is not known here",
+                          {{"WWW-Authenticate", "Bearer"}});
+      }
+    }
+    if (route != nullptr) return nullptr;
+    if (!methods.empty())
+      return ErrorReply(405, "this route answers to " + methods, {{"Allow", methods}});
+    return ErrorReply(404, "there is nothing at " + std::string(PathOf(call)));
+  }
+
+  Reply Answer(const HttpCall& call, const Wake& wake) {
+    std::string methods;
+    return (this->*RouteOf(call, &methods)->answer)(call, wake);
+  }
+
+  Reply Live(const HttpCall&, const Wake&) { return JsonReply(200, {{"status", "ok"}}); }
+
+  Reply Ready(const HttpCall&, const Wake&) {
+    const Status status = engine_.Readiness();
+    if (status.ok()) return JsonReply(200, {{"status", "ok"}});
+    // Who has no key hears no more than that.
+    return HttpText(503, kJsonType, OpenAiError(503, "not ready"), {{"Retry-After", "5"}});
+  }
+
+  Reply Health(const HttpCall&, const Wake&) {
+    const Status status = engine_.Readiness();
+    if (!status.ok()) return OpenAiErrorReply(status);
+    const EngineLoad load = engine_.load();
+    return JsonReply(200, {{"status", "ok"},
+                           {"ranks", model_.ranks},
+                           {"requests_running", load.running},
+                           {"requests_waiting", load.waiting},
+                           {"kv_blocks_used", load.kv_blocks_used},
+                           {"kv_blocks", load.kv_blocks}});
+  }
+
+  Reply Version(const HttpCall&, const Wake&) {
+    return JsonReply(200, {{"version", SourceVersion()}});
+  }
+
+  Reply Metrics(const HttpCall&, const Wake&) {
+    return HttpText(200, "text/plain; version=0.0.4; charset=utf-8",
+                    MetricsText(model_.name, engine_.load(), engine_.counts()));
+  }
+
+  Reply Models(const HttpCall&, const Wake&) {
+    Json model = {{"id", model_.name},
+                  {"object", "model"},
+                  {"created", started_},
+                  {"owned_by", "lockstep"},
+                  {"root", model_.name},
+                  {"parent", nullptr},
+                  {"max_model_len", model_.max_model_len}};
+    return JsonReply(200, {{"object", "list"}, {"data", Json::array({std::move(model)})}});
+  }
+
+  // The body as an object.
+  static StatusOr<JsonValue> Body(const HttpCall& call) {
+    StatusOr<JsonValue> body = ParseJson(call.body, {.nesting = kMaxNesting, .values = kMaxValues});
+    if (!body.ok()) return RequestError("the body is not JSON: %s", MessageOf(body.status()));
+    if (!body->is_object())
+      return RequestError("the body is %s, but must be an object", body->KindName());
+    return body;
+  }
+
+  Status CheckModel(const std::string& model) const {
+    if (model.empty() || model == model_.name) return OkStatus();
+    return MakeError(ErrorKind::kRequest, absl::StatusCode::kNotFound,
+                     absl::StrFormat("The model '%s' does not exist here; '%s' does.",
+                                     model.substr(0, 200), model_.name));
+  }
+
+  // Each once, however many requests have it.
+  void TellNotes(const std::vector<std::string>& notes) {
+    constexpr size_t kMost = 100;
+    const std::lock_guard lock(mutex_);
+    for (const std::string& note : notes) {
+      if (told_.size() < kMost && told_.insert(note).second)
+        log::Warning("HTTP requests: %s", note);
+    }
+  }
+
+  template <typename Parse, typename Start>
+  Reply Complete(const HttpCall& call, const Wake& wake, Parse parse, Start start) {
+    const auto reply = [&]() -> StatusOr<Reply> {
+      LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue body, Body(call));
+      LOCKSTEP_ASSIGN_OR_RETURN(OpenAiRequest request, parse(body, text_, model_.max_model_len));
+      LOCKSTEP_RETURN_IF_ERROR(CheckModel(request.model));
+      TellNotes(request.notes);
+      return start(engine_, source_, std::move(request), wake);
+    };
+    StatusOr<Reply> made = reply();
+    return made.ok() ? std::move(*made) : OpenAiErrorReply(made.status());
+  }
+
+  Reply ChatCompletions(const HttpCall& call, const Wake& wake) {
+    return Complete(call, wake, ParseChatCompletion, StartChatReply);
+  }
+  Reply Completions(const HttpCall& call, const Wake& wake) {
+    return Complete(call, wake, ParseCompletion, StartTextReply);
+  }
+
+  // The prompt of a conversation as text.
+  StatusOr<std::string> Render(const JsonValue& body) const {
+    LOCKSTEP_ASSIGN_OR_RETURN(ChatRequest chat, ParseConversation(body));
+    LOCKSTEP_ASSIGN_OR_RETURN(const ChatFamily family, text_.RequireChatFamily());
+    JsonFields fields(body);
+    std::optional<bool> generation;
+    LOCKSTEP_RETURN_IF_ERROR(fields.Read("add_generation_prompt", &generation));
+    chat.add_generation_prompt = generation.value_or(true);
+    return RenderChat(family, chat);
+  }
+
+  StatusOr<Json> TemplateOf(const JsonValue& body) const {
+    LOCKSTEP_ASSIGN_OR_RETURN(std::string prompt, Render(body));
+    return Json{{"prompt", std::move(prompt)}};
+  }
+
+  // vLLM's {"prompt"} or {"messages"}, llama.cpp's {"content"}.
+  StatusOr<Json> TokensOf(const JsonValue& body) const {
+    JsonFields fields(body);
+    std::optional<std::string> prompt;
+    std::optional<bool> with_text;
+    LOCKSTEP_RETURN_IF_ERROR(fields.Read("content", &prompt));
+    LOCKSTEP_RETURN_IF_ERROR(fields.Read("prompt", &prompt));
+    LOCKSTEP_RETURN_IF_ERROR(fields.Read("return_token_strs", &with_text));
+    if (!prompt.has_value()) {
+      if (fields.Get("messages") == nullptr)
+        return RequestError("prompt is missing (or content, or messages)");
+      LOCKSTEP_ASSIGN_OR_RETURN(prompt, Render(body));
+    }
+    const std::vector<int32_t> ids = text_.tokenizer->Encode(*prompt);
+    Json answer = {{"count", ids.size()}, {"max_model_len", model_.max_model_len}, {"tokens", ids}};
+    if (with_text.value_or(false)) {
+      answer["token_strs"] = Json::array();
+      for (const int32_t id : ids) answer["token_strs"].push_back(text_.tokenizer->TokenText(id));
+    }
+    return answer;
+  }
+
+  StatusOr<Json> TextOf(const JsonValue& body) const {
+    JsonFields fields(body);
+    const JsonValue* tokens = nullptr;
+    LOCKSTEP_RETURN_IF_ERROR(fields.ReadArray("tokens", &tokens));
+    if (tokens == nullptr) return RequestError("tokens is missing");
+    std::vector<int32_t> ids;
+    for (const JsonValue& token : tokens->AsArray()) {
+      const std::optional<int64_t> id = token.ToInt64();
+      if (!id.has_value() || *id < 0 || *id >= model_.vocab_size) {
+        return RequestError("tokens holds %s, but the model's ids are 0 .. %d", token.Dump(),
+                            model_.vocab_size - 1);
+      }
+      ids.push_back(static_cast<int32_t>(*id));
+    }
+    const std::string text = text_.tokenizer->Decode(ids, false);
+    return Json{{"prompt", text}, {"content", text}};
+  }
+
+  Reply Small(const HttpCall& call, StatusOr<Json> (Api::*make)(const JsonValue&) const) const {
+    const StatusOr<JsonValue> body = Body(call);
+    if (!body.ok()) return OpenAiErrorReply(body.status());
+    const StatusOr<Json> answer = (this->*make)(*body);
+    return answer.ok() ? JsonReply(200, *answer) : OpenAiErrorReply(answer.status());
+  }
+  Reply Tokenize(const HttpCall& call, const Wake&) { return Small(call, &Api::TokensOf); }
+  Reply Detokenize(const HttpCall& call, const Wake&) { return Small(call, &Api::TextOf); }
+  Reply ApplyTemplate(const HttpCall& call, const Wake&) { return Small(call, &Api::TemplateOf); }
+
+  const ServedModel model_;
+  const ModelText& text_;
+  const ApiKeys* const keys_;
+  Engine& engine_;
+  const ReplySource source_;
+  const int64_t started_ = UnixSeconds();
+  std::mutex mutex_;
+  std::set<std::string> told_;
+  std::unique_ptr<HttpServer> server_;
+};
+
+std::span<const Api::Route> Api::Routes() {
+  static constexpr Route kTable[] = {
+      {"GET", "/health/live", true, &Api::Live},
+      {"GET", "/health/ready", true, &Api::Ready},
+      {"GET", "/health", false, &Api::Health},
+      {"GET", "/ping", false, &Api::Health},
+      {"GET", "/version", false, &Api::Version},
+      {"GET", "/metrics", false, &Api::Metrics},
+      {"GET", "/v1/models", false, &Api::Models},
+      {"POST", "/v1/chat/completions", false, &Api::ChatCompletions},
+      {"POST", "/v1/completions", false, &Api::Completions},
+      {"POST", "/tokenize", false, &Api::Tokenize},
+      {"POST", "/detokenize", false, &Api::Detokenize},
+      {"POST", "/apply-template", false, &Api::ApplyTemplate},
+  };
+  return kTable;
+}
+
+}  // namespace
+
+StatusOr<std::unique_ptr<HttpApi>> StartHttpApi(const HttpApiOptions& options,
+                                                const ServedModel& model, const ModelText& text,
+                                                const ApiKeys* keys, Engine& engine) {
+  auto api = std::make_unique<Api>(model, text, keys, engine);
+  LOCKSTEP_RETURN_IF_ERROR(api->Start(options));
+  return StatusOr<std::unique_ptr<HttpApi>>(std::move(api));
+}
+
+}  // namespace lockstep

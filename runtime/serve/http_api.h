@@ -1,0 +1,38 @@
+// The HTTP end of the engine: OpenAI's API, vLLM's and llama.cpp's routes beside it, health and
+// metrics. Which route does what stands in http_api.cc, in one table.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "runtime/base/status.h"
+#include "runtime/engine/engine.h"
+#include "runtime/serve/api_keys.h"
+#include "runtime/serve/served_model.h"
+#include "runtime/text/model_text.h"
+
+namespace lockstep {
+
+struct HttpApiOptions {
+  std::string host = "127.0.0.1";
+  int64_t port = 0;  // 0: a free one
+  int most_connections = 1024;
+  uint64_t most_body_bytes = 32 << 20;
+};
+
+class HttpApi {
+ public:
+  virtual ~HttpApi() = default;  // Shutdown(0)
+  virtual int port() const = 0;
+  // Accepts no more requests; open ones may end within `grace_ms`, then they are cut.
+  virtual void Shutdown(int64_t grace_ms) = 0;
+};
+
+// Starts serving. `keys` (may be null: nothing is asked), `engine` and `text` must outlive the
+// server. A UsageError names host and port and their flags if they cannot be used.
+StatusOr<std::unique_ptr<HttpApi>> StartHttpApi(const HttpApiOptions& options,
+                                                const ServedModel& model, const ModelText& text,
+                                                const ApiKeys* keys, Engine& engine);
+
+}  // namespace lockstep

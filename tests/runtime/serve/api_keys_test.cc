@@ -1,0 +1,101 @@
+#include "runtime/serve/api_keys.h"
+
+#include <chrono>
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "runtime/serve/http_api.h"
+#include "tests/runtime/http/client.h"
+#include "tests/runtime/serve/scripted_engine.h"
+#include "tests/support/temporary.h"
+
+namespace lockstep {
+namespace {
+
+using ::testing::AllOf;
+using testing::Ask;
+using ::testing::HasSubstr;
+using ::testing::StartsWith;
+using testing::TemporaryDirectory;
+
+// Of "test" and "other", as sha256sum prints them.
+constexpr char kTest[] = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+constexpr char kOther[] = "d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa";
+
+TEST(ApiKeysTest, KeysAreKnownByTheirDigests) {
+  const TemporaryDirectory directory;
+  directory.Write("keys", std::string("# who\n\nalice ") + kTest + "  -\n");
+  const auto wrong = ApiKeys::Load(directory.path() + "/keys");
+  EXPECT_THAT(MessageOf(wrong.status()), HasSubstr("keys:3:"));
+  directory.Write("keys",
+                  std::string("# who\n\n alice\t") + kTest + " # her laptop\nbob " + kOther + "\n");
+  const auto keys = ApiKeys::Load(directory.path() + "/keys");
+  ASSERT_TRUE(keys.ok()) << keys.status();
+  EXPECT_EQ((*keys)->NameOf("test"), "alice");
+  EXPECT_EQ((*keys)->NameOf("other"), "bob");
+  EXPECT_EQ((*keys)->NameOf(""), "");
+  EXPECT_EQ((*keys)->NameOf(kTest), "");
+}
+
+TEST(ApiKeysTest, FilesThatCannotBeUsedAreNamed) {
+  const TemporaryDirectory directory;
+  for (const char* text :
+       {"", "# nobody\n", "alice\n", "alice 1234\n",
+        "alice zz86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}) {
+    directory.Write("keys", text);
+    const auto keys = ApiKeys::Load(directory.path() + "/keys");
+    ASSERT_FALSE(keys.ok()) << text;
+    EXPECT_THAT(MessageOf(keys.status()), HasSubstr("/keys"));
+  }
+  EXPECT_FALSE(ApiKeys::Load(directory.path() + "/none").ok());
+}
+
+TEST(ApiKeysTest, AChangedFileIsReadAgain) {
+  const TemporaryDirectory directory;
+  directory.Write("keys", std::string("alice ") + kTest + "\n");
+  const auto keys = ApiKeys::Load(directory.path() + "/keys");
+  ASSERT_TRUE(keys.ok()) << keys.status();
+  const auto wait_for = [&](const std::string& key, const std::string& name) {
+    for (int i = 0; i < 100 && (*keys)->NameOf(key) != name; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    EXPECT_EQ((*keys)->NameOf(key), name);
+  };
+  directory.Write("keys", std::string("bob ") + kOther + "\n");
+  wait_for("other", "bob");
+  EXPECT_EQ((*keys)->NameOf("test"), "");
+  // A slip of the pen locks nobody out.
+  directory.Write("keys", "bob");
+  std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+  EXPECT_EQ((*keys)->NameOf("other"), "bob");
+}
+
+TEST(ApiKeysTest, EveryRouteButLivenessAndReadinessAsksForAKey) {
+  const TemporaryDirectory directory;
+  directory.Write("keys", std::string("alice ") + kTest + "\n");
+  const auto keys = ApiKeys::Load(directory.path() + "/keys");
+  ASSERT_TRUE(keys.ok()) << keys.status();
+  testing::ScriptedEngine scripted;
+  const auto api = StartHttpApi({}, {"tiny", testing::kScriptedContext, 2048, 4, 1}, *scripted.text,
+                                keys->get(), *scripted.engine);
+  ASSERT_TRUE(api.ok()) << api.status();
+  const int port = (*api)->port();
+  for (const std::string& path :
+       std::vector<std::string>{"/v1/models", "/metrics", "/health", "/version", "/nothing", "/"}) {
+    EXPECT_THAT(Ask(port, "GET", path),
+                AllOf(StartsWith("HTTP/1.1 401"), HasSubstr("authentication_error")));
+    for (const std::string& wrong :
+         {"Authorization: Bearer tes\r\n", "Authorization: Basic dGVzdA==\r\n",
+          "Authorization: test\r\n", "x-api-key: Test\r\n"}) {
+      EXPECT_THAT(Ask(port, "GET", path, "", wrong), StartsWith("HTTP/1.1 401")) << wrong;
+    }
+  }
+  EXPECT_THAT(Ask(port, "POST", "/v1/chat/completions", "{}"), StartsWith("HTTP/1.1 401"));
+  EXPECT_THAT(Ask(port, "GET", "/health/live"), StartsWith("HTTP/1.1 200"));
+  for (const std::string& right : {"Authorization: Bearer test\r\n", "X-Api-Key: test\r\n"})
+    EXPECT_THAT(Ask(port, "GET", "/v1/models", "", right), StartsWith("HTTP/1.1 200"));
+  EXPECT_THAT(Ask(port, "GET", "/nothing", "", "x-api-key: test\r\n"), StartsWith("HTTP/1.1 404"));
+}
+
+}  // namespace
+}  // namespace lockstep
