@@ -126,6 +126,7 @@ SchedulerLimits LimitsOf(Session& session) {
   limits.prefill_rows = session.options().prefill_chunk;
   limits.max_model_len = model.max_model_len;
   limits.kv_blocks = model.kv_blocks;
+  limits.prefix_cache = session.options().prefix_cache;
   return limits;
 }
 

@@ -151,6 +151,14 @@ std::vector<OptionSpec> ServingOptions() {
        "--alias"},
       {"api-key-file", &O::api_key_file,
        "file of API keys, a name and a SHA-256 a line; needed to serve other machines"},
+      {"prefix-cache",
+       &O::prefix_cache,
+       "keep the KV of what was computed while there is room, and begin behind it where a prompt "
+       "begins alike; default: true",
+       {},
+       0,
+       9e18,
+       "--enable-prefix-caching"},
       {"recover", &O::recover,
        "when a rank is lost, start it again, or wait for it on its node, and load again instead "
        "of ending; for every rank, not under mpirun"}};

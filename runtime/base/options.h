@@ -52,6 +52,7 @@ struct Options {
   int64_t port = 8'000;
   std::string served_model_name;
   std::string api_key_file;
+  bool prefix_cache = true;
   // One prompt.
   std::vector<std::string> prompt;
   std::string system;

@@ -1,10 +1,13 @@
 #include "runtime/cache/block_pool.h"
 
+#include <span>
+
 #include "runtime/base/check.h"
+#include "runtime/base/digest.h"
 
 namespace lockstep {
 
-BlockPool::BlockPool(int64_t blocks) : total_(blocks), in_use_(blocks, false) {
+BlockPool::BlockPool(int64_t blocks) : total_(blocks), blocks_(blocks) {
   LOCKSTEP_CHECK(blocks >= 0 && blocks <= INT32_MAX);
   free_.reserve(blocks);
   for (int64_t id = blocks - 1; id >= 0; --id) free_.push_back(static_cast<int32_t>(id));
@@ -23,20 +26,66 @@ void BlockPool::Unreserve(int64_t count) {
 }
 
 int32_t BlockPool::Take() {
-  LOCKSTEP_CHECK(reserved_ > 0 && !free_.empty());
+  LOCKSTEP_CHECK(reserved_ > 0 && free_count() > 0);
   --reserved_;
+  if (free_.empty()) Forget(idle_.front());
   const int32_t id = free_.back();
   free_.pop_back();
-  in_use_[id] = true;
+  blocks_[id].taken = true;
   return id;
 }
 
-void BlockPool::Release(const std::vector<int32_t>& blocks) {
-  for (const int32_t id : blocks) {
-    LOCKSTEP_CHECK(id >= 0 && id < total_ && in_use_[id]);
-    in_use_[id] = false;
-    free_.push_back(id);
+void BlockPool::Release(int32_t block) {
+  LOCKSTEP_CHECK(block >= 0 && block < total_ && blocks_[block].taken && !blocks_[block].published);
+  blocks_[block].taken = false;
+  free_.push_back(block);
+}
+
+// An idle block is free again.
+void BlockPool::Forget(int32_t block) {
+  Block& old = blocks_[block];
+  LOCKSTEP_CHECK(old.published && old.holders == 0 && old.children == 0);
+  if (old.key.before >= 0) --blocks_[old.key.before].children;
+  published_.erase(old.key);
+  idle_.erase(old.idle);
+  old.published = old.taken = false;
+  free_.push_back(block);
+}
+
+size_t BlockPool::KeyHash::operator()(const Key& key) const {
+  return Digest64(std::as_bytes(std::span(&key, 1)));
+}
+
+int32_t BlockPool::Find(int32_t before, const BlockTokens& tokens) const {
+  const auto found = published_.find({before, tokens});
+  return found == published_.end() ? -1 : found->second;
+}
+
+void BlockPool::Hold(int32_t block) {
+  LOCKSTEP_CHECK(block >= 0 && block < total_ && blocks_[block].published);
+  if (blocks_[block].holders++ == 0) idle_.erase(blocks_[block].idle);
+}
+
+void BlockPool::Drop(int32_t block) {
+  LOCKSTEP_CHECK(block >= 0 && block < total_ && blocks_[block].holders > 0);
+  if (--blocks_[block].holders == 0) blocks_[block].idle = idle_.insert(idle_.end(), block);
+}
+
+int32_t BlockPool::Publish(int32_t before, const BlockTokens& tokens, int32_t block) {
+  LOCKSTEP_CHECK(block >= 0 && block < total_ && blocks_[block].taken && !blocks_[block].published);
+  LOCKSTEP_CHECK(before < 0 || blocks_[before].holders > 0);
+  const auto [place, is_new] = published_.try_emplace({before, tokens}, block);
+  if (!is_new) {
+    Hold(place->second);
+    return place->second;
   }
+  Block& mine = blocks_[block];
+  mine.published = true;
+  mine.holders = 1;
+  mine.children = 0;
+  mine.key = place->first;
+  if (before >= 0) ++blocks_[before].children;
+  return block;
 }
 
 }  // namespace lockstep

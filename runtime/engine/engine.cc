@@ -6,6 +6,7 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/log.h"
+#include "runtime/model/model.h"
 
 namespace lockstep {
 namespace {
@@ -256,7 +257,9 @@ Status Engine::RunPlan(const StepPlan& plan) {
   const int64_t begin_ns = NowNs();
   for (const NewSequence& started : plan.started) {
     const std::optional<uint64_t> id = scheduler_.RequestAt(started.slot);
-    if (id) active_[*id]->started_ns = begin_ns;
+    if (!id) continue;
+    active_[*id]->started_ns = begin_ns;
+    active_[*id]->usage.cached_tokens = static_cast<int64_t>(started.shared.size()) * kBlockTokens;
   }
   LOCKSTEP_RETURN_IF_ERROR(executor_->Execute(plan, &outcome_));
   const int64_t now_ns = NowNs();
@@ -269,7 +272,7 @@ Status Engine::RunPlan(const StepPlan& plan) {
     const int32_t slot = outcome_.slots[i];
     const std::optional<uint64_t> id = scheduler_.RequestAt(slot);
     if (!id) continue;
-    scheduler_.Append(slot);
+    scheduler_.Append(slot, outcome_.tokens[i].id);
     FinishReason reason = FinishReason::kNone;
     Publish(*active_[*id], outcome_.tokens[i], now_ns, &reason);
     if (reason != FinishReason::kNone) End(*id, reason, OkStatus());
@@ -287,6 +290,7 @@ void Engine::Publish(Active& active, const SampledToken& token, int64_t now_ns,
     ++counts_.generation_tokens;
     if (first) {
       counts_.prompt_tokens += static_cast<uint64_t>(active.usage.prompt_tokens);
+      counts_.cached_tokens += static_cast<uint64_t>(active.usage.cached_tokens);
       counts_.time_to_first_token.Add(Seconds(active.submitted_ns, now_ns));
     } else {
       counts_.inter_token.Add(Seconds(active.last_token_ns, now_ns));

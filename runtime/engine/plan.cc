@@ -67,6 +67,7 @@ Status GetStarted(ByteReader* reader, StepPlan* plan) {
     sequence.token_set.limit = reader->Get<int64_t>();
     sequence.token_set.unknown = reader->GetVector<int32_t>();
     LOCKSTEP_RETURN_IF_ERROR(GetSampling(reader, &sequence.params));
+    sequence.shared = reader->GetVector<int32_t>();
     plan->started.push_back(std::move(sequence));
   }
   return failed ? InternalError("step plan: malformed list of new sequences") : OkStatus();
@@ -113,6 +114,7 @@ void EncodePlan(const StepPlan& plan, std::vector<std::byte>* message) {
     writer.Put(sequence.token_set.limit);
     writer.PutVector(sequence.token_set.unknown);
     PutSampling(sequence.params, &writer);
+    writer.PutVector(sequence.shared);
   }
   writer.Put(static_cast<uint32_t>(plan.growth.size()));
   for (const BlockGrowth& growth : plan.growth) {

@@ -35,6 +35,9 @@ struct NewSequence {
   std::vector<int32_t> tokens;  // the prompt
   TokenSet token_set;           // what may be sampled
   SamplingParams params;
+  // KV blocks that hold the prompt's first tokens already: its first rows come behind them. Others
+  // may hold them too, so they are only read.
+  std::vector<int32_t> shared;
 };
 
 // KV blocks that a sequence gets now, appended to its table.

@@ -28,6 +28,7 @@ struct Request {
 struct Usage {
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;  // with the token that ended the answer
+  int64_t cached_tokens = 0;      // of the prompt, that were there from an earlier request
 };
 
 // Seconds. A phase that did not happen is 0.

@@ -9,6 +9,15 @@
 namespace lockstep {
 namespace {
 
+static_assert(std::tuple_size_v<BlockTokens> == kBlockTokens);
+
+BlockTokens TokensOf(const std::vector<int32_t>& tokens, size_t block) {
+  BlockTokens out;
+  std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(block * out.size()), out.size(),
+              out.begin());
+  return out;
+}
+
 // 4-byte numbers that a plan carries for this request.
 int64_t PlanTokens(const ScheduledRequest& request) {
   return static_cast<int64_t>(request.tokens.size() + request.token_set.unknown.size() +
@@ -79,9 +88,30 @@ std::optional<uint64_t> Scheduler::RequestAt(int32_t slot) const {
   return slot_of_.contains(id) ? std::optional<uint64_t>(id) : std::nullopt;
 }
 
-void Scheduler::Append(int32_t slot) {
-  LOCKSTEP_CHECK(slots_[slot] && slots_[slot]->computed == slots_[slot]->known);
-  ++slots_[slot]->known;
+void Scheduler::Append(int32_t slot, int32_t token) {
+  LOCKSTEP_CHECK(slots_[slot] && slots_[slot]->left() == 0);
+  slots_[slot]->tokens.push_back(token);
+}
+
+// What the last plans have computed of a sequence can be shared from now on.
+void Scheduler::Publish(Running& running) {
+  if (!limits_.prefix_cache) return;
+  while (static_cast<int64_t>(running.published.size() + 1) * kBlockTokens <= running.computed) {
+    const size_t next = running.published.size();
+    const int32_t before = next == 0 ? -1 : running.published.back();
+    running.published.push_back(
+        pool_.Publish(before, TokensOf(running.tokens, next), running.blocks[next]));
+  }
+}
+
+// Gives back everything that a sequence holds: what is published stays in the pool for others.
+void Scheduler::Give(Running& running) {
+  for (size_t i = running.blocks.size(); i-- > 0;) {
+    if (i < running.published.size()) pool_.Drop(running.published[i]);
+    if (i >= running.published.size() || running.published[i] != running.blocks[i])
+      pool_.Release(running.blocks[i]);
+  }
+  pool_.Unreserve(running.promised);
 }
 
 void Scheduler::Admit(StepPlan* plan) {
@@ -93,18 +123,44 @@ void Scheduler::Admit(StepPlan* plan) {
     ScheduledRequest& request = waiting_.front();
     // The first one always goes: admissible requests fit a plan alone.
     if (plan_tokens > 0 && plan_tokens + PlanTokens(request) > limits_.plan_tokens) return;
-    const int64_t blocks =
-        BlocksFor(static_cast<int64_t>(request.tokens.size()), request.max_tokens);
-    if (!pool_.Reserve(blocks))
-      return;  // first come, first served: nobody overtakes a large request
     plan_tokens += PlanTokens(request);
-    slots_[slot] = Running{request.id, static_cast<int64_t>(request.tokens.size()), 0, blocks, {}};
-    slot_of_[request.id] = slot;
-    order_.push_back(slot);
-    plan->started.push_back(
-        {slot, std::move(request.tokens), std::move(request.token_set), std::move(request.params)});
+    // First come, first served: nobody overtakes a large request.
+    if (!Enter(request, slot, plan)) return;
     waiting_.pop_front();
   }
+}
+
+// The request gets the slot, if the blocks that it may need can be had. Its last token is computed
+// in any case, since its logits are wanted.
+bool Scheduler::Enter(ScheduledRequest& request, int32_t slot, StepPlan* plan) {
+  const auto length = static_cast<int64_t>(request.tokens.size());
+  Running running{.id = request.id};
+  const size_t most =
+      limits_.prefix_cache ? static_cast<size_t>((length - 1) / kBlockTokens) : size_t{0};
+  while (running.published.size() < most) {
+    const size_t next = running.published.size();
+    const int32_t before = next == 0 ? -1 : running.published.back();
+    const int32_t block = pool_.Find(before, TokensOf(request.tokens, next));
+    if (block < 0) break;
+    pool_.Hold(block);
+    running.published.push_back(block);
+  }
+  running.blocks = running.published;
+  const auto shared = static_cast<int64_t>(running.blocks.size());
+  const int64_t promised = BlocksFor(length, request.max_tokens) - shared;
+  if (!pool_.Reserve(promised)) {
+    Give(running);
+    return false;
+  }
+  running.promised = promised;
+  running.computed = shared * kBlockTokens;
+  running.tokens = request.tokens;
+  plan->started.push_back({slot, std::move(request.tokens), std::move(request.token_set),
+                           std::move(request.params), running.blocks});
+  slots_[slot] = std::move(running);
+  slot_of_[request.id] = slot;
+  order_.push_back(slot);
+  return true;
 }
 
 void Scheduler::AddRows(int32_t slot, int64_t count, StepPlan* plan) {
@@ -119,7 +175,8 @@ void Scheduler::AddRows(int32_t slot, int64_t count, StepPlan* plan) {
   }
   if (!growth.blocks.empty()) plan->growth.push_back(std::move(growth));
   plan->spans.push_back({slot, static_cast<int32_t>(running.computed), static_cast<int32_t>(count),
-                         end == running.known ? SpanOutput::kSample : SpanOutput::kNone});
+                         end == static_cast<int64_t>(running.tokens.size()) ? SpanOutput::kSample
+                                                                            : SpanOutput::kNone});
   running.computed = end;
 }
 
@@ -129,7 +186,7 @@ void Scheduler::AddPromptRows(const std::vector<int32_t>& prompts, int64_t budge
       static_cast<size_t>(std::clamp<int64_t>(budget, 0, static_cast<int64_t>(prompts.size())));
   std::vector<std::pair<int64_t, size_t>> needs;  // rows, index: the short ones first
   for (size_t i = 0; i < count; ++i) {
-    needs.emplace_back(slots_[prompts[i]]->known - slots_[prompts[i]]->computed, i);
+    needs.emplace_back(slots_[prompts[i]]->left(), i);
   }
   std::sort(needs.begin(), needs.end());
   std::vector<int64_t> shares(count);
@@ -147,9 +204,10 @@ void Scheduler::NextEmpty(StepPlan* plan) {
   *plan = StepPlan();
   plan->step = ++step_;
   plan->released = std::exchange(released_, {});
+  for (const int32_t slot : order_) Publish(*slots_[slot]);
   for (const int32_t slot : plan->released) {
-    pool_.Release(slots_[slot]->blocks);
-    pool_.Unreserve(slots_[slot]->promised);
+    Publish(*slots_[slot]);
+    Give(*slots_[slot]);
     slots_[slot].reset();
   }
 }
@@ -162,7 +220,7 @@ bool Scheduler::Next(StepPlan* plan) {
   std::vector<int32_t> prompts;
   int64_t rows = 0;
   for (const int32_t slot : order_) {
-    const int64_t left = slots_[slot]->known - slots_[slot]->computed;
+    const int64_t left = slots_[slot]->left();
     if (left == 1) {
       AddRows(slot, 1, plan);
       ++rows;

@@ -11,6 +11,8 @@
 // not
 //   wait for the end of a long one. With fewer rows than prompts, the first admitted get theirs.
 // - A cancelled or finished request leaves with the next plan.
+// - A prompt that begins as an earlier sequence did begins behind the blocks that hold that
+//   beginning, as long as they are there (BlockPool).
 #pragma once
 
 #include <cstdint>
@@ -32,6 +34,7 @@ struct SchedulerLimits {
   int64_t prefill_rows = 0;   // prompt rows in one step
   int64_t max_model_len = 0;  // prompt and answer together
   int64_t kv_blocks = 0;
+  bool prefix_cache = true;  // sequences share the blocks of their common beginnings
   // Prompt tokens that one plan may carry to the ranks (32 MiB), half of what a plan may weigh.
   // What came with a request beside its prompt counts too.
   int64_t plan_tokens = int64_t{8} << 20;
@@ -65,7 +68,7 @@ class Scheduler {
   // A step without rows: only what has ended since the last plan.
   void NextEmpty(StepPlan* plan);
   // The sequence in `slot` got its next token.
-  void Append(int32_t slot);
+  void Append(int32_t slot, int32_t token);
 
   // The request in a slot of the last plan; nothing if it was removed meanwhile.
   std::optional<uint64_t> RequestAt(int32_t slot) const;
@@ -78,13 +81,21 @@ class Scheduler {
  private:
   struct Running {
     uint64_t id = 0;
-    int64_t known = 0;     // tokens of the sequence so far
-    int64_t computed = 0;  // of those, with KV
-    int64_t promised = 0;  // reserved blocks not yet taken
+    std::vector<int32_t> tokens;  // of the sequence so far
+    int64_t computed = 0;         // of those, with KV
+    int64_t promised = 0;         // reserved blocks not yet taken
     std::vector<int32_t> blocks;
+    // The first blocks as the pool has them published, held by this sequence; where another one
+    // published the same tokens before, `blocks` has this one's own.
+    std::vector<int32_t> published;
+
+    int64_t left() const { return static_cast<int64_t>(tokens.size()) - computed; }
   };
   int64_t BlocksFor(int64_t prompt_tokens, int64_t max_tokens) const;
   void Admit(StepPlan* plan);
+  bool Enter(ScheduledRequest& request, int32_t slot, StepPlan* plan);
+  void Publish(Running& running);
+  void Give(Running& running);
   void AddPromptRows(const std::vector<int32_t>& prompts, int64_t budget, StepPlan* plan);
   void AddRows(int32_t slot, int64_t count, StepPlan* plan);
 

@@ -3,14 +3,19 @@
 #include <algorithm>
 
 #include "runtime/base/check.h"
+#include "runtime/base/digest.h"
 
 namespace lockstep {
 
 SequenceTable::SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice)
-    : limits_(limits),
-      vocab_size_(vocab_size),
-      slice_(slice),
-      block_used_(limits.kv_blocks, false) {}
+    : limits_(limits), vocab_size_(vocab_size), slice_(slice), blocks_(limits.kv_blocks) {}
+
+// What the sequence's block of that index holds, behind those before it; never 0.
+uint64_t SequenceTable::ContentOf(const Sequence& sequence, int64_t block) const {
+  const uint64_t before = block == 0 ? 0 : blocks_[sequence.blocks[block - 1]].content;
+  const auto tokens = std::span(sequence.tokens).subspan(block * kBlockTokens, kBlockTokens);
+  return std::max<uint64_t>(Digest64(std::as_bytes(tokens), before), 1);
+}
 
 SequenceTable::Sequence* SequenceTable::Find(int32_t slot) {
   if (slot < 0 || slot >= static_cast<int64_t>(sequences_.size()) || !sequences_[slot])
@@ -24,12 +29,14 @@ void SequenceTable::Truncate(int32_t slot, int64_t length) {
   LOCKSTEP_CHECK(length >= 1 && length <= static_cast<int64_t>(sequence->tokens.size()));
   sequence->tokens.resize(static_cast<size_t>(length));
   sequence->computed = std::min(sequence->computed, length);
+  for (size_t i = sequence->computed / kBlockTokens; i < sequence->blocks.size(); ++i)
+    blocks_[sequence->blocks[i]].content = 0;
 }
 
 Status SequenceTable::Release(int32_t slot) {
   Sequence* sequence = Find(slot);
   if (sequence == nullptr) return InternalError("step plan releases slot %d, which is empty", slot);
-  for (const int32_t block : sequence->blocks) block_used_[block] = false;
+  for (const int32_t block : sequence->blocks) --blocks_[block].users;
   sequences_[slot].reset();
   return OkStatus();
 }
@@ -56,6 +63,29 @@ Status SequenceTable::Start(const NewSequence& start) {
   // Room for what the sequence may become, so that appending never moves it within a step.
   sequences_[start.slot]->tokens.reserve(
       std::min<int64_t>(limits_.max_model_len + 1, length + 4096));
+  return Share(start);
+}
+
+// What rank 0 says that blocks hold is what they hold here: a slip would be another conversation's
+// text.
+Status SequenceTable::Share(const NewSequence& start) {
+  Sequence& sequence = *sequences_[start.slot];
+  if (static_cast<int64_t>(start.shared.size()) * kBlockTokens >=
+      static_cast<int64_t>(start.tokens.size())) {
+    return InternalError("step plan shares %d blocks with a prompt of %d tokens",
+                         start.shared.size(), start.tokens.size());
+  }
+  for (const int32_t block : start.shared) {
+    const bool is_block = block >= 0 && block < limits_.kv_blocks;
+    const auto index = static_cast<int64_t>(sequence.blocks.size());
+    if (!is_block || blocks_[block].content != ContentOf(sequence, index)) {
+      return InternalError("step plan shares block %d, which %s", block,
+                           is_block ? "holds other tokens" : "is not in the pool");
+    }
+    ++blocks_[block].users;
+    sequence.blocks.push_back(block);
+    sequence.computed += kBlockTokens;
+  }
   return OkStatus();
 }
 
@@ -64,11 +94,11 @@ Status SequenceTable::Grow(const BlockGrowth& growth) {
   if (sequence == nullptr)
     return InternalError("step plan gives blocks to slot %d, which is empty", growth.slot);
   for (const int32_t block : growth.blocks) {
-    if (block < 0 || block >= limits_.kv_blocks || block_used_[block]) {
+    if (block < 0 || block >= limits_.kv_blocks || blocks_[block].users > 0) {
       return InternalError("step plan gives away block %d, which is %s", block,
                            block < 0 || block >= limits_.kv_blocks ? "not in the pool" : "in use");
     }
-    block_used_[block] = true;
+    blocks_[block] = {.users = 1};
     sequence->blocks.push_back(block);
   }
   return OkStatus();
@@ -113,6 +143,8 @@ Status SequenceTable::AddRows(const RowSpan& span) {
       outputs_.push_back({span.slot, span.output, span.begin + i});
     }
   }
+  for (int64_t full = span.begin / kBlockTokens; (full + 1) * kBlockTokens <= end; ++full)
+    blocks_[sequence->blocks[full]].content = ContentOf(*sequence, full);
   sequence->computed = end;
   return OkStatus();
 }

@@ -56,17 +56,24 @@ class SequenceTable {
     int64_t computed = 0;  // positions whose KV is there
     SequenceSampler sampler;
   };
+  // Blocks are known by the digest of all tokens up to their end, once those are computed.
+  struct Block {
+    int64_t users = 0;
+    uint64_t content = 0;  // 0: not all of it is computed
+  };
   Status Release(int32_t slot);
   Status Start(const NewSequence& start);
+  Status Share(const NewSequence& start);
   Status Grow(const BlockGrowth& growth);
   Status AddRows(const RowSpan& span);
   Sequence* Find(int32_t slot);
+  uint64_t ContentOf(const Sequence& sequence, int64_t block) const;
 
   ModelLimits limits_;
   int64_t vocab_size_;
   VocabSlice slice_;
   std::vector<std::optional<Sequence>> sequences_;  // by slot
-  std::vector<bool> block_used_;
+  std::vector<Block> blocks_;
   std::vector<bool> in_step_;  // by slot: has rows in the current plan
   Batch batch_;
   std::vector<OutputRow> outputs_;

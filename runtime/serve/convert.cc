@@ -117,6 +117,7 @@ void ToProto(const Summary& summary, v1::Usage* usage, v1::Timings* timings) {
   usage->set_prompt_tokens(summary.usage.prompt_tokens);
   usage->set_completion_tokens(summary.usage.completion_tokens);
   usage->set_total_tokens(summary.usage.prompt_tokens + summary.usage.completion_tokens);
+  usage->set_cached_tokens(summary.usage.cached_tokens);
   timings->set_queue_seconds(summary.timings.queue_s);
   timings->set_prefill_seconds(summary.timings.prefill_s);
   timings->set_decode_seconds(summary.timings.decode_s);

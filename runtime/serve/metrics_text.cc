@@ -64,8 +64,12 @@ std::string MetricsText(const std::string& model, const EngineLoad& load,
           load.kv_blocks > 0
               ? static_cast<double>(load.kv_blocks_used) / static_cast<double>(load.kv_blocks)
               : 0);
-  out.One("vllm:prompt_tokens_total", "counter", "Prompt tokens computed.",
+  out.One("vllm:prompt_tokens_total", "counter", "Prompt tokens, with cached ones.",
           static_cast<double>(counts.prompt_tokens));
+  out.One("vllm:prefix_cache_queries_total", "counter", "Prompt tokens looked for in the cache.",
+          static_cast<double>(counts.prompt_tokens));
+  out.One("vllm:prefix_cache_hits_total", "counter", "Prompt tokens found in the cache.",
+          static_cast<double>(counts.cached_tokens));
   out.One("vllm:generation_tokens_total", "counter", "Tokens generated.",
           static_cast<double>(counts.generation_tokens));
   out.Head("vllm:request_success_total", "counter", "Requests that ended in order.");

@@ -376,17 +376,20 @@ class OpenAiReply final : public HttpReply {
   }
 
   Json Usage() const {
-    int64_t prompt = 0, completion = 0, reasoning = 0;
+    int64_t prompt = 0, completion = 0, reasoning = 0, cached = 0;
     for (size_t i = 0; i < choices_.size(); ++i) {
       const struct Usage& usage = choices_[i]->output().summary().usage;
-      if (i % choices_per_prompt_ == 0) prompt += usage.prompt_tokens;
+      if (i % choices_per_prompt_ == 0) {
+        prompt += usage.prompt_tokens;
+        cached += usage.cached_tokens;
+      }
       completion += usage.completion_tokens;
       reasoning += choices_[i]->reasoning_tokens();
     }
     Json json = {{"prompt_tokens", prompt},
                  {"completion_tokens", completion},
                  {"total_tokens", prompt + completion},
-                 {"prompt_tokens_details", {{"cached_tokens", 0}}}};
+                 {"prompt_tokens_details", {{"cached_tokens", cached}}}};
     if (chat_) json["completion_tokens_details"] = {{"reasoning_tokens", reasoning}};
     return json;
   }

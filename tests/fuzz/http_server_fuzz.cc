@@ -42,7 +42,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   lockstep::testing::RawClient client(lockstep::Server().port());
   client.Send({reinterpret_cast<const char*>(data), size});
   client.HalfClose();
-  client.ReadToEnd(5'000);
+  client.ReadToEnd(20'000);
   LOCKSTEP_CHECK(client.ended());
   return 0;
 }

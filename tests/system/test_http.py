@@ -125,6 +125,26 @@ class OpenAi(TestCase):
             two = server.chat(temperature=0.9, seed=1, n=2, max_tokens=40).choices
             self.assertEqual([choice.message for choice in two], [alone[1], alone[2]])
 
+    def test_a_second_turn_finds_the_first_and_says_the_same_as_without(self):
+        def talk(server):
+            messages = [{"role": "system", "content": "You are kind. " * 40}, *QUESTION]
+            said, cached = [], []
+            for question in ("And of Italy?", "Thank you.", None):
+                answer = server.chat(messages=messages, extra_body={"thinking": {"type": "disabled"}})
+                said.append(answer.choices[0].message.content)
+                cached.append(answer.usage.prompt_tokens_details.cached_tokens)
+                messages += [{"role": "assistant", "content": said[-1]}, {"role": "user", "content": question}]
+            return said, cached
+
+        with Server("--ranks", 2) as server:
+            said, cached = talk(server)
+            self.assertEqual(cached[0], 0)
+            self.assertGreater(cached[1], 150)
+            self.assertGreater(cached[2], cached[1])
+            self.assertEqual(server.metric("vllm:prefix_cache_hits_total"), sum(cached))
+        with Server("--ranks", 2, "--prefix-cache=false") as server:
+            self.assertEqual(talk(server), (said, [0, 0, 0]))
+
     def test_errors_are_those_that_clients_know(self):
         with Server("--max-model-len", 64) as server:
             with self.assertRaisesRegex(openai.NotFoundError, "'gpt-4' does not exist"):

@@ -12,26 +12,25 @@
 #include <thread>
 #include <vector>
 
-#include "runtime/engine/tensor_parallel.h"
-#include "tests/runtime/engine/fake_model.h"
-#include "tests/runtime/engine/thread_group.h"
+#include "tests/runtime/engine/arrangement.h"
 #include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
 
+using testing::Answer;
+using testing::Arrangement;
+using testing::Ask;
+using testing::Collect;
 using testing::FakeModel;
 using testing::FakeNames;
 using testing::FakeSlice;
 using testing::GreedyReference;
 using testing::kFakeVocab;
-
-// A token is the letter 'a' + id % 26.
-class LetterDecoder final : public TokenDecoder {
- public:
-  std::string Push(int32_t id) override { return std::string(1, static_cast<char>('a' + id % 26)); }
-  std::string Finish() override { return {}; }
-};
+using testing::LetterDecoder;
+using testing::OptionsOf;
+using testing::Submit;
+using testing::WithEngine;
 
 // Calls `finish` where the engine ends a request: on its own thread, after it took the news.
 class HookedDecoder final : public TokenDecoder {
@@ -46,89 +45,6 @@ class HookedDecoder final : public TokenDecoder {
  private:
   const std::function<void()> finish_;
 };
-
-struct Arrangement {
-  int ranks = 1;
-  SchedulerLimits limits{.max_sequences = 6,
-                         .max_rows = 26,
-                         .max_outputs = 6,
-                         .prefill_rows = 20,
-                         .max_model_len = 512,
-                         .kv_blocks = 200};
-  int64_t max_queue = 256;
-  std::function<Status()> health;
-  std::function<std::unique_ptr<TokenDecoder>()> make_decoder;  // instead of letters
-  std::function<void(int rank, FakeModel*)> prepare;  // changes a rank's model before it starts
-};
-
-EngineOptions OptionsOf(const Arrangement& setup) {
-  EngineOptions options;
-  options.limits = setup.limits;
-  options.vocab_size = kFakeVocab;
-  options.token_set.limit = kFakeVocab;
-  options.max_queue = setup.max_queue;
-  options.make_decoder = [] { return std::make_unique<LetterDecoder>(); };
-  if (setup.make_decoder) options.make_decoder = setup.make_decoder;
-  options.health = setup.health;
-  return options;
-}
-
-// Runs `body` on rank 0 with an engine over all ranks; returns every worker's final status.
-std::vector<Status> WithEngine(const Arrangement& setup, const std::function<void(Engine&)>& body) {
-  std::vector<Status> ends(setup.ranks);
-  testing::OnRanks(setup.ranks, [&](Group& group) {
-    const VocabSlice slice = FakeSlice(group.rank(), setup.ranks);
-    const SchedulerLimits& limits = setup.limits;
-    FakeModel model({limits.max_rows, limits.max_outputs, limits.max_model_len, limits.kv_blocks},
-                    slice);
-    if (setup.prepare) setup.prepare(group.rank(), &model);
-    auto executor = TensorParallelExecutor::Create(model, group, slice, FakeNames(setup.ranks));
-    ASSERT_TRUE(executor.ok()) << executor.status();
-    if (group.rank() != 0) {
-      ends[group.rank()] = (*executor)->RunWorker();
-      return;
-    }
-    Engine engine(OptionsOf(setup), executor->get());
-    body(engine);
-  });
-  return ends;
-}
-
-Request Ask(std::vector<int32_t> prompt, int64_t max_tokens) {
-  Request request;
-  request.prompt = std::move(prompt);
-  request.sampling.temperature = 0;
-  request.stop.max_tokens = max_tokens;
-  return request;
-}
-
-struct Answer {
-  OutputDelta all;
-  Summary summary;
-};
-
-Answer Collect(OutputStream& stream) {
-  Answer answer;
-  const Deadline deadline = Deadline::After(60'000);
-  while (!answer.all.finished && !deadline.Passed()) {
-    stream.WaitFor(1'000);
-    OutputDelta delta = stream.Take();
-    answer.all.text += delta.text;
-    answer.all.ids.insert(answer.all.ids.end(), delta.ids.begin(), delta.ids.end());
-    answer.all.logprobs.insert(answer.all.logprobs.end(), delta.logprobs.begin(),
-                               delta.logprobs.end());
-    answer.all.finished = delta.finished;
-  }
-  EXPECT_TRUE(answer.all.finished) << "no end within a minute";
-  if (answer.all.finished) answer.summary = stream.summary();
-  return answer;
-}
-
-Answer Submit(Engine& engine, Request request) {
-  auto stream = engine.Submit(std::move(request));
-  EXPECT_TRUE(stream.ok()) << stream.status();
-  return stream.ok() ? Collect(**stream) : Answer();
-}
 
 TEST(Engine, AnswersGreedilyLikeTheReferenceOnOneToFourRanks) {
   for (int ranks = 1; ranks <= 4; ++ranks) {
@@ -185,6 +101,34 @@ TEST(Engine, ARequestsTokensDependOnNothingButTheRequest) {
     }
     EXPECT_EQ(engine.load().kv_blocks, 200);
   });
+}
+
+TEST(Engine, ASecondTurnComputesItsNewTokensOnly) {
+  for (const bool cache : {true, false}) {
+    Arrangement setup;
+    setup.ranks = 2;
+    setup.limits.prefix_cache = cache;
+    FakeModel* model = nullptr;
+    setup.prepare = [&](int rank, FakeModel* made) {
+      if (rank == 0) model = made;
+    };
+    WithEngine(setup, [&](Engine& engine) {
+      std::vector<int32_t> conversation;
+      for (int32_t i = 0; i < 100; ++i) conversation.push_back(i % 90);
+      int64_t there = 0;  // tokens with KV, in whole blocks
+      for (int turn = 0; turn < 4; ++turn) {
+        const int64_t before = model->rows_seen;
+        const auto length = static_cast<int64_t>(conversation.size());
+        const Answer answer = Collect(**engine.Submit(Ask(conversation, 10)));
+        EXPECT_EQ(answer.all.ids, GreedyReference(conversation, 10)) << "turn " << turn;
+        EXPECT_EQ(answer.summary.usage.cached_tokens, cache ? there : 0);
+        EXPECT_EQ(model->rows_seen - before, length - (cache ? there : 0) + 9);
+        conversation.insert(conversation.end(), answer.all.ids.begin(), answer.all.ids.end());
+        there = (static_cast<int64_t>(conversation.size()) - 1) / kBlockTokens * kBlockTokens;
+        conversation.insert(conversation.end(), {5, 6, 7});
+      }
+    });
+  }
 }
 
 TEST(Engine, StopsAtAStopTokenWhichIsNoText) {

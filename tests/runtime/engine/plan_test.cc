@@ -1,5 +1,6 @@
 #include "runtime/engine/plan.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -32,6 +33,7 @@ StepPlan FullPlan() {
   start.params.logit_bias = {{1, 2.5f}, {3, -4.0f}};
   start.params.seed = 123456789012345;
   start.params.logprobs = 5;
+  start.shared = {7, 1};
   plan.started = {start};
   plan.growth = {{3, {0, 2}}};
   plan.spans = {{3, 0, 3, SpanOutput::kSample},
@@ -57,6 +59,7 @@ TEST(Plan, ComesBackAsItWas) {
   EXPECT_EQ(plan->started[0].tokens, expected.started[0].tokens);
   EXPECT_EQ(plan->started[0].token_set, expected.started[0].token_set);
   EXPECT_EQ(plan->started[0].params, expected.started[0].params);
+  EXPECT_EQ(plan->started[0].shared, expected.started[0].shared);
   ASSERT_EQ(plan->growth.size(), 1u);
   EXPECT_EQ(plan->growth[0].blocks, expected.growth[0].blocks);
   ASSERT_EQ(plan->spans.size(), 3u);
@@ -166,6 +169,58 @@ TEST(SequenceTable, RefusesPlansThatDoNotFitItsState) {
     EXPECT_FALSE(status.ok()) << bad.what;
     EXPECT_EQ(KindOf(status), ErrorKind::kInternal);
   }
+}
+
+TEST(SequenceTable, BlocksAreSharedOnlyWithWhoBeginsAlike) {
+  // Slot 0 has computed block 0, and 4 positions of block 1 to come.
+  const auto start = [](Prepared& prepared, std::vector<int32_t> tokens,
+                        std::vector<int32_t> shared) {
+    NewSequence sequence;
+    sequence.slot = 1;
+    sequence.tokens = std::move(tokens);
+    sequence.token_set.limit = 100;
+    sequence.shared = std::move(shared);
+    StepPlan plan;
+    plan.started = {sequence};
+    return prepared.table.Apply(plan);
+  };
+  const auto beginning = [](const Prepared& prepared, int64_t count) {
+    std::vector<int32_t> tokens;
+    for (int64_t i = 0; i < count; ++i) tokens.push_back(prepared.table.TokenAt(0, i));
+    return tokens;
+  };
+  {
+    Prepared prepared;
+    ASSERT_TRUE(start(prepared, beginning(prepared, 17), {0}).ok());
+    StepPlan plan;
+    plan.growth = {{1, {5}}};
+    plan.spans = {{1, 16, 1, SpanOutput::kSample}};
+    ASSERT_TRUE(prepared.table.Apply(plan).ok());
+    EXPECT_EQ(prepared.table.batch().block_tables, (std::vector<std::vector<int32_t>>{{0, 5}}));
+    // The block stays its other holder's, and is nobody's to write to.
+    plan = {};
+    plan.released = {0};
+    plan.growth = {{1, {0}}};
+    EXPECT_FALSE(prepared.table.Apply(plan).ok());
+  }
+  Prepared other, whole, half, nowhere, stale;
+  std::vector<int32_t> tokens = beginning(other, 17);
+  tokens[3] ^= 1;
+  EXPECT_THAT(MessageOf(start(other, tokens, {0})), ::testing::HasSubstr("holds other tokens"));
+  EXPECT_FALSE(start(whole, beginning(whole, 16), {0}).ok()) << "nothing is left to compute";
+  EXPECT_FALSE(start(half, beginning(half, 20), {1}).ok());
+  EXPECT_FALSE(start(nowhere, beginning(nowhere, 17), {8}).ok());
+  // Given to another sequence, it holds nothing until that one has computed it.
+  tokens = beginning(stale, 17);
+  StepPlan plan;
+  NewSequence taker;
+  taker.slot = 2;
+  taker.tokens.assign(20, 9);
+  plan.released = {0};
+  plan.started = {taker};
+  plan.growth = {{2, {0}}};
+  ASSERT_TRUE(stale.table.Apply(plan).ok());
+  EXPECT_FALSE(start(stale, tokens, {0}).ok());
 }
 
 TEST(SequenceTable, RefusesMoreRowsOrOutputsThanTheLimit) {

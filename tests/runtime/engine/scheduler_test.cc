@@ -35,7 +35,7 @@ ScheduledRequest Ask(uint64_t id, int64_t prompt, int64_t max_tokens) {
 bool Step(Scheduler* scheduler, StepPlan* plan) {
   if (!scheduler->Next(plan)) return false;
   for (const RowSpan& span : plan->spans) {
-    if (span.output == SpanOutput::kSample) scheduler->Append(span.slot);
+    if (span.output == SpanOutput::kSample) scheduler->Append(span.slot, 1);
   }
   return true;
 }
@@ -183,73 +183,197 @@ TEST(Scheduler, WithFewerRowsThanPromptsTheFirstAdmittedComeFirst) {
   EXPECT_EQ(plan.spans[1].slot, 1);
 }
 
-// Random arrivals, ends and cancellations; every plan is applied to a table that checks it as a
-// worker does.
-TEST(Scheduler, PlansAlwaysFitTheWorkersStateAndEverythingEnds) {
-  std::mt19937 random(lockstep::testing::TestSeed());
-  const auto below = [&](int64_t n) {
-    return static_cast<int64_t>(random() % static_cast<uint64_t>(n));
-  };
-  for (int turn = 0; turn < 60; ++turn) {
-    SchedulerLimits limits;
-    limits.max_sequences = 1 + below(8);
-    limits.prefill_rows = 1 + below(40);
-    limits.max_rows = 1 + below(60);
-    limits.max_outputs = 1 + below(8);
-    limits.max_model_len = 20 + below(200);
-    limits.kv_blocks = (limits.max_model_len + 15) / 16 + below(20);
-    Scheduler scheduler(limits);
-    SequenceTable table(
-        {limits.max_rows, limits.max_outputs, limits.max_model_len, limits.kv_blocks}, 100,
-        {0, 100});
-    std::map<uint64_t, int64_t> left;  // tokens still to sample, by request
-    std::map<uint64_t, int64_t> idle;  // steps since the last row
-    uint64_t next_id = 1;
-    int64_t arrivals = 30;
-    StepPlan plan;
-    while (arrivals > 0 || !left.empty()) {
-      if (arrivals > 0 && below(3) == 0) {
-        const int64_t prompt = 1 + below(limits.max_model_len - 1);
-        const int64_t max_tokens = 1 + below(limits.max_model_len - prompt);
-        ASSERT_TRUE(scheduler.Admissible(prompt, max_tokens).ok());
-        left[next_id] = max_tokens;
-        scheduler.Add(Ask(next_id++, prompt, max_tokens));
-        --arrivals;
-      }
-      if (!left.empty() && below(20) == 0) {
-        const uint64_t id =
-            std::next(left.begin(), below(static_cast<int64_t>(left.size())))->first;
-        scheduler.Remove(id);
-        left.erase(id);
-      }
-      if (below(20) == 0) {
-        // A step without rows may stand anywhere, and says what has ended as any other does.
-        scheduler.NextEmpty(&plan);
-        ASSERT_EQ(plan.rows(), 0);
-      } else if (!scheduler.Next(&plan)) {
-        continue;
-      }
-      const Status applied = table.Apply(plan);
-      ASSERT_TRUE(applied.ok()) << applied;
-      ASSERT_LE(plan.rows(), limits.max_rows);
-      int64_t prompt_rows = 0;
-      for (const RowSpan& span : plan.spans) {
-        if (span.count > 1) prompt_rows += span.count;
-      }
-      ASSERT_LE(prompt_rows, limits.prefill_rows);
-      for (const OutputRow& row : table.outputs()) {
-        const std::optional<uint64_t> id = scheduler.RequestAt(row.slot);
-        ASSERT_TRUE(id.has_value());
-        scheduler.Append(row.slot);
-        table.Append(row.slot, 1);
-        if (--left[*id] == 0) {
-          left.erase(*id);
-          scheduler.Remove(*id);
+// What the KV pages of a rank hold, as tokens: every row must find its sequence's own tokens before
+// it, whoever computed them.
+class Pages {
+ public:
+  explicit Pages(int64_t blocks) : cells_(static_cast<size_t>(blocks * kBlockTokens), -1) {}
+
+  // How many rows found something else.
+  int64_t Compute(const Batch& batch, const std::map<int32_t, std::vector<int32_t>>& histories,
+                  const std::vector<int32_t>& slots) {
+    const auto cell = [&](int64_t row, int32_t position) -> int32_t& {
+      const std::vector<int32_t>& blocks = batch.block_tables[batch.sequences[row]];
+      return cells_[blocks[position / kBlockTokens] * kBlockTokens + position % kBlockTokens];
+    };
+    for (int64_t row = 0; row < batch.rows(); ++row)
+      cell(row, batch.positions[row]) = batch.tokens[row];
+    int64_t wrong = 0;
+    for (int64_t row = 0; row < batch.rows(); ++row) {
+      const std::vector<int32_t>& history = histories.at(slots[batch.sequences[row]]);
+      for (int32_t position = 0; position <= batch.positions[row]; ++position) {
+        if (cell(row, position) != history[position]) {
+          ++wrong;
+          break;
         }
       }
     }
-    if (scheduler.Next(&plan)) FAIL() << "work is left";
+    return wrong;
   }
+
+ private:
+  std::vector<int32_t> cells_;
+};
+
+SchedulerLimits RandomLimits(const std::function<int64_t(int64_t)>& below) {
+  SchedulerLimits limits;
+  limits.max_sequences = 1 + below(8);
+  limits.prefill_rows = 1 + below(40);
+  limits.max_rows = 1 + below(60);
+  limits.max_outputs = 1 + below(8);
+  limits.max_model_len = 20 + below(200);
+  limits.kv_blocks = (limits.max_model_len + 15) / 16 + below(20);
+  limits.prefix_cache = below(4) != 0;
+  return limits;
+}
+
+// Random arrivals, ends and cancellations, of prompts that begin alike; every plan is applied to a
+// table that checks it as a worker does.
+class Walk {
+ public:
+  explicit Walk(std::function<int64_t(int64_t)> below)
+      : below_(std::move(below)), limits_(RandomLimits(below_)), scheduler_(limits_) {}
+
+  void Run() {
+    for (int64_t arrivals = 30; arrivals > 0 || !left_.empty();) {
+      if (arrivals > 0 && below_(3) == 0) {
+        Arrive();
+        --arrivals;
+      }
+      if (!left_.empty() && below_(20) == 0) CancelOne();
+      if (below_(20) == 0) {
+        // A step without rows may stand anywhere, and says what has ended as any other does.
+        scheduler_.NextEmpty(&plan_);
+        ASSERT_EQ(plan_.rows(), 0);
+      } else if (!scheduler_.Next(&plan_)) {
+        continue;
+      }
+      ASSERT_NO_FATAL_FAILURE(Compute());
+    }
+    ASSERT_FALSE(scheduler_.Next(&plan_)) << "work is left";
+    scheduler_.NextEmpty(&plan_);
+    ASSERT_EQ(scheduler_.pool().used(), 0);
+    ASSERT_EQ(scheduler_.pool().available(), limits_.kv_blocks);
+  }
+  int64_t shared() const { return shared_; }
+  const SchedulerLimits& limits() const { return limits_; }
+
+ private:
+  void Arrive() {
+    const int64_t prompt = 1 + below_(limits_.max_model_len - 1);
+    const int64_t max_tokens = 1 + below_(limits_.max_model_len - prompt);
+    ASSERT_TRUE(scheduler_.Admissible(prompt, max_tokens).ok());
+    left_[next_id_] = max_tokens;
+    ScheduledRequest request = Ask(next_id_++, prompt, max_tokens);
+    // One of two beginnings, and then something of its own.
+    std::fill(request.tokens.begin(), request.tokens.end(), 50 + static_cast<int32_t>(below_(2)));
+    for (int64_t i = below_(prompt + 1); i < prompt; ++i)
+      request.tokens[i] = static_cast<int32_t>(below_(100));
+    scheduler_.Add(std::move(request));
+  }
+
+  void CancelOne() {
+    const uint64_t id = std::next(left_.begin(), below_(static_cast<int64_t>(left_.size())))->first;
+    scheduler_.Remove(id);
+    left_.erase(id);
+  }
+
+  void Compute() {
+    const Status applied = table_.Apply(plan_);
+    ASSERT_TRUE(applied.ok()) << applied;
+    ASSERT_LE(plan_.rows(), limits_.max_rows);
+    int64_t prompt_rows = 0;
+    std::vector<int32_t> slots;
+    for (const RowSpan& span : plan_.spans) {
+      if (span.count > 1) prompt_rows += span.count;
+      slots.push_back(span.slot);
+    }
+    ASSERT_LE(prompt_rows, limits_.prefill_rows);
+    for (const NewSequence& started : plan_.started) {
+      histories_[started.slot] = started.tokens;
+      shared_ += static_cast<int64_t>(started.shared.size());
+    }
+    ASSERT_EQ(pages_.Compute(table_.batch(), histories_, slots), 0);
+    for (const OutputRow& row : table_.outputs()) {
+      const std::optional<uint64_t> id = scheduler_.RequestAt(row.slot);
+      ASSERT_TRUE(id.has_value());
+      const auto token = static_cast<int32_t>(below_(100));
+      scheduler_.Append(row.slot, token);
+      table_.Append(row.slot, token);
+      histories_[row.slot].push_back(token);
+      if (--left_[*id] > 0) continue;
+      left_.erase(*id);
+      scheduler_.Remove(*id);
+    }
+  }
+
+  const std::function<int64_t(int64_t)> below_;
+  const SchedulerLimits limits_;
+  Scheduler scheduler_;
+  SequenceTable table_{
+      {limits_.max_rows, limits_.max_outputs, limits_.max_model_len, limits_.kv_blocks},
+      100,
+      {0, 100}};
+  Pages pages_{limits_.kv_blocks};
+  std::map<int32_t, std::vector<int32_t>> histories_;  // by slot
+  std::map<uint64_t, int64_t> left_;                   // tokens still to sample, by request
+  uint64_t next_id_ = 1;
+  StepPlan plan_;
+  int64_t shared_ = 0;
+};
+
+TEST(Scheduler, PlansAlwaysFitTheWorkersStateAndEverythingEnds) {
+  std::mt19937 random(lockstep::testing::TestSeed());
+  int64_t shared = 0;
+  for (int turn = 0; turn < 60; ++turn) {
+    Walk walk([&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); });
+    ASSERT_NO_FATAL_FAILURE(walk.Run());
+    shared += walk.shared();
+    if (!walk.limits().prefix_cache) ASSERT_EQ(walk.shared(), 0);
+  }
+  EXPECT_GT(shared, 100);
+}
+
+TEST(Scheduler, APromptBeginsBehindWhatIsThereOfIt) {
+  Scheduler scheduler(Limits());
+  StepPlan plan;
+  ScheduledRequest first = Ask(1, 40, 3);
+  for (size_t i = 0; i < first.tokens.size(); ++i) first.tokens[i] = static_cast<int32_t>(i);
+  const std::vector<int32_t> conversation = first.tokens;
+  scheduler.Add(std::move(first));
+  // 40 and two of its three tokens are computed: two full blocks.
+  while (Step(&scheduler, &plan) && plan.rows() > 0) {
+    if (!plan.started.empty()) EXPECT_TRUE(plan.started[0].shared.empty());
+    if (plan.spans[0].begin == 41) break;
+  }
+  const std::vector<int32_t> blocks = {0, 1};
+  scheduler.Remove(1);
+  const auto begins_at = [&](uint64_t id, const std::vector<int32_t>& tokens) {
+    ScheduledRequest request = Ask(id, 1, 5);
+    request.tokens = tokens;
+    scheduler.Add(std::move(request));
+    EXPECT_TRUE(Step(&scheduler, &plan));
+    EXPECT_EQ(plan.started.size(), 1u);
+    EXPECT_EQ(plan.spans[0].begin,
+              static_cast<int32_t>(plan.started[0].shared.size()) * kBlockTokens);
+    const int32_t begin = plan.spans[0].begin;
+    scheduler.Remove(id);
+    return begin;
+  };
+  std::vector<int32_t> next = conversation;
+  next.insert(next.end(), {1, 1, 7, 7, 7});  // the answer, and the next question
+  EXPECT_EQ(begins_at(2, next), 32);
+  EXPECT_EQ(plan.started[0].shared, blocks);
+  EXPECT_EQ(begins_at(3, std::vector<int32_t>(conversation.begin(), conversation.begin() + 33)),
+            32);
+  // Of a prompt that is there as a whole the last token is computed, for its logits.
+  EXPECT_EQ(begins_at(4, std::vector<int32_t>(conversation.begin(), conversation.begin() + 32)),
+            16);
+  next[0] = 99;
+  EXPECT_EQ(begins_at(5, next), 0);
+  next[0] = 0;
+  next[20] = 99;
+  EXPECT_EQ(begins_at(6, next), 16);
 }
 
 TEST(Scheduler, TheSameCallsGiveTheSamePlans) {
