@@ -38,6 +38,7 @@ std::string StopMatcher::Push(std::string_view piece) {
   }
   if (begin != std::string::npos) {
     matched_ = true;
+    match_ = held_.substr(begin, end - begin);
     return std::exchange(held_, {}).substr(0, begin);
   }
   // The longest tail that is the beginning of a stop string stays.

@@ -31,11 +31,14 @@ class StopMatcher {
   // The answer ended otherwise: what was held back.
   std::string Flush();
   bool matched() const { return matched_; }
+  // The stop string that was seen; empty: none.
+  const std::string& match() const { return match_; }
 
  private:
   std::vector<std::string> texts_;
   std::string held_;
   bool matched_ = false;
+  std::string match_;
 };
 
 }  // namespace lockstep

@@ -323,7 +323,7 @@ void Engine::End(uint64_t id, FinishReason reason, const Status& error) {
     text = active->matcher.Push(active->decoder->Finish());
     text += active->matcher.Flush();
   }
-  Summary summary{reason, error, active->usage, {}};
+  Summary summary{reason, active->matcher.match(), error, active->usage, {}};
   const int64_t now_ns = NowNs();
   const int64_t started_ns = active->started_ns;
   summary.timings.queue_s = Seconds(active->submitted_ns, started_ns > 0 ? started_ns : now_ns);

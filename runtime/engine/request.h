@@ -49,7 +49,8 @@ struct OutputDelta {
 // Valid once a delta was `finished`.
 struct Summary {
   FinishReason reason = FinishReason::kNone;
-  Status error;  // why, for kCancelled and kError
+  std::string stop_text;  // the stop string that ended the answer, if one did
+  Status error;           // why, for kCancelled and kError
   Usage usage;
   Timings timings;
 };

@@ -167,6 +167,7 @@ void Connection::HaveHead(const error_code& error) {
   // Who may not ask hears that first, not that the question is too long.
   const bool too_long = error == http::error::body_limit;
   if (error && !too_long) return Refuse(error);
+  if (shared_.ending) return Close();
   const auto& head = parser_->get();
   request_ = {};
   request_.method = View(head.method_string());

@@ -12,6 +12,9 @@
 #include "runtime/base/log.h"
 #include "runtime/base/version.h"
 #include "runtime/http/server.h"
+#include "runtime/serve/anthropic_reply.h"
+#include "runtime/serve/anthropic_request.h"
+#include "runtime/serve/http_errors.h"
 #include "runtime/serve/json_fields.h"
 #include "runtime/serve/metrics_text.h"
 #include "runtime/serve/openai_reply.h"
@@ -27,11 +30,6 @@ constexpr char kJsonType[] = "application/json";
 std::unique_ptr<HttpReply> JsonReply(int status, const Json& json) {
   return HttpText(status, kJsonType,
                   json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
-}
-
-std::unique_ptr<HttpReply> ErrorReply(int status, std::string_view message,
-                                      std::vector<HttpField> more = {}) {
-  return HttpText(status, kJsonType, OpenAiError(status, message), std::move(more));
 }
 
 int64_t UnixSeconds() {
@@ -75,7 +73,10 @@ class Api final : public HttpApi {
     server_->Serve({
         .refuse = [this](const HttpCall& call) { return Refusal(call); },
         .answer = [this](HttpCall call, std::function<void()> wake) { return Answer(call, wake); },
-        .malformed = [](int status, std::string_view what) { return ErrorReply(status, what); },
+        .malformed =
+            [](int status, std::string_view what) {
+              return ErrorReply(ErrorShape::kOpenAi, status, what);
+            },
     });
     return OkStatus();
   }
@@ -105,6 +106,10 @@ class Api final : public HttpApi {
     return target.substr(0, target.find('?'));
   }
 
+  static ErrorShape ShapeOf(const HttpCall& call) {
+    return PathOf(call).starts_with("/v1/messages") ? ErrorShape::kAnthropic : ErrorShape::kOpenAi;
+  }
+
   const Route* RouteOf(const HttpCall& call, std::string* methods) const {
     for (const Route& route : Routes()) {
       if (PathOf(call) != route.path) continue;
@@ -117,28 +122,26 @@ class Api final : public HttpApi {
   }
 
   Reply Refusal(const HttpCall& call) const {
+    const ErrorShape shape = ShapeOf(call);
     std::string methods;
     const Route* route = RouteOf(call, &methods);
     if (route != nullptr && route->open) return nullptr;
-    if (keys_ == nullptr) {
-      if (!IsLoopbackName(call.Field("Host"))) {
-        return ErrorReply(403,
-                          "without API keys this server answers to localhost only: see "
-                          "--api-key-file");
-      }
-    } else {
-      const std::string_view key = KeyOf(call.Field("Authorization"), call.Field("x-api-key"));
-      if (keys_->NameOf(key).empty()) {
-        return ErrorReply(401,
-                          key.empty() ? "an API key is needed: Authorization: Bearer KEY"
-                                      : "this API key is not known here",
-                          {{"WWW-Authenticate", "Bearer"}});
-      }
+    if (keys_ == nullptr && !IsLoopbackName(call.Field("Host"))) {
+      return ErrorReply(shape, 403,
+                        "without API keys this server answers to localhost only: see "
+                        "--api-key-file");
+    }
+    const std::string_view key = KeyOf(call.Field("Authorization"), call.Field("x-api-key"));
+    if (keys_ != nullptr && keys_->NameOf(key).empty()) {
+      return ErrorReply(shape, 401,
+                        key.empty() ? "an API key is needed: Authorization: Bearer KEY"
+                                    : "this API key is not known here",
+                        {{"WWW-Authenticate", "Bearer"}});
     }
     if (route != nullptr) return nullptr;
     if (!methods.empty())
-      return ErrorReply(405, "this route answers to " + methods, {{"Allow", methods}});
-    return ErrorReply(404, "there is nothing at " + std::string(PathOf(call)));
+      return ErrorReply(shape, 405, "this route answers to " + methods, {{"Allow", methods}});
+    return ErrorReply(shape, 404, "there is nothing at " + std::string(PathOf(call)));
   }
 
   Reply Answer(const HttpCall& call, const Wake& wake) {
@@ -152,12 +155,12 @@ class Api final : public HttpApi {
     const Status status = engine_.Readiness();
     if (status.ok()) return JsonReply(200, {{"status", "ok"}});
     // Who has no key hears no more than that.
-    return HttpText(503, kJsonType, OpenAiError(503, "not ready"), {{"Retry-After", "5"}});
+    return ErrorReply(ErrorShape::kOpenAi, 503, "not ready", {{"Retry-After", "5"}});
   }
 
   Reply Health(const HttpCall&, const Wake&) {
     const Status status = engine_.Readiness();
-    if (!status.ok()) return OpenAiErrorReply(status);
+    if (!status.ok()) return ErrorReply(ErrorShape::kOpenAi, status);
     const EngineLoad load = engine_.load();
     return JsonReply(200, {{"status", "ok"},
                            {"ranks", model_.ranks},
@@ -223,7 +226,7 @@ class Api final : public HttpApi {
       return start(engine_, source_, std::move(request), wake);
     };
     StatusOr<Reply> made = reply();
-    return made.ok() ? std::move(*made) : OpenAiErrorReply(made.status());
+    return made.ok() ? std::move(*made) : ErrorReply(ShapeOf(call), made.status());
   }
 
   Reply ChatCompletions(const HttpCall& call, const Wake& wake) {
@@ -232,6 +235,34 @@ class Api final : public HttpApi {
   Reply Completions(const HttpCall& call, const Wake& wake) {
     return Complete(call, wake, ParseCompletion, StartTextReply);
   }
+
+  // Claude's own clients ask for Claude's models, whatever answers.
+  StatusOr<OpenAiRequest> ParseMessages(const JsonValue& body, int64_t max_model_len) const {
+    std::vector<std::string> notes;
+    LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue chat, ChatFromMessages(body, &notes));
+    LOCKSTEP_ASSIGN_OR_RETURN(OpenAiRequest request,
+                              ParseChatCompletion(chat, text_, max_model_len));
+    if (request.model.starts_with("claude-")) {
+      notes.push_back("the model '" + request.model.substr(0, 100) + "' is answered by " +
+                      model_.name);
+      request.model.clear();
+    }
+    request.notes.insert(request.notes.end(), notes.begin(), notes.end());
+    return request;
+  }
+
+  Reply Messages(const HttpCall& call, const Wake& wake) {
+    const auto parse = [this](const JsonValue& body, const ModelText&, int64_t max_model_len) {
+      return ParseMessages(body, max_model_len);
+    };
+    return Complete(call, wake, parse, StartMessagesReply);
+  }
+
+  StatusOr<Json> CountOf(const JsonValue& body) const {
+    LOCKSTEP_ASSIGN_OR_RETURN(const OpenAiRequest request, ParseMessages(body, INT64_MAX));
+    return Json{{"input_tokens", request.requests[0].prompt.size()}};
+  }
+  Reply CountTokens(const HttpCall& call, const Wake&) { return Small(call, &Api::CountOf); }
 
   // The prompt of a conversation as text.
   StatusOr<std::string> Render(const JsonValue& body) const {
@@ -291,9 +322,9 @@ class Api final : public HttpApi {
 
   Reply Small(const HttpCall& call, StatusOr<Json> (Api::*make)(const JsonValue&) const) const {
     const StatusOr<JsonValue> body = Body(call);
-    if (!body.ok()) return OpenAiErrorReply(body.status());
+    if (!body.ok()) return ErrorReply(ShapeOf(call), body.status());
     const StatusOr<Json> answer = (this->*make)(*body);
-    return answer.ok() ? JsonReply(200, *answer) : OpenAiErrorReply(answer.status());
+    return answer.ok() ? JsonReply(200, *answer) : ErrorReply(ShapeOf(call), answer.status());
   }
   Reply Tokenize(const HttpCall& call, const Wake&) { return Small(call, &Api::TokensOf); }
   Reply Detokenize(const HttpCall& call, const Wake&) { return Small(call, &Api::TextOf); }
@@ -321,6 +352,8 @@ std::span<const Api::Route> Api::Routes() {
       {"GET", "/v1/models", false, &Api::Models},
       {"POST", "/v1/chat/completions", false, &Api::ChatCompletions},
       {"POST", "/v1/completions", false, &Api::Completions},
+      {"POST", "/v1/messages", false, &Api::Messages},
+      {"POST", "/v1/messages/count_tokens", false, &Api::CountTokens},
       {"POST", "/tokenize", false, &Api::Tokenize},
       {"POST", "/detokenize", false, &Api::Detokenize},
       {"POST", "/apply-template", false, &Api::ApplyTemplate},

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "runtime/engine/defaults.h"
+#include "runtime/serve/http_errors.h"
 #include "runtime/text/reply_parser.h"
 
 namespace lockstep {
@@ -22,29 +23,6 @@ int64_t UnixSeconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(
              std::chrono::system_clock::now().time_since_epoch())
       .count();
-}
-
-const char* ErrorType(int http_status) {
-  switch (http_status) {
-    case 401:
-      return "authentication_error";
-    case 403:
-      return "permission_error";
-    case 404:
-      return "not_found_error";
-    case 429:
-      return "rate_limit_error";
-    case 501:
-      return "not_supported_error";
-    case 503:
-      return "unavailable_error";
-    default:
-      return http_status >= 500 ? "server_error" : "invalid_request_error";
-  }
-}
-
-std::string CodeOf(const Status& error) {
-  return error.code() == kContextExceeded ? "context_length_exceeded" : "";
 }
 
 // How one token is shown among log-probabilities.
@@ -258,7 +236,7 @@ class OpenAiReply final : public HttpReply {
       out_ = Dump(WholeAnswer());
     } else {
       head.status = HttpStatusOf(error_);
-      out_ = OpenAiError(head.status, MessageOf(error_), CodeOf(error_));
+      out_ = ErrorText(ErrorShape::kOpenAi, error_);
     }
     head.body_bytes = out_.size();
     return head;
@@ -270,8 +248,7 @@ class OpenAiReply final : public HttpReply {
     if (!begun_) Begin();
     Gather();
     if (!error_.ok()) {
-      out_ +=
-          "data: " + OpenAiError(HttpStatusOf(error_), MessageOf(error_), CodeOf(error_)) + "\n\n";
+      out_ += "data: " + ErrorText(ErrorShape::kOpenAi, error_) + "\n\n";
       return {out_, true};
     }
     if (left_ > 0) return {out_, false};
@@ -429,49 +406,6 @@ StatusOr<std::unique_ptr<HttpReply>> Start(Engine& engine, const ReplySource& so
 }
 
 }  // namespace
-
-int HttpStatusOf(const Status& error) {
-  switch (error.code()) {
-    case absl::StatusCode::kNotFound:
-      return 404;
-    case absl::StatusCode::kDeadlineExceeded:
-      return 408;
-    case absl::StatusCode::kResourceExhausted:
-      return 429;
-    case absl::StatusCode::kUnimplemented:
-      return 501;
-    case absl::StatusCode::kUnavailable:
-      return 503;
-    default:
-      break;
-  }
-  switch (KindOf(error)) {
-    case ErrorKind::kRequest:
-      return 400;
-    case ErrorKind::kPeerLost:
-    case ErrorKind::kInterrupted:
-      return 503;
-    default:
-      return 500;
-  }
-}
-
-std::string OpenAiError(int http_status, std::string_view message, std::string_view code) {
-  Json error = {{"message", message},
-                {"type", ErrorType(http_status)},
-                {"param", nullptr},
-                {"code", nullptr}};
-  if (!code.empty()) error["code"] = code;
-  return Dump({{"error", std::move(error)}});
-}
-
-std::unique_ptr<HttpReply> OpenAiErrorReply(const Status& error) {
-  const int status = HttpStatusOf(error);
-  std::vector<HttpField> more;
-  if (status == 429 || status == 503) more.push_back({"Retry-After", status == 429 ? "1" : "5"});
-  return HttpText(status, "application/json", OpenAiError(status, MessageOf(error), CodeOf(error)),
-                  std::move(more));
-}
 
 StatusOr<std::unique_ptr<HttpReply>> StartChatReply(Engine& engine, const ReplySource& source,
                                                     OpenAiRequest request,

@@ -17,14 +17,6 @@
 
 namespace lockstep {
 
-// The HTTP status that an error of a request or of the engine has: 400, 404, 408, 429, 500, 501,
-// 503.
-int HttpStatusOf(const Status& error);
-// {"error": {"message", "type", "param", "code"}}.
-std::string OpenAiError(int http_status, std::string_view message, std::string_view code = "");
-// With Retry-After where trying again makes sense.
-std::unique_ptr<HttpReply> OpenAiErrorReply(const Status& error);
-
 // What the answers say about where they come from.
 struct ReplySource {
   std::string model;

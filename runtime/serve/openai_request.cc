@@ -7,6 +7,7 @@
 
 #include "lockstep/v1/inference.pb.h"
 #include "runtime/serve/convert.h"
+#include "runtime/serve/http_errors.h"
 #include "runtime/serve/json_fields.h"
 
 namespace lockstep {

@@ -15,9 +15,6 @@
 
 namespace lockstep {
 
-// The code of a RequestError that says that prompt and answer do not fit the context.
-inline constexpr absl::StatusCode kContextExceeded = absl::StatusCode::kOutOfRange;
-
 inline constexpr int64_t kMaxChoices = 16;  // answers to one request: `n` times prompts
 inline constexpr size_t kMaxMessages = 4096;
 inline constexpr size_t kMaxTools = 512;

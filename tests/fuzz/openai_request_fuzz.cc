@@ -1,9 +1,10 @@
-// Hostile bodies of /v1/chat/completions and /v1/completions: an error of the right kind, or
-// requests within all bounds. Seeds: tests/fuzz/seeds/openai_request.
+// Hostile bodies of /v1/chat/completions, /v1/completions and /v1/messages: an error of the right
+// kind, or requests within all bounds. Seeds: tests/fuzz/seeds/openai_request.
 #include <cstddef>
 #include <cstdint>
 
 #include "runtime/base/check.h"
+#include "runtime/serve/anthropic_request.h"
 #include "runtime/serve/openai_request.h"
 #include "tests/runtime/text/small_tokenizer.h"
 
@@ -48,5 +49,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!body.ok() || !body->is_object()) return 0;
   Check(ParseChatCompletion(*body, Text(), kContext));
   Check(ParseCompletion(*body, Text(), kContext));
+  std::vector<std::string> notes;
+  if (const StatusOr<JsonValue> chat = ChatFromMessages(*body, &notes); chat.ok()) {
+    Check(ParseChatCompletion(*chat, Text(), kContext));
+  } else {
+    LOCKSTEP_CHECK(KindOf(chat.status()) == ErrorKind::kRequest);
+  }
   return 0;
 }

@@ -1,4 +1,4 @@
-"""`lockstep serve` through the clients that applications use: the `openai` package, and what a shell has."""
+"""`lockstep serve` through the clients that applications use: the `openai` and `anthropic` packages."""
 
 import concurrent.futures
 import contextlib
@@ -16,6 +16,7 @@ import unittest
 from support import GOLDENS, MODELS, TINY, TestCase, Tensors, children, run, start, wait_for
 
 try:
+    import anthropic
     import openai
 except ImportError as error:  # deploy/test.sh installs it; elsewhere say why nothing ran
     print(f"skipped: {error}; pip install -r tests/requirements.txt")
@@ -69,6 +70,45 @@ class Server:
     def chat(self, **more):
         return self.client.chat.completions.create(**{"model": self.ready["model"], "messages": QUESTION,
                                                       "temperature": 0, **more})
+
+
+class Anthropic(TestCase):
+    def client(self, server):
+        client = anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0, timeout=60)
+        self.addCleanup(client.close)
+        return client
+
+    def test_messages_whole_streamed_and_counted(self):
+        with Server("--ranks", 2) as server:
+            client = self.client(server)
+            ask = {"model": server.ready["model"], "max_tokens": 100, "messages": QUESTION,
+                   "extra_body": {"temperature": 0}}
+            for thinking in ({"type": "enabled", "budget_tokens": 1024}, {"type": "disabled"}):
+                whole = client.messages.create(**ask, thinking=thinking)
+                self.assertEqual(whole.stop_reason, "end_turn")
+                kinds = [block.type for block in whole.content]
+                self.assertEqual(kinds, ["thinking", "text"] if thinking["type"] == "enabled" else ["text"])
+                self.assertIn("Paris", whole.content[-1].text)
+                with client.messages.stream(**ask, thinking=thinking) as stream:
+                    text = "".join(stream.text_stream)
+                    final = stream.get_final_message()
+                self.assertEqual(text, whole.content[-1].text)
+                self.assertEqual([block.type for block in final.content], kinds)
+                self.assertEqual(final.content[0].to_dict().get("thinking"), whole.content[0].to_dict().get("thinking"))
+                self.assertEqual(final.usage.output_tokens, whole.usage.output_tokens)
+                counted = client.messages.count_tokens(model=ask["model"], messages=QUESTION, thinking=thinking)
+                self.assertEqual(counted.input_tokens, whole.usage.input_tokens + whole.usage.cache_read_input_tokens)
+            stopped = client.messages.create(**ask, stop_sequences=["Paris"])
+            self.assertEqual((stopped.stop_reason, stopped.stop_sequence), ("stop_sequence", "Paris"))
+
+    def test_errors_are_those_that_clients_know(self):
+        with Server("--max-model-len", 64) as server:
+            client = self.client(server)
+            with self.assertRaisesRegex(anthropic.NotFoundError, "'gpt-4' does not exist"):
+                client.messages.create(model="gpt-4", max_tokens=5, messages=QUESTION)
+            with self.assertRaisesRegex(anthropic.BadRequestError, "maximum context length is 64"):
+                client.messages.create(model="claude-x", max_tokens=5,
+                                       messages=[{"role": "user", "content": "word " * 200}])
 
 
 class OpenAi(TestCase):

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -31,6 +32,7 @@ class RawClient {
   void Send(std::string_view bytes) {
     while (!bytes.empty()) {
       const ssize_t sent = send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+      if (sent < 0 && errno == EINTR) continue;
       if (sent <= 0) return;  // the server has closed: what it said before is still to be read
       bytes.remove_prefix(static_cast<size_t>(sent));
     }
@@ -46,8 +48,12 @@ class RawClient {
     std::string got;
     char part[4096];
     pollfd entry{fd_, POLLIN, 0};
-    while ((end.empty() || got.find(end) == std::string::npos) && poll(&entry, 1, timeout_ms) > 0) {
+    while (end.empty() || got.find(end) == std::string::npos) {
+      const int ready = poll(&entry, 1, timeout_ms);
+      if (ready < 0 && errno == EINTR) continue;
+      if (ready <= 0) break;
       const ssize_t bytes = read(fd_, part, sizeof part);
+      if (bytes < 0 && errno == EINTR) continue;
       if (bytes <= 0) {
         ended_ = true;
         break;

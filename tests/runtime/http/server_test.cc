@@ -319,9 +319,12 @@ TEST_F(HttpServerTest, ShutdownLetsAnswersEnd) {
   std::thread shutdown([this] { server_->Shutdown(10'000); });
   client.ReadUntil("\r\n\r\n");
   feed_->Add("last words", true);
-  EXPECT_THAT(client.ReadToEnd(), HasSubstr("last words"));
-  EXPECT_TRUE(client.ended());
+  EXPECT_THAT(client.ReadUntil("0\r\n\r\n"), HasSubstr("last words"));
   shutdown.join();
+  // Nothing new is answered, also where a connection is there already.
+  client.Send("GET /a HTTP/1.1\r\n\r\n");
+  EXPECT_EQ(client.ReadToEnd(), "");
+  EXPECT_TRUE(client.ended());
 }
 
 TEST_F(HttpServerTest, AnAnswerThatNeverEndsIsCutWithTheServer) {
