@@ -19,6 +19,8 @@
 #include "runtime/serve/metrics_text.h"
 #include "runtime/serve/openai_reply.h"
 #include "runtime/serve/openai_request.h"
+#include "runtime/serve/responses_reply.h"
+#include "runtime/serve/responses_request.h"
 
 namespace lockstep {
 namespace {
@@ -236,10 +238,13 @@ class Api final : public HttpApi {
     return Complete(call, wake, ParseCompletion, StartTextReply);
   }
 
-  // Claude's own clients ask for Claude's models, whatever answers.
-  StatusOr<OpenAiRequest> ParseMessages(const JsonValue& body, int64_t max_model_len) const {
+  // An API whose requests become chats. Claude's own clients ask for Claude's models, whatever
+  // answers.
+  using ToChat = StatusOr<JsonValue> (*)(const JsonValue& body, std::vector<std::string>* notes);
+  StatusOr<OpenAiRequest> ParseAsChat(ToChat to_chat, const JsonValue& body,
+                                      int64_t max_model_len) const {
     std::vector<std::string> notes;
-    LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue chat, ChatFromMessages(body, &notes));
+    LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue chat, to_chat(body, &notes));
     LOCKSTEP_ASSIGN_OR_RETURN(OpenAiRequest request,
                               ParseChatCompletion(chat, text_, max_model_len));
     if (request.model.starts_with("claude-")) {
@@ -250,16 +255,24 @@ class Api final : public HttpApi {
     request.notes.insert(request.notes.end(), notes.begin(), notes.end());
     return request;
   }
+  template <typename Start>
+  Reply CompleteAsChat(const HttpCall& call, const Wake& wake, ToChat to_chat, Start start) {
+    const auto parse = [&](const JsonValue& body, const ModelText&, int64_t max_model_len) {
+      return ParseAsChat(to_chat, body, max_model_len);
+    };
+    return Complete(call, wake, parse, start);
+  }
 
   Reply Messages(const HttpCall& call, const Wake& wake) {
-    const auto parse = [this](const JsonValue& body, const ModelText&, int64_t max_model_len) {
-      return ParseMessages(body, max_model_len);
-    };
-    return Complete(call, wake, parse, StartMessagesReply);
+    return CompleteAsChat(call, wake, ChatFromMessages, StartMessagesReply);
+  }
+  Reply Responses(const HttpCall& call, const Wake& wake) {
+    return CompleteAsChat(call, wake, ChatFromResponses, StartResponsesReply);
   }
 
   StatusOr<Json> CountOf(const JsonValue& body) const {
-    LOCKSTEP_ASSIGN_OR_RETURN(const OpenAiRequest request, ParseMessages(body, INT64_MAX));
+    LOCKSTEP_ASSIGN_OR_RETURN(const OpenAiRequest request,
+                              ParseAsChat(ChatFromMessages, body, INT64_MAX));
     return Json{{"input_tokens", request.requests[0].prompt.size()}};
   }
   Reply CountTokens(const HttpCall& call, const Wake&) { return Small(call, &Api::CountOf); }
@@ -352,6 +365,7 @@ std::span<const Api::Route> Api::Routes() {
       {"GET", "/v1/models", false, &Api::Models},
       {"POST", "/v1/chat/completions", false, &Api::ChatCompletions},
       {"POST", "/v1/completions", false, &Api::Completions},
+      {"POST", "/v1/responses", false, &Api::Responses},
       {"POST", "/v1/messages", false, &Api::Messages},
       {"POST", "/v1/messages/count_tokens", false, &Api::CountTokens},
       {"POST", "/tokenize", false, &Api::Tokenize},

@@ -8,6 +8,7 @@
 
 #include "runtime/engine/defaults.h"
 #include "runtime/serve/http_errors.h"
+#include "runtime/serve/reasoning_count.h"
 #include "runtime/text/reply_parser.h"
 
 namespace lockstep {
@@ -74,17 +75,12 @@ class ChatChoice final : public Choice {
              const JsonValue& tools)
       : Choice(std::move(output), source),
         parser_(start, tools),
-        thinking_(start == ReplyStart::kThinking),
-        end_of_thinking_(source.tokenizer->IdOf("</think>")),
+        reasoning_count_(start, *source.tokenizer),
         // Unique among the turns of a conversation, also across restarts of the server.
         call_prefix_(absl::StrFormat("call_%016x", FreshSeed())) {}
 
   Json Take(const OutputDelta& delta) override {
-    for (const int32_t id : delta.ids) {
-      if (!thinking_) break;
-      ++reasoning_tokens_;
-      if (id == end_of_thinking_) thinking_ = false;
-    }
+    reasoning_count_.Add(delta.ids);
     Json deltas = Json::array();
     Add(parser_.Push(delta.text), &deltas);
     if (delta.finished) Add(parser_.Finish(), &deltas);
@@ -111,7 +107,7 @@ class ChatChoice final : public Choice {
     return {{"content", std::move(content)}, {"refusal", nullptr}};
   }
 
-  int64_t reasoning_tokens() const override { return reasoning_tokens_; }
+  int64_t reasoning_tokens() const override { return reasoning_count_.tokens(); }
   bool called_tools() const override { return !calls_.empty(); }
 
  private:
@@ -141,10 +137,8 @@ class ChatChoice final : public Choice {
   }
 
   ReplyParser parser_;
-  bool thinking_;
-  const std::optional<int32_t> end_of_thinking_;
+  ReasoningCount reasoning_count_;
   const std::string call_prefix_;
-  int64_t reasoning_tokens_ = 0;
   std::string reasoning_, content_;
   Json calls_ = Json::array();
 };

@@ -1,4 +1,5 @@
-// Hostile bodies of /v1/chat/completions, /v1/completions and /v1/messages: an error of the right
+// Hostile bodies of /v1/chat/completions, /v1/completions, /v1/messages and
+// /v1/responses: an error of the right
 // kind, or requests within all bounds. Seeds: tests/fuzz/seeds/openai_request.
 #include <cstddef>
 #include <cstdint>
@@ -6,6 +7,7 @@
 #include "runtime/base/check.h"
 #include "runtime/serve/anthropic_request.h"
 #include "runtime/serve/openai_request.h"
+#include "runtime/serve/responses_request.h"
 #include "tests/runtime/text/small_tokenizer.h"
 
 namespace lockstep {
@@ -49,11 +51,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (!body.ok() || !body->is_object()) return 0;
   Check(ParseChatCompletion(*body, Text(), kContext));
   Check(ParseCompletion(*body, Text(), kContext));
-  std::vector<std::string> notes;
-  if (const StatusOr<JsonValue> chat = ChatFromMessages(*body, &notes); chat.ok()) {
-    Check(ParseChatCompletion(*chat, Text(), kContext));
-  } else {
-    LOCKSTEP_CHECK(KindOf(chat.status()) == ErrorKind::kRequest);
+  for (const auto to_chat : {ChatFromMessages, ChatFromResponses}) {
+    std::vector<std::string> notes;
+    const StatusOr<JsonValue> chat = to_chat(*body, &notes);
+    Check(chat.ok() ? ParseChatCompletion(*chat, Text(), kContext) : chat.status());
   }
   return 0;
 }

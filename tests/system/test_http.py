@@ -134,6 +134,20 @@ class OpenAi(TestCase):
                 self.assertEqual(parts[-2].choices[0].finish_reason, "stop")
                 self.assertGreater(whole.usage.prompt_tokens, 5)
 
+    def test_responses_whole_and_streamed(self):
+        with Server("--ranks", 2) as server:
+            ask = {"model": server.ready["model"], "input": QUESTION[0]["content"], "temperature": 0}
+            whole = server.client.responses.create(**ask)
+            self.assertEqual(whole.status, "completed")
+            self.assertEqual([item.type for item in whole.output], ["reasoning", "message"])
+            self.assertIn("Paris", whole.output_text)
+            with server.client.responses.stream(**ask) as stream:
+                text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+                final = stream.get_final_response()
+            self.assertEqual(text, whole.output_text)
+            self.assertEqual(final.output_text, whole.output_text)
+            self.assertEqual(final.usage.output_tokens, whole.usage.output_tokens)
+
     def test_answers_equal_those_of_the_terminal(self):
         done = run("run", "--model", TINY, "--temperature", 0, "--json", QUESTION[0]["content"])
         want = json.loads(done.stdout)
