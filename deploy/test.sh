@@ -14,8 +14,8 @@ jobs=${LOCKSTEP_JOBS:-$(nproc)}
 # Test programs by name; a sanitizer build makes only these. What the launcher parses (the cluster YAML, lists of tokens,
 # ranges) has fuzz targets under the same sanitizers in test-full.sh.
 asan_tests='^(runtime_base|runtime_text|runtime_weights|runtime_model_(config|bad_checkpoints)|runtime_decode_sampler'
-asan_tests+='|transport|collectives)_'
-tsan_tests='^(runtime_base|transport|collectives_(group|bootstrap|fault))_'
+asan_tests+='|runtime_http|transport|collectives)_'
+tsan_tests='^(runtime_base|runtime_http|transport|collectives_(group|bootstrap|fault))_'
 # Tests that count allocations have nothing for a sanitizer to find. NCCL's waits for a minute; test-full.sh has it.
 not_here='(allocation|nccl)_test$'
 

@@ -82,7 +82,8 @@ int main(int argc, char** argv) {
       .answer = [&](HttpCall, std::function<void()> wake) -> std::unique_ptr<HttpReply> {
         return std::make_unique<Stream>(ticker, events, std::move(wake));
       },
-      .malformed = [](int status, std::string_view) { return HttpText(status, "text/plain", ""); },
+      .malformed = [](const HttpCall&, int status,
+                      std::string_view) { return HttpText(status, "text/plain", ""); },
   });
   std::printf("%d\n", (*server)->port());
   std::fflush(stdout);

@@ -44,7 +44,7 @@ StatusOr<std::unique_ptr<ApiKeys>> LoadKeys(const Options& options) {
   return UsageError(
       "--host %s can be reached from other machines: give --api-key-file FILE, in which a line is "
       "a name and the SHA-256 of a key (K=$(openssl rand -hex 24); echo \"me $(printf %%s \"$K\" | "
-      "sha256sum)\" > FILE; echo \"$K\"), or --host 127.0.0.1",
+      "sha256sum | cut -c-64)\" > FILE; echo \"$K\"), or --host 127.0.0.1",
       options.host);
 }
 

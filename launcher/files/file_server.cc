@@ -38,13 +38,6 @@ std::string EtagOf(const struct stat& info) {
       static_cast<uint64_t>(info.st_mtim.tv_sec), static_cast<uint64_t>(info.st_mtim.tv_nsec));
 }
 
-// A page of another site must not reach us by a name of its own.
-bool IsLoopbackName(std::string_view host) {
-  if (!host.empty() && host.front() == '[') return host.substr(0, 5) == "[::1]";
-  host = host.substr(0, host.find(':'));
-  return host == "localhost" || host == "127.0.0.1";
-}
-
 // Whether a file of this name belongs to a model.
 bool IsOfModel(std::string_view name) {
   static constexpr std::string_view kNames[] = {"config.json",
@@ -173,7 +166,8 @@ class HttpFileServer final : public FileServer {
         .refuse = [this](const HttpCall& request) { return Refusal(request); },
         .answer = [this](HttpCall request,
                          std::function<void()> wake) { return Answer(request, std::move(wake)); },
-        .malformed = ErrorReply,
+        .malformed = [](const HttpCall&, int status,
+                        std::string_view what) { return ErrorReply(status, what); },
     });
   }
 

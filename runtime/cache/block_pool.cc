@@ -76,6 +76,7 @@ int32_t BlockPool::Publish(int32_t before, const BlockTokens& tokens, int32_t bl
   LOCKSTEP_CHECK(before < 0 || blocks_[before].holders > 0);
   const auto [place, is_new] = published_.try_emplace({before, tokens}, block);
   if (!is_new) {
+    if (blocks_[place->second].holders == 0 && available() <= 0) return -1;
     Hold(place->second);
     return place->second;
   }

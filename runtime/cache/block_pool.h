@@ -51,7 +51,8 @@ class BlockPool {
   void Drop(int32_t block);
   // Publishes `block`, which was taken and has these tokens behind `before`, a block that the
   // caller holds (or -1). Returns the block that the caller holds from now on in its place: itself,
-  // or one that was published before with the same tokens; `block` then stays the caller's own.
+  // or one that was published before with the same tokens; `block` then stays the caller's own. -1,
+  // and nothing changes, where that one's room is promised to others: perhaps later.
   int32_t Publish(int32_t before, const BlockTokens& tokens, int32_t block);
 
  private:

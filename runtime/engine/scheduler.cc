@@ -99,8 +99,10 @@ void Scheduler::Publish(Running& running) {
   while (static_cast<int64_t>(running.published.size() + 1) * kBlockTokens <= running.computed) {
     const size_t next = running.published.size();
     const int32_t before = next == 0 ? -1 : running.published.back();
-    running.published.push_back(
-        pool_.Publish(before, TokensOf(running.tokens, next), running.blocks[next]));
+    const int32_t block =
+        pool_.Publish(before, TokensOf(running.tokens, next), running.blocks[next]);
+    if (block < 0) return;
+    running.published.push_back(block);
   }
 }
 
@@ -137,6 +139,9 @@ bool Scheduler::Enter(ScheduledRequest& request, int32_t slot, StepPlan* plan) {
   Running running{.id = request.id};
   const size_t most =
       limits_.prefix_cache ? static_cast<size_t>((length - 1) / kBlockTokens) : size_t{0};
+  const int64_t blocks = BlocksFor(length, request.max_tokens);
+  // Not enough even if all of it were shared: looking is for later.
+  if (pool_.available() < blocks - static_cast<int64_t>(most)) return false;
   while (running.published.size() < most) {
     const size_t next = running.published.size();
     const int32_t before = next == 0 ? -1 : running.published.back();
@@ -147,7 +152,7 @@ bool Scheduler::Enter(ScheduledRequest& request, int32_t slot, StepPlan* plan) {
   }
   running.blocks = running.published;
   const auto shared = static_cast<int64_t>(running.blocks.size());
-  const int64_t promised = BlocksFor(length, request.max_tokens) - shared;
+  const int64_t promised = blocks - shared;
   if (!pool_.Reserve(promised)) {
     Give(running);
     return false;

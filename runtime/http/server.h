@@ -62,20 +62,27 @@ class HttpReply {
   virtual std::string_view Sign() { return {}; }
 };
 
+// Whether a Host field, or what stands behind "://" in an Origin, names this machine's loopback: a
+// page of another site must not reach a server that asks for nothing else by a name of its own.
+bool IsLoopbackName(std::string_view host);
+
 // A whole answer from text.
 std::unique_ptr<HttpReply> HttpText(int status, std::string_view type, std::string text,
                                     std::vector<HttpField> more = {});
 
 struct HttpHandler {
-  // Looks at a head before its body is read (`body` is empty): an answer refuses the request, and
-  // its connection is closed if a body was to follow; none lets it in. Any thread.
+  // Looks at a head before its body is read (`body` is empty): an answer refuses the request (or is
+  // all that there is to say to anybody), and its connection is closed if a body was to follow or
+  // nothing was let in on it before; none lets it in. Any thread.
   std::function<std::unique_ptr<HttpReply>(const HttpCall&)> refuse;
   // Answers a request that was let in. `wake` has the answer asked again; it may be called from any
   // thread, at any time, also when the client is gone. Any thread; what it throws ends the
   // connection.
   std::function<std::unique_ptr<HttpReply>(HttpCall, std::function<void()> wake)> answer;
-  // A request that is no HTTP, or beyond a limit; `status` is 400, 413 or 431.
-  std::function<std::unique_ptr<HttpReply>(int status, std::string_view what)> malformed;
+  // A request that is no HTTP (400), or beyond a limit (413, 431), or comes with too many others
+  // (503). The call is empty where its head was not understood.
+  std::function<std::unique_ptr<HttpReply>(const HttpCall&, int status, std::string_view what)>
+      malformed;
 };
 
 struct HttpServerOptions {
@@ -86,6 +93,8 @@ struct HttpServerOptions {
   int most_connections = 384;
   uint32_t most_head_bytes = 8 << 10;
   uint64_t most_body_bytes = 0;  // 0: requests have no body
+  // Of all bodies that are being read or looked at.
+  uint64_t most_body_bytes_together = 256 << 20;
   // A client that takes longer is dropped: until its first request that is let in, from one request
   // to the next, for a whole body, for one part of an answer.
   int64_t request_ms = 3'000;

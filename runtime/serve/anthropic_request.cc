@@ -242,8 +242,7 @@ StatusOr<JsonValue> ChatFromMessages(const JsonValue& body, std::vector<std::str
   chat.Set("thinking", JsonValue::MakeObject({{"type", Text(std::move(type))}}));
   for (const char* known : {"metadata", "service_tier", "container", "betas", "output_config"})
     (void)fields.Get(known);
-  for (const std::string& name : fields.Unread())
-    notes->push_back("the field '" + name.substr(0, 100) + "' has no meaning here");
+  for (const std::string& name : fields.Unread()) notes->push_back(NoMeaning(name));
   return chat;
 }
 

@@ -45,6 +45,12 @@ bool FromHex(std::string_view hex, std::array<unsigned char, 32>* digest) {
 
 }  // namespace
 
+ApiKeys::Digest ApiKeys::DigestOf(std::string_view key) {
+  Digest digest;
+  SHA256(reinterpret_cast<const unsigned char*>(key.data()), key.size(), digest.data());
+  return digest;
+}
+
 StatusOr<std::vector<ApiKeys::Entry>> ApiKeys::Parse(const std::string& path,
                                                      std::string_view text) {
   std::vector<Entry> entries;
@@ -55,11 +61,17 @@ StatusOr<std::vector<ApiKeys::Entry>> ApiKeys::Parse(const std::string& path,
     Entry entry;
     entry.name = TakeWord(&line);
     if (entry.name.empty()) continue;
-    if (!FromHex(TakeWord(&line), &entry.digest) || !TakeWord(&line).empty()) {
+    const bool is_digest = FromHex(TakeWord(&line), &entry.digest);
+    const std::string_view rest = TakeWord(&line);  // sha256sum prints a file's name: "-"
+    if (!is_digest || !(rest.empty() || rest == "-") || !TakeWord(&line).empty()) {
       return UsageError(
           "%s:%d: a line is a name and the SHA-256 of a key, 64 hexadecimal digits: `printf %%s "
           "\"$KEY\" | sha256sum`",
           path, number);
+    }
+    if (entry.digest == DigestOf("")) {
+      return UsageError("%s:%d: this is the digest of nothing: the key was empty when it was made",
+                        path, number);
     }
     entries.push_back(std::move(entry));
   }
@@ -83,32 +95,37 @@ void ApiKeys::RefreshLocked() const {
   if (text.ok() && *text == text_) return;
   StatusOr<std::vector<Entry>> entries = text.ok() ? Parse(path_, *text) : text.status();
   if (!entries.ok()) {
-    log::Warning("API keys stay as they are: %s", MessageOf(entries.status()));
-    // An unreadable file is told once per change, not every second.
-    if (text.ok()) text_ = *std::move(text);
+    // Told once, not every second.
+    if (std::string what = MessageOf(entries.status()); what != told_) {
+      log::Warning("API keys stay as they are: %s", what);
+      told_ = std::move(what);
+    }
     return;
   }
+  told_.clear();
   log::Info("%s: %d API keys", path_, entries->size());
   text_ = *std::move(text);
   entries_ = *std::move(entries);
 }
 
 std::string ApiKeys::NameOf(std::string_view key) const {
-  unsigned char digest[32];
-  SHA256(reinterpret_cast<const unsigned char*>(key.data()), key.size(), digest);
+  const Digest digest = DigestOf(key);
   const std::lock_guard lock(mutex_);
   RefreshLocked();
   std::string name;
   for (const Entry& entry : entries_) {
-    if (CRYPTO_memcmp(entry.digest.data(), digest, sizeof digest) == 0) name = entry.name;
+    if (CRYPTO_memcmp(entry.digest.data(), digest.data(), digest.size()) == 0) name = entry.name;
   }
   return name;
 }
 
 std::string_view KeyOf(std::string_view authorization, std::string_view x_api_key) {
-  constexpr std::string_view kScheme = "Bearer ";
-  if (authorization.starts_with(kScheme)) return authorization.substr(kScheme.size());
-  return x_api_key;
+  constexpr std::string_view kScheme = "bearer ";
+  const bool bearer =
+      authorization.size() > kScheme.size() &&
+      std::equal(kScheme.begin(), kScheme.end(), authorization.begin(),
+                 [](char a, char b) { return a == (b >= 'A' && b <= 'Z' ? b - 'A' + 'a' : b); });
+  return bearer ? authorization.substr(kScheme.size()) : x_api_key;
 }
 
 }  // namespace lockstep

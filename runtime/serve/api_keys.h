@@ -30,10 +30,12 @@ class ApiKeys {
   std::string NameOf(std::string_view key) const;
 
  private:
+  using Digest = std::array<unsigned char, 32>;
   struct Entry {
     std::string name;
-    std::array<unsigned char, 32> digest;
+    Digest digest;
   };
+  static Digest DigestOf(std::string_view key);
   explicit ApiKeys(std::string path) : path_(std::move(path)) {}
   static StatusOr<std::vector<Entry>> Parse(const std::string& path, std::string_view text);
   // Reads the file again if the last time is a second ago.
@@ -41,7 +43,8 @@ class ApiKeys {
 
   const std::string path_;
   mutable std::mutex mutex_;
-  mutable std::string text_;  // of the file, as it was last read
+  mutable std::string text_;  // of the file, as it was last taken
+  mutable std::string told_;  // what is wrong with it since
   mutable std::vector<Entry> entries_;
   mutable int64_t next_look_ns_ = 0;
 };

@@ -40,13 +40,6 @@ int64_t UnixSeconds() {
       .count();
 }
 
-// A page of another site must not reach a server without keys by a name of its own.
-bool IsLoopbackName(std::string_view host) {
-  if (host.starts_with('[')) return host.starts_with("[::1]");
-  host = host.substr(0, host.find(':'));
-  return host == "localhost" || host == "127.0.0.1";
-}
-
 class Api final : public HttpApi {
  public:
   Api(const ServedModel& model, const ModelText& text, const ApiKeys* keys, Engine& engine)
@@ -76,8 +69,10 @@ class Api final : public HttpApi {
         .refuse = [this](const HttpCall& call) { return Refusal(call); },
         .answer = [this](HttpCall call, std::function<void()> wake) { return Answer(call, wake); },
         .malformed =
-            [](int status, std::string_view what) {
-              return ErrorReply(ErrorShape::kOpenAi, status, what);
+            [](const HttpCall& call, int status, std::string_view what) {
+              std::vector<HttpField> more;
+              if (status == 503) more.push_back({"Retry-After", "1"});
+              return ErrorReply(ShapeOf(call), status, what, std::move(more));
             },
     });
     return OkStatus();
@@ -123,12 +118,23 @@ class Api final : public HttpApi {
     return nullptr;
   }
 
-  Reply Refusal(const HttpCall& call) const {
+  // Without keys: that the request is meant for this server, and comes from no page of another
+  // site.
+  static bool IsLocal(const HttpCall& call) {
+    const std::string_view origin = call.Field("Origin");
+    const size_t host = origin.find("://");
+    return IsLoopbackName(call.Field("Host")) &&
+           (origin.empty() ||
+            (host != std::string_view::npos && IsLoopbackName(origin.substr(host + 3))));
+  }
+
+  // Also all that open routes say: strangers get nothing that is kept for them.
+  Reply Refusal(const HttpCall& call) {
     const ErrorShape shape = ShapeOf(call);
     std::string methods;
     const Route* route = RouteOf(call, &methods);
-    if (route != nullptr && route->open) return nullptr;
-    if (keys_ == nullptr && !IsLoopbackName(call.Field("Host"))) {
+    if (route != nullptr && route->open) return (this->*route->answer)(call, {});
+    if (keys_ == nullptr && !IsLocal(call)) {
       return ErrorReply(shape, 403,
                         "without API keys this server answers to localhost only: see "
                         "--api-key-file");
@@ -198,14 +204,24 @@ class Api final : public HttpApi {
     if (!body.ok()) return RequestError("the body is not JSON: %s", MessageOf(body.status()));
     if (!body->is_object())
       return RequestError("the body is %s, but must be an object", body->KindName());
+    if (body->AsObject().size() > kMaxFields)
+      return RequestError("the body has more than %d fields", kMaxFields);
     return body;
   }
 
-  Status CheckModel(const std::string& model) const {
-    if (model.empty() || model == model_.name) return OkStatus();
+  // Claude's own clients ask for Claude's models, whatever answers.
+  Status CheckModel(const JsonValue& body, ErrorShape shape) {
+    JsonFields fields(body);
+    std::optional<std::string> model;
+    LOCKSTEP_RETURN_IF_ERROR(fields.Read("model", &model));
+    if (model.value_or("").empty() || *model == model_.name) return OkStatus();
+    if (shape == ErrorShape::kAnthropic && model->starts_with("claude-")) {
+      TellNotes({"models called claude-... are answered by " + model_.name});
+      return OkStatus();
+    }
     return MakeError(ErrorKind::kRequest, absl::StatusCode::kNotFound,
                      absl::StrFormat("The model '%s' does not exist here; '%s' does.",
-                                     model.substr(0, 200), model_.name));
+                                     model->substr(0, 200), model_.name));
   }
 
   // Each once, however many requests have it.
@@ -222,8 +238,8 @@ class Api final : public HttpApi {
   Reply Complete(const HttpCall& call, const Wake& wake, Parse parse, Start start) {
     const auto reply = [&]() -> StatusOr<Reply> {
       LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue body, Body(call));
+      LOCKSTEP_RETURN_IF_ERROR(CheckModel(body, ShapeOf(call)));
       LOCKSTEP_ASSIGN_OR_RETURN(OpenAiRequest request, parse(body, text_, model_.max_model_len));
-      LOCKSTEP_RETURN_IF_ERROR(CheckModel(request.model));
       TellNotes(request.notes);
       return start(engine_, source_, std::move(request), wake);
     };
@@ -238,8 +254,7 @@ class Api final : public HttpApi {
     return Complete(call, wake, ParseCompletion, StartTextReply);
   }
 
-  // An API whose requests become chats. Claude's own clients ask for Claude's models, whatever
-  // answers.
+  // An API whose requests become chats.
   using ToChat = StatusOr<JsonValue> (*)(const JsonValue& body, std::vector<std::string>* notes);
   StatusOr<OpenAiRequest> ParseAsChat(ToChat to_chat, const JsonValue& body,
                                       int64_t max_model_len) const {
@@ -247,11 +262,6 @@ class Api final : public HttpApi {
     LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue chat, to_chat(body, &notes));
     LOCKSTEP_ASSIGN_OR_RETURN(OpenAiRequest request,
                               ParseChatCompletion(chat, text_, max_model_len));
-    if (request.model.starts_with("claude-")) {
-      notes.push_back("the model '" + request.model.substr(0, 100) + "' is answered by " +
-                      model_.name);
-      request.model.clear();
-    }
     request.notes.insert(request.notes.end(), notes.begin(), notes.end());
     return request;
   }

@@ -18,8 +18,6 @@ const char* OpenAiType(int http_status) {
       return "not_found_error";
     case 429:
       return "rate_limit_error";
-    case 501:
-      return "not_supported_error";
     case 503:
       return "unavailable_error";
     default:
@@ -42,7 +40,7 @@ const char* AnthropicType(int http_status) {
     case 503:
       return "overloaded_error";
     default:
-      return http_status >= 500 && http_status != 501 ? "api_error" : "invalid_request_error";
+      return http_status >= 500 ? "api_error" : "invalid_request_error";
   }
 }
 
@@ -56,8 +54,6 @@ int HttpStatusOf(const Status& error) {
       return 408;
     case absl::StatusCode::kResourceExhausted:
       return 429;
-    case absl::StatusCode::kUnimplemented:
-      return 501;
     case absl::StatusCode::kUnavailable:
       return 503;
     default:
@@ -90,8 +86,10 @@ std::string ErrorText(ErrorShape shape, int http_status, std::string_view messag
 }
 
 std::string ErrorText(ErrorShape shape, const Status& error) {
-  return ErrorText(shape, HttpStatusOf(error), MessageOf(error),
-                   error.code() == kContextExceeded ? "context_length_exceeded" : "");
+  const char* code = "";
+  if (error.code() == kContextExceeded) code = "context_length_exceeded";
+  if (error.code() == absl::StatusCode::kNotFound) code = "model_not_found";
+  return ErrorText(shape, HttpStatusOf(error), MessageOf(error), code);
 }
 
 std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, int http_status, std::string_view message,

@@ -19,8 +19,8 @@ enum class ErrorShape {
 // The code of a RequestError that says that prompt and answer do not fit the context.
 inline constexpr absl::StatusCode kContextExceeded = absl::StatusCode::kOutOfRange;
 
-// The HTTP status that an error of a request or of the engine has: 400, 404, 408, 429, 500, 501,
-// 503.
+// The HTTP status that an error of a request or of the engine has: 400, 404 (another model), 408,
+// 429, 500, 503.
 int HttpStatusOf(const Status& error);
 
 std::string ErrorText(ErrorShape shape, int http_status, std::string_view message,

@@ -89,4 +89,14 @@ std::vector<std::string> JsonFields::Unread() const {
   return names;
 }
 
+std::string NoMeaning(std::string_view field) {
+  const bool plain =
+      !field.empty() && field.size() <= 40 && std::all_of(field.begin(), field.end(), [](char c) {
+        return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+               c == '_' || c == '-' || c == '.';
+      });
+  if (!plain) return "a field whose name is no plain word has no meaning here";
+  return "the field '" + std::string(field) + "' has no meaning here";
+}
+
 }  // namespace lockstep

@@ -42,4 +42,8 @@ class JsonFields {
   std::vector<std::string> read_;
 };
 
+// A note about a field that was overlooked. Names that are not plain are not repeated: what a
+// client writes must not write to the log.
+std::string NoMeaning(std::string_view field);
+
 }  // namespace lockstep

@@ -165,7 +165,8 @@ class TextChoice final : public Choice {
         entry[name(one.id)] = std::max(one.logprob, -9999.0);
       best.push_back(std::move(entry));
       offsets.push_back(offset_);
-      offset_ += name(token.id).size();
+      // In characters, as clients cut their strings.
+      for (const char byte : name(token.id)) offset_ += (byte & 0xC0) != 0x80;
     }
     return {{"tokens", std::move(names)},
             {"token_logprobs", std::move(values)},

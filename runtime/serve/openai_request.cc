@@ -34,11 +34,6 @@ constexpr const char* kTolerated[] = {"user",
 
                                       "verbosity"};
 
-Status NotYet(std::string_view field, std::string_view what) {
-  return MakeError(ErrorKind::kRequest, absl::StatusCode::kUnimplemented,
-                   std::string(field) + ": " + std::string(what));
-}
-
 Status ReadStops(JsonFields& fields, v1::StopOptions* stop) {
   const JsonValue* texts = fields.Get("stop");
   if (texts != nullptr && texts->is_string()) {
@@ -178,7 +173,7 @@ Status AddChoices(const std::vector<std::vector<int32_t>>& prompts, int64_t choi
 void NoteUnknown(const JsonFields& fields, OpenAiRequest* request) {
   for (const std::string& name : fields.Unread()) {
     if (std::find(std::begin(kTolerated), std::end(kTolerated), name) == std::end(kTolerated))
-      request->notes.push_back("the field '" + name.substr(0, 100) + "' has no meaning here");
+      request->notes.push_back(NoMeaning(name));
   }
 }
 
@@ -188,6 +183,8 @@ StatusOr<JsonValue> MergeExtraBody(const JsonValue& body, std::vector<std::strin
   const JsonValue* extra = nullptr;
   LOCKSTEP_RETURN_IF_ERROR(fields.ReadObject("extra_body", &extra));
   if (extra == nullptr) return body;
+  if (extra->AsObject().size() > kMaxFields)
+    return RequestError("extra_body has more than %d fields", kMaxFields);
   JsonValue merged = JsonValue::MakeObject();
   for (const JsonMember& member : body.AsObject()) {
     if (member.key != "extra_body") merged.Set(member.key, member.value);
@@ -257,7 +254,7 @@ Status ReadTools(JsonFields& fields, ChatRequest* chat) {
   LOCKSTEP_RETURN_IF_ERROR(fields.ReadArray("tools", &tools));
   const JsonValue* choice = fields.Get("tool_choice");
   if (choice != nullptr && !(choice->is_string() && IsOneOf(choice->AsString(), {"auto", "none"})))
-    return NotYet("tool_choice", "only \"auto\" and \"none\" can be kept so far");
+    return RequestError("tool_choice: only \"auto\" and \"none\" can be kept so far");
   if (tools == nullptr || tools->AsArray().empty()) return OkStatus();
   if (tools->AsArray().size() > kMaxTools)
     return RequestError("tools has %d entries, but may have at most %d", tools->AsArray().size(),
@@ -342,7 +339,7 @@ Status ReadResponseFormat(JsonFields& fields) {
   std::optional<std::string> type;
   LOCKSTEP_RETURN_IF_ERROR(inner.Read("type", &type));
   if (type.has_value() && *type == "text") return OkStatus();
-  return NotYet("response_format", "only {\"type\": \"text\"} can be kept so far");
+  return RequestError("response_format: only {\"type\": \"text\"} can be kept so far");
 }
 
 // The ids of one prompt: text, or ids.
@@ -382,13 +379,6 @@ StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(JsonFields& fields, cons
   return prompts;
 }
 
-Status ReadModel(JsonFields& fields, OpenAiRequest* request) {
-  std::optional<std::string> model;
-  LOCKSTEP_RETURN_IF_ERROR(fields.Read("model", &model));
-  request->model = model.value_or("");
-  return OkStatus();
-}
-
 }  // namespace
 
 StatusOr<ChatRequest> ParseConversation(const JsonValue& body) {
@@ -407,7 +397,7 @@ StatusOr<OpenAiRequest> ParseChatCompletion(const JsonValue& given, const ModelT
   }
   v1::SamplingOptions sampling;
   v1::StopOptions stop;
-  LOCKSTEP_RETURN_IF_ERROR(ReadModel(fields, &request));
+  (void)fields.Get("model");  // which the caller has looked at
   LOCKSTEP_RETURN_IF_ERROR(ReadGeneration(fields, &sampling, &stop));
   LOCKSTEP_RETURN_IF_ERROR(ReadStream(fields, &request));
   LOCKSTEP_RETURN_IF_ERROR(ReadResponseFormat(fields));
@@ -436,7 +426,7 @@ StatusOr<OpenAiRequest> ParseCompletion(const JsonValue& given, const ModelText&
   JsonFields fields(body);
   v1::SamplingOptions sampling;
   v1::StopOptions stop;
-  LOCKSTEP_RETURN_IF_ERROR(ReadModel(fields, &request));
+  (void)fields.Get("model");  // which the caller has looked at
   LOCKSTEP_RETURN_IF_ERROR(ReadGeneration(fields, &sampling, &stop));
   // The older API's default, unlike that of chats.
   if (!stop.has_max_tokens()) stop.set_max_tokens(16);
@@ -448,10 +438,10 @@ StatusOr<OpenAiRequest> ParseCompletion(const JsonValue& given, const ModelText&
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("n", &choices, 1, kMaxChoices));
   std::optional<bool> echo;
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("echo", &echo));
-  if (echo.value_or(false)) return NotYet("echo", "the prompt is not given back");
+  if (echo.value_or(false)) return RequestError("echo: the prompt is not given back");
   std::optional<std::string> suffix;
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("suffix", &suffix));
-  if (!suffix.value_or("").empty()) return NotYet("suffix", "text is not inserted");
+  if (!suffix.value_or("").empty()) return RequestError("suffix: text is not inserted");
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::vector<int32_t>> prompts,
                             ReadPrompts(fields, text));
   NoteUnknown(fields, &request);

@@ -21,10 +21,10 @@ inline constexpr size_t kMaxTools = 512;
 // Nesting of what is sent: {"messages": [{"content": ... takes some, a tool's schema the rest.
 inline constexpr size_t kMaxNesting = 64;
 inline constexpr size_t kMaxValues = 1 << 20;  // JSON values in a body
+inline constexpr size_t kMaxFields = 500;      // of the body's object
 
 // One call of /v1/chat/completions or /v1/completions, checked but for what the engine checks.
 struct OpenAiRequest {
-  std::string model;              // empty: whatever is served
   std::vector<Request> requests;  // one per choice, by index: all of the first prompt, ...
   size_t choices_per_prompt = 1;
   bool stream = false;
@@ -38,7 +38,7 @@ struct OpenAiRequest {
 };
 
 // `body` must be an object. A RequestError names the field; kFailedPrecondition: the model has no
-// chat template that is known; kUnimplemented: a field that is known and cannot be kept.
+// chat template that is known. `model` is not looked at.
 StatusOr<OpenAiRequest> ParseChatCompletion(const JsonValue& body, const ModelText& text,
                                             int64_t max_model_len);
 StatusOr<OpenAiRequest> ParseCompletion(const JsonValue& body, const ModelText& text,

@@ -11,8 +11,7 @@ namespace {
 JsonValue Text(std::string text) { return JsonValue::String(std::move(text)); }
 
 Status NotKept(std::string_view field, std::string_view why) {
-  return MakeError(ErrorKind::kRequest, absl::StatusCode::kUnimplemented,
-                   std::string(field) + ": " + std::string(why));
+  return RequestError("%s: %s", std::string(field), std::string(why));
 }
 
 // The text of a string or of parts that are all text, whatever the API calls them there.
@@ -233,8 +232,7 @@ StatusOr<JsonValue> ChatFromResponses(const JsonValue& body, std::vector<std::st
         "prompt_cache_key", "safety_identifier", "stream_options", "client_metadata"}) {
     (void)fields.Get(known);
   }
-  for (const std::string& name : fields.Unread())
-    notes->push_back("the field '" + name.substr(0, 100) + "' has no meaning here");
+  for (const std::string& name : fields.Unread()) notes->push_back(NoMeaning(name));
   return chat;
 }
 

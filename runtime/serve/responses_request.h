@@ -11,7 +11,7 @@
 namespace lockstep {
 
 // `body` must be an object. Nothing is stored between requests: what refers to an earlier response
-// is kUnimplemented. A RequestError names the field. `notes` as OpenAiRequest has them.
+// is refused. A RequestError names the field. `notes` as OpenAiRequest has them.
 StatusOr<JsonValue> ChatFromResponses(const JsonValue& body, std::vector<std::string>* notes);
 
 }  // namespace lockstep

@@ -26,7 +26,7 @@ const HttpServer& Server() {
           return HttpText(200, "text/plain", call.body);
         },
         .malformed =
-            [](int status, std::string_view what) {
+            [](const HttpCall&, int status, std::string_view what) {
               return HttpText(status, "text/plain", std::string(what));
             },
     });

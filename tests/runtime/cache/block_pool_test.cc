@@ -108,6 +108,20 @@ TEST(BlockPool, OfTwoBlocksWithTheSameTokensOneIsShared) {
   EXPECT_EQ(pool.Find(first, Tokens(2)), next);
 }
 
+TEST(BlockPool, APromiseIsKeptWhenADuplicateIsPublished) {
+  BlockPool pool(3);
+  const int32_t first = TakeOne(pool), second = TakeOne(pool);
+  pool.Publish(-1, Tokens(1), first);
+  pool.Drop(first);
+  // What is idle and what is free is promised: to hold the idle one would break that.
+  ASSERT_TRUE(pool.Reserve(2));
+  EXPECT_EQ(pool.Publish(-1, Tokens(1), second), -1);
+  EXPECT_EQ(pool.available(), 0);
+  pool.Take();
+  pool.Take();
+  EXPECT_EQ(pool.Publish(-1, Tokens(1), second), second) << "the other one is gone";
+}
+
 TEST(BlockPoolDeathTest, HoldersAreCounted) {
   BlockPool pool(2);
   const int32_t block = TakeOne(pool);

@@ -249,6 +249,7 @@ class Walk {
         continue;
       }
       ASSERT_NO_FATAL_FAILURE(Compute());
+      ASSERT_GE(scheduler_.pool().available(), 0) << "more is promised than there is";
     }
     ASSERT_FALSE(scheduler_.Next(&plan_)) << "work is left";
     scheduler_.NextEmpty(&plan_);

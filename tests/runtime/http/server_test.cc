@@ -45,9 +45,11 @@ struct Feed {
 
 class FedReply final : public HttpReply {
  public:
-  explicit FedReply(std::shared_ptr<Feed> feed) : feed_(std::move(feed)) {}
+  FedReply(std::shared_ptr<Feed> feed, bool late) : feed_(std::move(feed)), late_(late) {}
   ~FedReply() override { feed_->destroyed = true; }
   std::optional<HttpHead> Head() override {
+    const std::lock_guard lock(feed_->mutex);
+    if (late_ && feed_->parts.empty()) return std::nullopt;
     return HttpHead{.fields = {{"Content-Type", "text/event-stream"}}};
   }
   HttpPart Next() override {
@@ -64,6 +66,7 @@ class FedReply final : public HttpReply {
 
  private:
   std::shared_ptr<Feed> feed_;
+  const bool late_;  // without a head before there is a part
   std::string now_;
 };
 
@@ -80,11 +83,11 @@ class HttpServerTest : public ::testing::Test {
           return nullptr;
         },
         .answer = [this](HttpCall call, std::function<void()> wake) -> std::unique_ptr<HttpReply> {
-          if (call.target == "/feed") {
+          if (call.target == "/feed" || call.target == "/headless") {
             feed_ = std::make_shared<Feed>();
             feed_->wake = std::move(wake);
             feeding_.set_value();
-            return std::make_unique<FedReply>(feed_);
+            return std::make_unique<FedReply>(feed_, call.target == "/headless");
           }
           if (call.target == "/throw") throw std::bad_alloc();
           return HttpText(200, "text/plain",
@@ -93,16 +96,17 @@ class HttpServerTest : public ::testing::Test {
                               std::to_string(call.body.size()) + "\n");
         },
         .malformed =
-            [](int status, std::string_view what) {
+            [](const HttpCall&, int status, std::string_view what) {
               return HttpText(status, "text/plain", std::string(what) + "\n");
             },
     });
   }
   int port() const { return server_->port(); }
   // Asks for the answer that the test feeds.
-  void AskForFeed(RawClient& client, const std::string& version = "1.1") {
+  void AskForFeed(RawClient& client, const std::string& version = "1.1",
+                  const std::string& target = "/feed") {
     feeding_ = {};
-    client.Send("GET /feed HTTP/" + version + "\r\nHost: localhost\r\n\r\n");
+    client.Send("GET " + target + " HTTP/" + version + "\r\nHost: localhost\r\n\r\n");
     feeding_.get_future().wait();
   }
   bool Destroyed() {
@@ -187,6 +191,44 @@ TEST_F(HttpServerTest, AQuietAnswerGivesSigns) {
               HasSubstr("7\r\n: sign\n\r\n7\r\n: sign\n"));
   feed_->Add("x", true);
   EXPECT_THAT(client.ReadUntil("0\r\n\r\n"), HasSubstr("1\r\nx\r\n"));
+  // Work that gives nothing to send, however often it says so, does not hold the sign back.
+  AskForFeed(client);
+  std::atomic<bool> done{false};
+  std::thread busy([&] {
+    while (!done) {
+      feed_->wake();
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+  });
+  EXPECT_THAT(client.ReadUntil("sign\n"), HasSubstr(": sign\n"));
+  done = true;
+  busy.join();
+}
+
+TEST_F(HttpServerTest, ARequestSentAheadEndsNothing) {
+  Start();
+  RawClient client(port());
+  AskForFeed(client, "1.1", "/headless");
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  client.Send("GET /next HTTP/1.1\r\n\r\n");
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_FALSE(feed_->destroyed);
+  feed_->Add("here", true);
+  EXPECT_THAT(client.ReadUntil("/next  0\n"),
+              AllOf(HasSubstr("here"), HasSubstr("GET /next  0\n")));
+}
+
+TEST_F(HttpServerTest, BodiesShareWhatThereIsForThem) {
+  Start({.most_body_bytes_together = 150'000});
+  RawClient first(port());
+  first.Send("POST /a HTTP/1.1\r\nContent-Length: 90000\r\n\r\nx");
+  std::string second;
+  for (int i = 0; i < 100 && !second.starts_with("HTTP/1.1 503"); ++i)
+    second = Ask(port(), "POST", "/a", std::string(90'000, 'x'));
+  EXPECT_THAT(second, AllOf(StartsWith("HTTP/1.1 503"), HasSubstr("too many large requests")));
+  first.Send(std::string(89'999, 'x'));
+  EXPECT_THAT(first.ReadUntil("90000\n"), HasSubstr("200 OK"));
+  EXPECT_THAT(Ask(port(), "POST", "/a", std::string(90'000, 'x')), HasSubstr("200 OK"));
 }
 
 TEST_F(HttpServerTest, WorkEndsWhenItsClientIsGone) {
@@ -252,8 +294,19 @@ TEST_F(HttpServerTest, WhoIsRefusedHearsItBeforeTheBody) {
   EXPECT_TRUE(client.ended());
   EXPECT_THAT(Ask(port(), "POST", "/forbidden", "", "Content-Length: 5000000\r\n"),
               StartsWith("HTTP/1.1 401"));
-  // Without a body the connection may go on.
+  // All of a body that comes nevertheless is taken, so that the answer is not lost to a reset.
+  RawClient eager(port());
+  eager.Send("POST /forbidden HTTP/1.1\r\nContent-Length: 90000\r\n\r\n" +
+             std::string(90'000, 'x'));
+  EXPECT_THAT(eager.ReadToEnd(), StartsWith("HTTP/1.1 401"));
+  // Who was never let in begins anew; others may go on.
+  RawClient stranger(port());
+  stranger.Send("GET /forbidden HTTP/1.1\r\n\r\n");
+  stranger.ReadToEnd();
+  EXPECT_TRUE(stranger.ended());
   RawClient other(port());
+  other.Send("GET /a HTTP/1.1\r\n\r\n");
+  other.ReadUntil("0\n");
   other.Send("GET /forbidden HTTP/1.1\r\n\r\n");
   other.ReadUntil("no\n");
   other.Send("GET /a HTTP/1.1\r\n\r\n");

@@ -25,11 +25,11 @@ constexpr char kOther[] = "d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2
 
 TEST(ApiKeysTest, KeysAreKnownByTheirDigests) {
   const TemporaryDirectory directory;
-  directory.Write("keys", std::string("# who\n\nalice ") + kTest + "  -\n");
+  directory.Write("keys", std::string("# who\n\nalice ") + kTest + "  - x\n");
   const auto wrong = ApiKeys::Load(directory.path() + "/keys");
   EXPECT_THAT(MessageOf(wrong.status()), HasSubstr("keys:3:"));
-  directory.Write("keys",
-                  std::string("# who\n\n alice\t") + kTest + " # her laptop\nbob " + kOther + "\n");
+  directory.Write(
+      "keys", std::string("# who\n\n alice\t") + kTest + " # her laptop\nbob " + kOther + "  -\n");
   const auto keys = ApiKeys::Load(directory.path() + "/keys");
   ASSERT_TRUE(keys.ok()) << keys.status();
   EXPECT_EQ((*keys)->NameOf("test"), "alice");
@@ -42,6 +42,7 @@ TEST(ApiKeysTest, FilesThatCannotBeUsedAreNamed) {
   const TemporaryDirectory directory;
   for (const char* text :
        {"", "# nobody\n", "alice\n", "alice 1234\n",
+        "alice e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\n",
         "alice zz86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"}) {
     directory.Write("keys", text);
     const auto keys = ApiKeys::Load(directory.path() + "/keys");
@@ -92,7 +93,8 @@ TEST(ApiKeysTest, EveryRouteButLivenessAndReadinessAsksForAKey) {
   }
   EXPECT_THAT(Ask(port, "POST", "/v1/chat/completions", "{}"), StartsWith("HTTP/1.1 401"));
   EXPECT_THAT(Ask(port, "GET", "/health/live"), StartsWith("HTTP/1.1 200"));
-  for (const std::string& right : {"Authorization: Bearer test\r\n", "X-Api-Key: test\r\n"})
+  for (const std::string& right :
+       {"Authorization: Bearer test\r\n", "Authorization: bearer test\r\n", "X-Api-Key: test\r\n"})
     EXPECT_THAT(Ask(port, "GET", "/v1/models", "", right), StartsWith("HTTP/1.1 200"));
   EXPECT_THAT(Ask(port, "GET", "/nothing", "", "x-api-key: test\r\n"), StartsWith("HTTP/1.1 404"));
 }

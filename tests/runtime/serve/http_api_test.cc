@@ -301,10 +301,11 @@ TEST_F(HttpApiTest, WhatCannotBeKeptIsSaid) {
         Json{{"tool_choice", {{"type", "function"}, {"function", {{"name", "f"}}}}}}}) {
     Json body = more;
     body["messages"] = messages;
-    EXPECT_THAT(Post("/v1/chat/completions", body), StartsWith("HTTP/1.1 501"));
+    EXPECT_THAT(Post("/v1/chat/completions", body),
+                AllOf(StartsWith("HTTP/1.1 400"), HasSubstr("can be kept so far")));
   }
   EXPECT_THAT(Post("/v1/completions", {{"prompt", "x"}, {"echo", true}}),
-              StartsWith("HTTP/1.1 501"));
+              StartsWith("HTTP/1.1 400"));
 }
 
 TEST_F(HttpApiTest, ContextsAndQueuesAreBounded) {
@@ -372,9 +373,10 @@ TEST_F(HttpApiTest, SmallRoutes) {
   const Json models = Json::parse(BodyOf(Ask(api_->port(), "GET", "/v1/models?x=1")));
   EXPECT_EQ(models["data"][0]["id"], "tiny");
   EXPECT_EQ(models["data"][0]["max_model_len"], testing::kScriptedContext);
-  EXPECT_THAT(Post("/v1/chat/completions",
-                   {{"model", "gpt-4"}, {"messages", {{{"role", "user"}, {"content", "x"}}}}}),
-              AllOf(StartsWith("HTTP/1.1 404"), HasSubstr("'tiny' does")));
+  EXPECT_THAT(
+      Post("/v1/chat/completions",
+           {{"model", "gpt-4"}, {"messages", {{{"role", "user"}, {"content", "x"}}}}}),
+      AllOf(StartsWith("HTTP/1.1 404"), HasSubstr("'tiny' does"), HasSubstr("model_not_found")));
   EXPECT_THAT(Ask(api_->port(), "GET", "/v1/chat/completions"),
               AllOf(StartsWith("HTTP/1.1 405"), HasSubstr("Allow: POST")));
   EXPECT_THAT(Ask(api_->port(), "GET", "/nothing"), StartsWith("HTTP/1.1 404"));
@@ -435,11 +437,39 @@ TEST_F(HttpApiTest, MetricsCount) {
                               "\"+Inf\"} 1\n")));
 }
 
-TEST_F(HttpApiTest, WithoutKeysOnlyLocalNamesAreAnswered) {
+TEST_F(HttpApiTest, WithoutKeysOnlyLocalNamesAreAnsweredAndNoPageOfAnotherSite) {
+  Start();
+  const auto ask = [&](const std::string& host, const std::string& more) {
+    RawClient client(api_->port());
+    client.Send("GET /v1/models HTTP/1.1\r\nHost: " + host + "\r\nConnection: close\r\n" + more +
+                "\r\n");
+    return client.ReadToEnd().substr(0, 12);
+  };
+  for (const char* host : {"localhost", "localhost:8000", "127.0.0.2", "[::1]:8000"})
+    EXPECT_EQ(ask(host, ""), "HTTP/1.1 200") << host;
+  for (const char* host : {"evil.example", "127.0.0.1.evil.example", "", "[::2]"})
+    EXPECT_EQ(ask(host, ""), "HTTP/1.1 403") << host;
+  EXPECT_EQ(ask("localhost", "Origin: http://localhost:3000\r\n"), "HTTP/1.1 200");
+  for (const char* origin : {"https://evil.example", "null", "localhost"})
+    EXPECT_EQ(ask("localhost", std::string("Origin: ") + origin + "\r\n"), "HTTP/1.1 403")
+        << origin;
+}
+
+TEST_F(HttpApiTest, StrangersGetNothingKeptForThem) {
   Start();
   RawClient client(api_->port());
-  client.Send("GET /v1/models HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
-  EXPECT_THAT(client.ReadToEnd(), StartsWith("HTTP/1.1 403"));
+  client.Send("GET /health/live HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n");
+  // Answered before the body, and closed.
+  EXPECT_THAT(client.ReadToEnd(),
+              AllOf(StartsWith("HTTP/1.1 200"), HasSubstr("Connection: close")));
+}
+
+TEST_F(HttpApiTest, ManyFieldsAreRefusedAtOnce) {
+  Start();
+  std::string many = R"({"extra_body": {}, "messages": [{"role": "user", "content": "x"}])";
+  for (int i = 0; i < 300'000; ++i) many += ",\"f" + std::to_string(i) + "\":0";
+  EXPECT_THAT(Ask(api_->port(), "POST", "/v1/chat/completions", many + "}"),
+              AllOf(StartsWith("HTTP/1.1 400"), HasSubstr("fields")));
 }
 
 }  // namespace

@@ -121,7 +121,7 @@ TEST_F(ResponsesTest, OutputIsReasoningAMessageAndCalls) {
   EXPECT_EQ(Json::parse(output[2]["arguments"].get<std::string>()), Json({{"city", "12"}}));
   // It can be given back as it is, with what the tool said.
   Json input = output;
-  input.insert(input.begin(), {{"role", "user"}, {"content", "Hello"}});
+  input.insert(input.begin(), Json::object({{"role", "user"}, {"content", "Hello"}}));
   input.push_back(
       {{"type", "function_call_output"}, {"call_id", output[2]["call_id"]}, {"output", "sunny"}});
   EXPECT_EQ(Whole({{"input", input}})["status"], "completed");
@@ -161,9 +161,9 @@ TEST_F(ResponsesTest, WhatIsWrongIsNamed) {
        "input[0].name is missing"},
       {{{"tools", {{{"type", "web_search"}}}}}, 400, "tools[0]"},
       {{{"reasoning", {{"effort", "huge"}}}}, 400, "reasoning_effort is 'huge'"},
-      {{{"previous_response_id", "resp_1"}}, 501, "nothing is stored"},
-      {{{"background", true}}, 501, "background"},
-      {{{"text", {{"format", {{"type", "json_object"}}}}}}, 501, "response_format"},
+      {{{"previous_response_id", "resp_1"}}, 400, "nothing is stored"},
+      {{{"background", true}}, 400, "background"},
+      {{{"text", {{"format", {{"type", "json_object"}}}}}}, 400, "response_format"},
   };
   for (const auto& [body, status, words] : cases) {
     EXPECT_THAT(Post(Question(body)),
