@@ -17,9 +17,8 @@ using boost::system::error_code;
 
 namespace {
 
-// How long, and how much, a client may go on to send what is not read.
-constexpr int64_t kLingerMs = 2'000;
-constexpr size_t kLingerBytes = size_t{1} << 20;
+// How long a client may go on to send what is not read.
+constexpr int64_t kLingerMs = 5'000;
 constexpr int64_t kWatchAgainMs = 1'000;
 
 std::chrono::milliseconds Ms(int64_t value) { return std::chrono::milliseconds(value); }
@@ -54,7 +53,7 @@ void HttpConnection::Prove() {
 }
 
 void HttpConnection::AwaitRequest() {
-  if (shared_.ending) return Close();
+  if (shared_.ending || closed_) return Close();
   parser_.emplace();
   parser_->header_limit(shared_.options.most_head_bytes);
   parser_->body_limit(shared_.options.most_body_bytes);
@@ -93,26 +92,37 @@ void HttpConnection::HaveHead(const error_code& error) {
 
 void HttpConnection::ReadBody() {
   if (parser_->is_done()) return HaveRequest({});
-  const HttpServerOptions& options = shared_.options;
-  const auto length = parser_->content_length();
-  body_bytes_ = length ? *length : options.most_body_bytes;
-  if (shared_.body_bytes.fetch_add(body_bytes_) + body_bytes_ > options.most_body_bytes_together) {
+  stream_.expires_after(Ms(shared_.options.body_ms));
+  if (!beast::iequals(parser_->get()[http::field::expect], "100-continue")) return ReadMore();
+  static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
+  asio::async_write(stream_, asio::buffer(kContinue),
+                    [self = shared_from_this()](const error_code& error, size_t) {
+                      self->Try([&] { error ? self->Close() : self->ReadMore(); });
+                    });
+}
+
+void HttpConnection::ReadMore() {
+  http::async_read_some(stream_, buffer_, *parser_,
+                        [self = shared_from_this()](const error_code& error, size_t) {
+                          self->Try([&] { self->HaveMore(error); });
+                        });
+}
+
+// What is there of a body counts with those of all others.
+void HttpConnection::HaveMore(const error_code& error) {
+  const uint64_t bytes = parser_->get().body().size();
+  const uint64_t more = bytes - std::exchange(body_bytes_, bytes);
+  const uint64_t together = shared_.body_bytes.fetch_add(more) + more;
+  if (error) return HaveRequest(error);
+  if (together > shared_.options.most_body_bytes_together) {
+    parser_->get().body() = {};
+    LetGoOfBody();
     keep_ = false;
     return Begin(shared_.handler.malformed(request_, 503, "too many large requests at once"));
   }
+  if (!parser_->is_done()) return ReadMore();
   unread_ = false;
-  stream_.expires_after(Ms(options.body_ms));
-  const auto read = [self = shared_from_this()] {
-    http::async_read(
-        self->stream_, self->buffer_, *self->parser_,
-        [self](const error_code& error, size_t) { self->Try([&] { self->HaveRequest(error); }); });
-  };
-  if (!beast::iequals(parser_->get()[http::field::expect], "100-continue")) return read();
-  static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
-  asio::async_write(stream_, asio::buffer(kContinue),
-                    [self = shared_from_this(), read](const error_code& error, size_t) {
-                      error ? self->Close() : read();
-                    });
+  HaveRequest({});
 }
 
 void HttpConnection::LetGoOfBody() { shared_.body_bytes.fetch_sub(std::exchange(body_bytes_, 0)); }
@@ -236,7 +246,7 @@ void HttpConnection::Send(std::string_view bytes) {
 void HttpConnection::Written(const error_code& error) {
   writing_ = false;
   head_.clear();
-  if (error) return Close();
+  if (error || closed_) return Close();  // it may have ended well before it was closed
   stream_.expires_never();
   last_ ? Done() : Pump();
 }
@@ -276,7 +286,9 @@ void HttpConnection::WatchSilence() {
     if (error) return;
     self->silence_watched_ = false;
     if (self->reply_ == nullptr || self->writing_ || !self->begun_) return;
-    if (const std::string_view sign = self->reply_->Sign(); !sign.empty()) self->Send(sign);
+    self->Try([&] {
+      if (const std::string_view sign = self->reply_->Sign(); !sign.empty()) self->Send(sign);
+    });
   });
 }
 
@@ -303,14 +315,13 @@ void HttpConnection::Linger() {
 
 void HttpConnection::Discard() {
   stream_.async_read_some(asio::buffer(discarded_),
-                          [self = shared_from_this()](const error_code& error, size_t bytes) {
-                            self->lingered_bytes_ += bytes;
-                            if (error || self->lingered_bytes_ > kLingerBytes) return self->Close();
-                            self->Discard();
+                          [self = shared_from_this()](const error_code& error, size_t) {
+                            error ? self->Close() : self->Discard();
                           });
 }
 
 void HttpConnection::Close() {
+  closed_ = true;
   if (!writing_) EndReply();  // else Written comes, with an error
   silence_.cancel();
   watch_.cancel();

@@ -87,6 +87,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void AwaitRequest();
   void HaveHead(const boost::system::error_code& error);
   void ReadBody();
+  void ReadMore();
+  void HaveMore(const boost::system::error_code& error);
   void LetGoOfBody();
   void HaveRequest(const boost::system::error_code& error);
   void Refuse(const boost::system::error_code& error);
@@ -113,10 +115,10 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   boost::asio::steady_timer silence_, watch_;
   std::optional<Parser> parser_;
   HttpCall request_;
+  bool closed_ = false;
   bool proven_ = false;      // a request was let in
   bool watching_ = false;    // for the client's going
   uint64_t body_bytes_ = 0;  // of Shared's
-  size_t lingered_bytes_ = 0;
   std::array<char, 4096> discarded_;
   // The answer under way.
   std::unique_ptr<HttpReply> reply_;

@@ -92,7 +92,7 @@ void ApiKeys::RefreshLocked() const {
   if (now_ns < next_look_ns_) return;
   next_look_ns_ = now_ns + kLookNs;
   StatusOr<std::string> text = ReadTextFile(path_, kMostBytes);
-  if (text.ok() && *text == text_) return;
+  if (text.ok() && *text == text_) return told_.clear();
   StatusOr<std::vector<Entry>> entries = text.ok() ? Parse(path_, *text) : text.status();
   if (!entries.ok()) {
     // Told once, not every second.

@@ -96,7 +96,7 @@ StatusOr<ChatRequest> ToChatRequest(const v1::ChatRequest& chat) {
   }
   if (!chat.tools().empty()) request.tools = JsonValue::MakeArray();
   for (int i = 0; i < chat.tools_size(); ++i) {
-    StatusOr<JsonValue> tool = ParseJson(chat.tools(i));
+    StatusOr<JsonValue> tool = ParseJson(chat.tools(i), kStrangersJson);
     if (!tool.ok()) return RequestError("tools[%d] is not JSON: %s", i, MessageOf(tool.status()));
     if (!tool->is_object())
       return RequestError("tools[%d] is %s, but must be an object", i, tool->KindName());

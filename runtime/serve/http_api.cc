@@ -200,7 +200,7 @@ class Api final : public HttpApi {
 
   // The body as an object.
   static StatusOr<JsonValue> Body(const HttpCall& call) {
-    StatusOr<JsonValue> body = ParseJson(call.body, {.nesting = kMaxNesting, .values = kMaxValues});
+    StatusOr<JsonValue> body = ParseJson(call.body, kStrangersJson);
     if (!body.ok()) return RequestError("the body is not JSON: %s", MessageOf(body.status()));
     if (!body->is_object())
       return RequestError("the body is %s, but must be an object", body->KindName());

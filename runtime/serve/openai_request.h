@@ -18,10 +18,7 @@ namespace lockstep {
 inline constexpr int64_t kMaxChoices = 16;  // answers to one request: `n` times prompts
 inline constexpr size_t kMaxMessages = 4096;
 inline constexpr size_t kMaxTools = 512;
-// Nesting of what is sent: {"messages": [{"content": ... takes some, a tool's schema the rest.
-inline constexpr size_t kMaxNesting = 64;
-inline constexpr size_t kMaxValues = 1 << 20;  // JSON values in a body
-inline constexpr size_t kMaxFields = 500;      // of the body's object
+inline constexpr size_t kMaxFields = 500;  // of the body's object
 
 // One call of /v1/chat/completions or /v1/completions, checked but for what the engine checks.
 struct OpenAiRequest {

@@ -75,7 +75,7 @@ Status NormalizeArguments(JsonValue* call, ChatRequest::Form form, const std::st
     *arguments = JsonValue::MakeObject();
     return OkStatus();
   }
-  StatusOr<JsonValue> parsed = ParseJson(text);
+  StatusOr<JsonValue> parsed = ParseJson(text, kStrangersJson);
   if (!parsed.ok()) {
     return RequestError("%s.arguments is a string that is not JSON (%s); send a JSON object", where,
                         MessageOf(parsed.status()));

@@ -93,11 +93,14 @@ struct JsonMember {
 };
 
 struct JsonLimits {
-  size_t nesting = 200;     // deeper input is refused
-  size_t values = 1 << 20;  // more values are refused
+  size_t nesting = 200;             // deeper input is refused
+  size_t values = size_t{1} << 40;  // more values are refused
   bool refuse_duplicate_keys =
       false;  // otherwise the last value wins at the first one's place, as in Python
 };
+
+// Of texts that strangers send.
+inline constexpr JsonLimits kStrangersJson = {.nesting = 64, .values = 1 << 20};
 
 // Parses one JSON text (strict UTF-8, nothing after it). A RequestError says what is wrong and at
 // which byte.

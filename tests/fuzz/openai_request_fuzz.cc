@@ -47,7 +47,7 @@ void Check(const StatusOr<OpenAiRequest>& request) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace lockstep;
   const std::string_view text(reinterpret_cast<const char*>(data), size);
-  const StatusOr<JsonValue> body = ParseJson(text, {.nesting = kMaxNesting, .values = kMaxValues});
+  const StatusOr<JsonValue> body = ParseJson(text, kStrangersJson);
   if (!body.ok() || !body->is_object()) return 0;
   Check(ParseChatCompletion(*body, Text(), kContext));
   Check(ParseCompletion(*body, Text(), kContext));

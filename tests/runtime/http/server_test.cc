@@ -90,6 +90,10 @@ class HttpServerTest : public ::testing::Test {
             return std::make_unique<FedReply>(feed_, call.target == "/headless");
           }
           if (call.target == "/throw") throw std::bad_alloc();
+          if (call.target == "/hold") {
+            held_.set_value();
+            let_go_.get_future().wait();
+          }
           return HttpText(200, "text/plain",
                           call.method + " " + call.target + " " +
                               std::string(call.Field("x-MINE")) + " " +
@@ -118,6 +122,7 @@ class HttpServerTest : public ::testing::Test {
   std::unique_ptr<HttpServer> server_;
   std::shared_ptr<Feed> feed_;
   std::promise<void> feeding_;
+  std::promise<void> held_, let_go_;
 };
 
 TEST_F(HttpServerTest, OneConnectionAsksManyTimes) {
@@ -220,13 +225,19 @@ TEST_F(HttpServerTest, ARequestSentAheadEndsNothing) {
 
 TEST_F(HttpServerTest, BodiesShareWhatThereIsForThem) {
   Start({.most_body_bytes_together = 150'000});
+  // The first one's body is being looked at for as long as the test wants.
   RawClient first(port());
-  first.Send("POST /a HTTP/1.1\r\nContent-Length: 90000\r\n\r\nx");
-  std::string second;
-  for (int i = 0; i < 100 && !second.starts_with("HTTP/1.1 503"); ++i)
-    second = Ask(port(), "POST", "/a", std::string(90'000, 'x'));
-  EXPECT_THAT(second, AllOf(StartsWith("HTTP/1.1 503"), HasSubstr("too many large requests")));
-  first.Send(std::string(89'999, 'x'));
+  first.Send("POST /hold HTTP/1.1\r\nContent-Length: 90000\r\n\r\n" + std::string(90'000, 'x'));
+  held_.get_future().wait();
+  EXPECT_THAT(Ask(port(), "POST", "/a", std::string(90'000, 'x')),
+              AllOf(StartsWith("HTTP/1.1 503"), HasSubstr("too many large requests"),
+                    HasSubstr("Connection: close")));
+  // What was refused takes no room, also while its client is still there; small ones fit beside.
+  RawClient refused(port());
+  refused.Send("POST /a HTTP/1.1\r\nContent-Length: 90000\r\n\r\n" + std::string(89'000, 'x'));
+  EXPECT_THAT(refused.ReadUntil("requests at once"), StartsWith("HTTP/1.1 503"));
+  EXPECT_THAT(Ask(port(), "POST", "/a", std::string(50'000, 'x')), HasSubstr("200 OK"));
+  let_go_.set_value();
   EXPECT_THAT(first.ReadUntil("90000\n"), HasSubstr("200 OK"));
   EXPECT_THAT(Ask(port(), "POST", "/a", std::string(90'000, 'x')), HasSubstr("200 OK"));
 }
