@@ -1,21 +1,16 @@
 #include "runtime/serve/anthropic_reply.h"
 
-#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 
 #include "runtime/engine/defaults.h"
+#include "runtime/serve/json_out.h"
 #include "runtime/serve/single_reply.h"
 
 namespace lockstep {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using Kind = ReplyEvent::Kind;
-
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
 
 // A message's content, block by block; in streams also as events.
 class MessagesReply final : public SingleReply {

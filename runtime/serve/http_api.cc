@@ -1,9 +1,7 @@
 #include "runtime/serve/http_api.h"
 
-#include <chrono>
 #include <functional>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 #include <span>
@@ -16,6 +14,7 @@
 #include "runtime/serve/anthropic_request.h"
 #include "runtime/serve/http_errors.h"
 #include "runtime/serve/json_fields.h"
+#include "runtime/serve/json_out.h"
 #include "runtime/serve/metrics_text.h"
 #include "runtime/serve/openai_reply.h"
 #include "runtime/serve/openai_request.h"
@@ -25,19 +24,10 @@
 namespace lockstep {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
 constexpr char kJsonType[] = "application/json";
 
 std::unique_ptr<HttpReply> JsonReply(int status, const Json& json) {
-  return HttpText(status, kJsonType,
-                  json.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
-}
-
-int64_t UnixSeconds() {
-  return std::chrono::duration_cast<std::chrono::seconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
+  return HttpText(status, kJsonType, Dump(json) + "\n");
 }
 
 class Api final : public HttpApi {

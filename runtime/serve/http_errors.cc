@@ -1,12 +1,11 @@
 #include "runtime/serve/http_errors.h"
 
-#include <nlohmann/json.hpp>
 #include <utility>
+
+#include "runtime/serve/json_out.h"
 
 namespace lockstep {
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 const char* OpenAiType(int http_status) {
   switch (http_status) {
@@ -82,7 +81,7 @@ std::string ErrorText(ErrorShape shape, int http_status, std::string_view messag
                      {"param", nullptr},
                      {"code", code.empty() ? Json() : Json(code)}};
   }
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  return Dump(json);
 }
 
 std::string ErrorText(ErrorShape shape, const Status& error) {

@@ -1,30 +1,17 @@
 #include "runtime/serve/openai_reply.h"
 
 #include <algorithm>
-#include <chrono>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
 #include "runtime/engine/defaults.h"
 #include "runtime/serve/http_errors.h"
+#include "runtime/serve/json_out.h"
 #include "runtime/serve/reasoning_count.h"
 #include "runtime/text/reply_parser.h"
 
 namespace lockstep {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-int64_t UnixSeconds() {
-  return std::chrono::duration_cast<std::chrono::seconds>(
-             std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
 
 // How one token is shown among log-probabilities.
 Json LogprobEntry(const Tokenizer& tokenizer, int32_t id, double logprob) {

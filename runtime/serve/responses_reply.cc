@@ -1,22 +1,16 @@
 #include "runtime/serve/responses_reply.h"
 
-#include <chrono>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
 
 #include "runtime/engine/defaults.h"
+#include "runtime/serve/json_out.h"
 #include "runtime/serve/single_reply.h"
 
 namespace lockstep {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using Kind = ReplyEvent::Kind;
-
-std::string Dump(const Json& json) {
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
 
 // A response's output, item by item; in streams also as events.
 class ResponsesReply final : public SingleReply {
@@ -25,9 +19,7 @@ class ResponsesReply final : public SingleReply {
       : SingleReply(engine, ErrorShape::kOpenAi, *source.tokenizer, request),
         model_(source.model),
         id_(absl::StrFormat("%016x", FreshSeed())),
-        created_(std::chrono::duration_cast<std::chrono::seconds>(
-                     std::chrono::system_clock::now().time_since_epoch())
-                     .count()) {}
+        created_(UnixSeconds()) {}
 
   std::string_view Sign() override { return stream() ? ": still at work\n\n" : ""; }
 
