@@ -135,6 +135,7 @@ std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Exec
   EngineOptions options;
   options.limits = LimitsOf(session);
   options.vocab_size = session.model().config().vocab_size;
+  options.prefill_delay_s = static_cast<double>(session.options().prefill_delay_ms) * 1e-3;
   options.token_set = SampledTokens(*text.tokenizer, options.vocab_size);
   const Tokenizer* tokenizer = text.tokenizer.get();
   options.make_decoder = [tokenizer] { return std::make_unique<AnswerDecoder>(*tokenizer); };

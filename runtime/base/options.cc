@@ -159,6 +159,13 @@ std::vector<OptionSpec> ServingOptions() {
        0,
        9e18,
        "--enable-prefix-caching"},
+      {"prefill-delay-ms",
+       &O::prefill_delay_ms,
+       "how much longer a step in which answers grow may take because of prompts, as far as the "
+       "number of their rows can see to it; 0: no bound but --prefill-chunk",
+       {},
+       0,
+       60'000},
       {"recover", &O::recover,
        "when a rank is lost, start it again, or wait for it on its node, and load again instead "
        "of ending; for every rank, not under mpirun"}};

@@ -53,6 +53,7 @@ struct Options {
   std::string served_model_name;
   std::string api_key_file;
   bool prefix_cache = true;
+  int64_t prefill_delay_ms = 0;
   // One prompt.
   std::vector<std::string> prompt;
   std::string system;

@@ -39,6 +39,8 @@ class BlockPool {
   bool Reserve(int64_t count);
   // Takes back a promise of `count` blocks that were not taken.
   void Unreserve(int64_t count);
+  // How many hold a published block.
+  int64_t holders(int32_t block) const { return blocks_[block].holders; }
   // Takes one promised block.
   int32_t Take();
   // Gives back a block that was taken and not published.

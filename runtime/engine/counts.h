@@ -29,6 +29,7 @@ struct EngineCounts {
   uint64_t prompt_tokens = 0;  // of requests that gave a token
   uint64_t cached_tokens = 0;  // of these, that were there from an earlier request
   uint64_t generation_tokens = 0;
+  uint64_t preemptions = 0;              // of sequences, for requests of better priority
   std::array<uint64_t, 5> finished{};    // requests, by FinishReason
   TimeHistogram time_to_first_token;     // from submission
   TimeHistogram inter_token;             // from one token of a request to its next

@@ -22,10 +22,19 @@ double Seconds(int64_t from_ns, int64_t to_ns) {
   return from_ns > 0 && to_ns > from_ns ? static_cast<double>(to_ns - from_ns) * 1e-9 : 0.0;
 }
 
+int64_t PromptRows(const StepPlan& plan) {
+  int64_t rows = 0;
+  for (const RowSpan& span : plan.spans) rows += span.count > 1 ? span.count : 0;
+  return rows;
+}
+
 }  // namespace
 
 Engine::Engine(EngineOptions options, Executor* executor)
-    : options_(std::move(options)), executor_(executor), scheduler_(options_.limits) {
+    : options_(std::move(options)),
+      executor_(executor),
+      scheduler_(options_.limits),
+      prefill_budget_(options_.prefill_delay_s, options_.limits.prefill_rows) {
   load_.kv_blocks = options_.limits.kv_blocks;
   try {
     publisher_ = std::thread([this] { Publisher(); });
@@ -39,6 +48,10 @@ Engine::Engine(EngineOptions options, Executor* executor)
 Engine::~Engine() { (void)Stop(ErrorKind{0}); }
 
 Status Engine::Validate(const Request& request) const {
+  if (!(request.weight >= kLeastWeight && request.weight <= kMostWeight)) {
+    return RequestError("the weight is %g, but must be %g to %g", request.weight, kLeastWeight,
+                        kMostWeight);
+  }
   if (request.stop.max_tokens < 0) {
     return RequestError("max_tokens is %d, but must be at least 1", request.stop.max_tokens);
   }
@@ -121,7 +134,9 @@ void Engine::Resume(const SchedulerLimits& limits, Executor* executor) {
   const std::lock_guard lock(mutex_);
   LOCKSTEP_CHECK(!failure_.ok() && !stopping_ && active_.empty());
   options_.limits = limits;
+  preempted_before_ = counts_.preemptions;
   scheduler_ = Scheduler(limits);
+  prefill_budget_ = PrefillBudget(options_.prefill_delay_s, limits.prefill_rows);
   executor_ = executor;
   plan_ = {};
   outcome_ = {};
@@ -173,6 +188,7 @@ bool Engine::Turn() {
     load_.waiting = scheduler_.waiting();
     load_.running = scheduler_.running();
     load_.kv_blocks_used = scheduler_.pool().used();
+    counts_.preemptions = preempted_before_ + static_cast<uint64_t>(scheduler_.preemptions());
   }
   if (stopping) {
     // What came in since: from now on Submit refuses, so nothing is left behind.
@@ -197,7 +213,7 @@ bool Engine::Turn() {
       return false;
     }
   }
-  bool any = scheduler_.Next(&plan_);
+  bool any = scheduler_.Next(&plan_, prefill_budget_.rows());
   if (!any && ProbeIsDue()) {
     scheduler_.NextEmpty(&plan_);
     any = true;
@@ -238,6 +254,9 @@ void Engine::TakeNews() {
     request.max_tokens = active->request.stop.max_tokens;
     request.token_set = options_.token_set;
     request.params = active->request.sampling;
+    request.client = active->request.client;
+    request.weight = active->request.weight;
+    request.priority = active->request.priority;
     scheduler_.Add(std::move(request));
     active_[id] = std::move(active);
   }
@@ -257,12 +276,15 @@ Status Engine::RunPlan(const StepPlan& plan) {
   const int64_t begin_ns = NowNs();
   for (const NewSequence& started : plan.started) {
     const std::optional<uint64_t> id = scheduler_.RequestAt(started.slot);
-    if (!id) continue;
+    // A request that was preempted has started before.
+    if (!id || active_[*id]->started_ns != 0) continue;
     active_[*id]->started_ns = begin_ns;
     active_[*id]->usage.cached_tokens = static_cast<int64_t>(started.shared.size()) * kBlockTokens;
   }
   LOCKSTEP_RETURN_IF_ERROR(executor_->Execute(plan, &outcome_));
   const int64_t now_ns = NowNs();
+  const auto prompt_rows = PromptRows(plan);
+  prefill_budget_.Learn(plan.rows() - prompt_rows, prompt_rows, Seconds(begin_ns, now_ns));
   {
     const std::lock_guard lock(mutex_);
     ++load_.steps;

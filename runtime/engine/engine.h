@@ -19,6 +19,7 @@
 #include "runtime/decode/stop.h"
 #include "runtime/engine/counts.h"
 #include "runtime/engine/executor.h"
+#include "runtime/engine/prefill_budget.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/scheduler.h"
 
@@ -48,6 +49,8 @@ struct EngineOptions {
   // An idle engine has its ranks make a step without rows when the last one is so long ago, so that
   // a group that cannot compute is found before a request finds it; 0: never.
   int64_t probe_ms = 0;
+  // How much longer a step in which sequences decode may take because of prompts; 0: any time.
+  double prefill_delay_s = 0;
 };
 
 struct EngineLoad {
@@ -142,9 +145,11 @@ class Engine {
   int64_t last_step_ns_ = 0;  // when the last step ended; 0: none has
   std::vector<uint64_t> digests_;
   uint64_t next_id_ = 1;
+  uint64_t preempted_before_ = 0;  // before the last Resume
 
   // The loop's own.
   Scheduler scheduler_;
+  PrefillBudget prefill_budget_;
   std::unordered_map<uint64_t, std::unique_ptr<Active>> active_;
   StepPlan plan_;
   StepOutcome outcome_;

@@ -64,6 +64,7 @@ Status GetStarted(ByteReader* reader, StepPlan* plan) {
     NewSequence sequence;
     sequence.slot = reader->Get<int32_t>();
     sequence.tokens = reader->GetVector<int32_t>();
+    sequence.sampled = reader->Get<int32_t>();
     sequence.token_set.limit = reader->Get<int64_t>();
     sequence.token_set.unknown = reader->GetVector<int32_t>();
     LOCKSTEP_RETURN_IF_ERROR(GetSampling(reader, &sequence.params));
@@ -111,6 +112,7 @@ void EncodePlan(const StepPlan& plan, std::vector<std::byte>* message) {
   for (const NewSequence& sequence : plan.started) {
     writer.Put(sequence.slot);
     writer.PutVector(sequence.tokens);
+    writer.Put(sequence.sampled);
     writer.Put(sequence.token_set.limit);
     writer.PutVector(sequence.token_set.unknown);
     PutSampling(sequence.params, &writer);

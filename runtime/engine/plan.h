@@ -32,7 +32,8 @@ enum class SpanOutput : uint8_t {
 // A sequence enters at `slot`, which is free.
 struct NewSequence {
   int32_t slot = 0;
-  std::vector<int32_t> tokens;  // the prompt
+  std::vector<int32_t> tokens;  // the prompt; and, after a preemption, the answer so far
+  int32_t sampled = 0;          // of these, the answer's
   TokenSet token_set;           // what may be sampled
   SamplingParams params;
   // KV blocks that hold the prompt's first tokens already: its first rows come behind them. Others

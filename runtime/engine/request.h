@@ -18,11 +18,20 @@
 
 namespace lockstep {
 
+// Of a client's share; far enough for any wish, near enough for sums of them.
+inline constexpr double kLeastWeight = 0.001;
+inline constexpr double kMostWeight = 1000;
+
 struct Request {
   std::vector<int32_t> prompt;  // token ids, not empty
   SamplingParams sampling;
   StopParams stop;    // max_tokens 0: as much as the context holds; more than that is cut to it
   Deadline deadline;  // afterwards the request is cancelled
+  // Whose request it is (the name of an API key), that client's share among those of the same
+  // priority, and the priority: lower is better. docs/scheduler.md says what they do.
+  std::string client;
+  double weight = 1;
+  int32_t priority = 0;
 };
 
 struct Usage {

@@ -1,28 +1,17 @@
 // Which rows the next step computes. A pure state machine: requests and sampled tokens in, plans
-// out; no clock, no thread, no model. The same calls give the same plans.
-//
-// The rules:
-// - A request is admitted in order of arrival, as soon as a slot is free, its KV blocks for prompt
-//   and longest answer can be reserved, and the plan has room for its prompt. Nothing that was
-//   admitted ever runs out of memory.
-// - Every running sequence that has one token to compute gets its row in every step: a decode waits
-//   for other requests' prompts at most as long as `prefill_rows` of them take.
-// - What is left of the row budget is shared evenly by the prompts, in chunks: a short prompt does
-// not
-//   wait for the end of a long one. With fewer rows than prompts, the first admitted get theirs.
-// - A cancelled or finished request leaves with the next plan.
-// - A prompt that begins as an earlier sequence did begins behind the blocks that hold that
-//   beginning, as long as they are there (BlockPool).
+// out; no clock, no thread, no model. The same calls give the same plans. Its contract, with why
+// and how it is tested, is docs/scheduler.md.
 #pragma once
 
 #include <cstdint>
-#include <deque>
+#include <limits>
 #include <optional>
 #include <unordered_map>
 #include <vector>
 
 #include "runtime/base/status.h"
 #include "runtime/cache/block_pool.h"
+#include "runtime/engine/fair_queue.h"
 #include "runtime/engine/plan.h"
 
 namespace lockstep {
@@ -40,14 +29,6 @@ struct SchedulerLimits {
   int64_t plan_tokens = int64_t{8} << 20;
 };
 
-struct ScheduledRequest {
-  uint64_t id = 0;
-  std::vector<int32_t> tokens;  // the prompt, not empty
-  int64_t max_tokens = 0;       // at least 1
-  TokenSet token_set;
-  SamplingParams params;
-};
-
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerLimits& limits);
@@ -63,8 +44,9 @@ class Scheduler {
   void Remove(uint64_t id);
 
   // Fills `plan` with the next step and returns true; false if there is nothing to compute. The
-  // plan counts as executed once it was given out.
-  bool Next(StepPlan* plan);
+  // plan counts as executed once it was given out. Beside sequences that decode, prompts get at
+  // most `prompt_rows`.
+  bool Next(StepPlan* plan, int64_t prompt_rows = std::numeric_limits<int64_t>::max());
   // A step without rows: only what has ended since the last plan.
   void NextEmpty(StepPlan* plan);
   // The sequence in `slot` got its next token.
@@ -73,40 +55,46 @@ class Scheduler {
   // The request in a slot of the last plan; nothing if it was removed meanwhile.
   std::optional<uint64_t> RequestAt(int32_t slot) const;
 
-  int64_t waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t waiting() const { return queue_.size(); }
   int64_t running() const { return static_cast<int64_t>(order_.size()); }
+  int64_t preemptions() const { return preemptions_; }  // so far
   const BlockPool& pool() const { return pool_; }
   const SchedulerLimits& limits() const { return limits_; }
 
  private:
   struct Running {
-    uint64_t id = 0;
-    std::vector<int32_t> tokens;  // of the sequence so far
-    int64_t computed = 0;         // of those, with KV
-    int64_t promised = 0;         // reserved blocks not yet taken
+    ScheduledRequest request;  // its tokens are those of the sequence so far
+    int64_t computed = 0;      // of those, with KV
+    int64_t promised = 0;      // reserved blocks not yet taken
     std::vector<int32_t> blocks;
     // The first blocks as the pool has them published, held by this sequence; where another one
     // published the same tokens before, `blocks` has this one's own.
     std::vector<int32_t> published;
 
-    int64_t left() const { return static_cast<int64_t>(tokens.size()) - computed; }
+    int64_t left() const { return static_cast<int64_t>(request.tokens.size()) - computed; }
   };
   int64_t BlocksFor(int64_t prompt_tokens, int64_t max_tokens) const;
+  int64_t MostShared(int64_t length) const;
   void Admit(StepPlan* plan);
-  bool Enter(ScheduledRequest& request, int32_t slot, StepPlan* plan);
+  bool Enter(StepPlan* plan);
+  bool EnterInsteadOfOthers(StepPlan* plan);
+  bool WouldFit(const ScheduledRequest& request, const std::vector<int32_t>& victims) const;
+  void Preempt(int32_t slot, StepPlan* plan);
+  int32_t FreeSlot() const;
   void Publish(Running& running);
   void Give(Running& running);
-  void AddPromptRows(const std::vector<int32_t>& prompts, int64_t budget, StepPlan* plan);
+  void AddPromptRows(int64_t budget, StepPlan* plan);
   void AddRows(int32_t slot, int64_t count, StepPlan* plan);
 
   SchedulerLimits limits_;
   BlockPool pool_;
-  std::deque<ScheduledRequest> waiting_;
+  FairQueue queue_;
   std::vector<std::optional<Running>> slots_;
   std::vector<int32_t> order_;     // running slots in order of admission
   std::vector<int32_t> released_;  // ended since the last plan
   std::unordered_map<uint64_t, int32_t> slot_of_;
   uint64_t step_ = 0;
+  int64_t preemptions_ = 0;
 };
 
 }  // namespace lockstep

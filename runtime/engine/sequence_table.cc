@@ -51,6 +51,10 @@ Status SequenceTable::Start(const NewSequence& start) {
     return InternalError("step plan starts a sequence of %d tokens, the limit is %d", length,
                          limits_.max_model_len);
   }
+  if (start.sampled < 0 || start.sampled >= length) {
+    return InternalError("step plan starts a sequence of %d tokens, %d of them sampled", length,
+                         start.sampled);
+  }
   for (const int32_t token : start.tokens) {
     if (token < 0 || token >= vocab_size_) return InternalError("step plan names token %d", token);
   }
@@ -58,8 +62,11 @@ Status SequenceTable::Start(const NewSequence& start) {
     return InternalError("step plan has an unsorted token set");
   }
   if (static_cast<int64_t>(sequences_.size()) <= start.slot) sequences_.resize(start.slot + 1);
+  const auto prompt = std::span(start.tokens).first(start.tokens.size() - start.sampled);
   sequences_[start.slot].emplace(Sequence{
-      start.tokens, {}, 0, SequenceSampler(start.params, start.token_set, slice_, start.tokens)});
+      start.tokens, {}, 0, SequenceSampler(start.params, start.token_set, slice_, prompt)});
+  for (const int32_t token : std::span(start.tokens).subspan(prompt.size()))
+    sequences_[start.slot]->sampler.Append(token);
   // Room for what the sequence may become, so that appending never moves it within a step.
   sequences_[start.slot]->tokens.reserve(
       std::min<int64_t>(limits_.max_model_len + 1, length + 4096));

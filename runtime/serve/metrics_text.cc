@@ -60,6 +60,9 @@ std::string MetricsText(const std::string& model, const EngineLoad& load,
           static_cast<double>(load.running));
   out.One("vllm:num_requests_waiting", "gauge", "Requests that wait.",
           static_cast<double>(load.waiting));
+  out.One("vllm:num_preemptions_total", "counter",
+          "Sequences that made room for requests of better priority.",
+          static_cast<double>(counts.preemptions));
   out.One("vllm:kv_cache_usage_perc", "gauge", "Share of the KV blocks in use, 0 to 1.",
           load.kv_blocks > 0
               ? static_cast<double>(load.kv_blocks_used) / static_cast<double>(load.kv_blocks)

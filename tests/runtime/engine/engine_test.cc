@@ -63,12 +63,10 @@ TEST(Engine, AnswersGreedilyLikeTheReferenceOnOneToFourRanks) {
   }
 }
 
-// Sampled requests of all kinds, alone on one rank and all together on three with other chunk
-// sizes: the same tokens.
-TEST(Engine, ARequestsTokensDependOnNothingButTheRequest) {
+std::vector<Request> RandomRequests(int count) {
   std::mt19937 random(lockstep::testing::TestSeed());
   std::vector<Request> requests;
-  for (int i = 0; i < 24; ++i) {
+  for (int i = 0; i < count; ++i) {
     std::vector<int32_t> prompt(1 + random() % 90);
     for (int32_t& token : prompt) token = static_cast<int32_t>(random() % kFakeVocab);
     Request request = Ask(std::move(prompt), 1 + random() % 50);
@@ -81,6 +79,13 @@ TEST(Engine, ARequestsTokensDependOnNothingButTheRequest) {
     request.sampling.logprobs = static_cast<int32_t>(random() % 4) - 1;
     requests.push_back(std::move(request));
   }
+  return requests;
+}
+
+// Sampled requests of all kinds, alone on one rank and all together on three with other chunk
+// sizes: the same tokens.
+TEST(Engine, ARequestsTokensDependOnNothingButTheRequest) {
+  const std::vector<Request> requests = RandomRequests(24);
   std::vector<Answer> alone;
   WithEngine({}, [&](Engine& engine) {
     for (const Request& request : requests) alone.push_back(Submit(engine, request));
@@ -101,6 +106,59 @@ TEST(Engine, ARequestsTokensDependOnNothingButTheRequest) {
     }
     EXPECT_EQ(engine.load().kv_blocks, 200);
   });
+}
+
+// Runs `act` when the engine turns the token of that number into text, on its own thread.
+class ActingDecoder final : public TokenDecoder {
+ public:
+  explicit ActingDecoder(std::function<void(int)> act) : act_(std::move(act)) {}
+  std::string Push(int32_t) override {
+    act_(++tokens_);
+    return {};
+  }
+  std::string Finish() override { return {}; }
+
+ private:
+  const std::function<void(int)> act_;
+  int tokens_ = 0;
+};
+
+// Penalties count what was said before, and draws go on where they were.
+TEST(Engine, APreemptedRequestGoesOnWithTheSameTokens) {
+  std::vector<Request> requests = RandomRequests(6);
+  for (Request& request : requests) {
+    request.stop.max_tokens = 60;
+    request.priority = 1;
+  }
+  std::vector<Answer> alone;
+  WithEngine({}, [&](Engine& engine) {
+    for (const Request& request : requests) alone.push_back(Submit(engine, request));
+  });
+  for (const bool cache : {true, false}) {
+    Arrangement setup{.ranks = 2};
+    setup.limits.prefix_cache = cache;
+    Engine* running = nullptr;
+    std::vector<std::shared_ptr<OutputStream>> urgent;
+    // The first of the six is at its 20th, 30th and 40th token when three others want its place.
+    setup.make_decoder = [&, made = 0]() mutable -> std::unique_ptr<TokenDecoder> {
+      if (made++ > 0) return std::make_unique<LetterDecoder>();
+      return std::make_unique<ActingDecoder>([&](int token) {
+        if (token % 10 != 0 || token < 20 || token > 40) return;
+        for (int i = 0; i < 3; ++i) urgent.push_back(*running->Submit(Ask({1, 2, 3}, 7)));
+      });
+    };
+    WithEngine(setup, [&](Engine& engine) {
+      running = &engine;
+      std::vector<std::shared_ptr<OutputStream>> streams;
+      for (const Request& request : requests) streams.push_back(*engine.Submit(request));
+      for (size_t i = 0; i < streams.size(); ++i)
+        EXPECT_EQ(Collect(*streams[i]).all.ids, alone[i].all.ids) << "request " << i;
+      EXPECT_EQ(urgent.size(), 9u);
+      for (const auto& stream : urgent)
+        EXPECT_EQ(Collect(*stream).all.ids, GreedyReference({1, 2, 3}, 7));
+      EXPECT_GE(engine.counts().preemptions, 3u);
+    });
+  }
 }
 
 TEST(Engine, ASecondTurnComputesItsNewTokensOnly) {

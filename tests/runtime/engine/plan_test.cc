@@ -22,6 +22,7 @@ StepPlan FullPlan() {
   NewSequence start;
   start.slot = 3;
   start.tokens = {5, 6, 7};
+  start.sampled = 1;
   start.token_set = {90, {4, 8}};
   start.params.temperature = 0.5;
   start.params.top_k = 9;
@@ -57,6 +58,7 @@ TEST(Plan, ComesBackAsItWas) {
   ASSERT_EQ(plan->started.size(), 1u);
   EXPECT_EQ(plan->started[0].slot, 3);
   EXPECT_EQ(plan->started[0].tokens, expected.started[0].tokens);
+  EXPECT_EQ(plan->started[0].sampled, 1);
   EXPECT_EQ(plan->started[0].token_set, expected.started[0].token_set);
   EXPECT_EQ(plan->started[0].params, expected.started[0].params);
   EXPECT_EQ(plan->started[0].shared, expected.started[0].shared);

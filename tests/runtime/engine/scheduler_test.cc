@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <string>
@@ -248,6 +249,7 @@ class Walk {
       } else if (!scheduler_.Next(&plan_)) {
         continue;
       }
+      ASSERT_NO_FATAL_FAILURE(KeepsPriorities());
       ASSERT_NO_FATAL_FAILURE(Compute());
       ASSERT_GE(scheduler_.pool().available(), 0) << "more is promised than there is";
     }
@@ -257,6 +259,7 @@ class Walk {
     ASSERT_EQ(scheduler_.pool().available(), limits_.kv_blocks);
   }
   int64_t shared() const { return shared_; }
+  int64_t preemptions() const { return scheduler_.preemptions(); }
   const SchedulerLimits& limits() const { return limits_; }
 
  private:
@@ -265,12 +268,47 @@ class Walk {
     const int64_t max_tokens = 1 + below_(limits_.max_model_len - prompt);
     ASSERT_TRUE(scheduler_.Admissible(prompt, max_tokens).ok());
     left_[next_id_] = max_tokens;
+    blocks_[next_id_] = (prompt + max_tokens - 1 + kBlockTokens - 1) / kBlockTokens;
     ScheduledRequest request = Ask(next_id_++, prompt, max_tokens);
     // One of two beginnings, and then something of its own.
     std::fill(request.tokens.begin(), request.tokens.end(), 50 + static_cast<int32_t>(below_(2)));
     for (int64_t i = below_(prompt + 1); i < prompt; ++i)
       request.tokens[i] = static_cast<int32_t>(below_(100));
+    request.client = std::string(1, static_cast<char>('a' + below_(3)));
+    request.weight = static_cast<double>(1 + below_(3));
+    request.priority = static_cast<int32_t>(below_(3)) - 1;
+    priorities_[request.id] = request.priority;
     scheduler_.Add(std::move(request));
+  }
+
+  // Nobody waits for worse priorities than his own: who waits first would not fit even if nobody
+  // but his own and better priorities ran.
+  void KeepsPriorities() {
+    for (const int32_t slot : plan_.released) {
+      if (!scheduler_.RequestAt(slot)) running_.erase(slot);
+    }
+    for (const NewSequence& started : plan_.started)
+      running_[started.slot] = *scheduler_.RequestAt(started.slot);
+    std::map<int32_t, int64_t> waiting;  // the most blocks that one of the priority needs
+    for (const auto& [id, tokens] : left_) {
+      const bool runs = std::any_of(running_.begin(), running_.end(),
+                                    [id = id](const auto& entry) { return entry.second == id; });
+      if (!runs) waiting[priorities_[id]] = std::max(waiting[priorities_[id]], blocks_[id]);
+    }
+    if (waiting.empty()) return;
+    const auto [best, needed] = *waiting.begin();
+    for (const NewSequence& started : plan_.started)
+      ASSERT_LE(priorities_[running_[started.slot]], best);
+    if (plan_.rows() == 0) return;  // nobody was admitted
+    int64_t held = 0, slots = 0;
+    for (const auto& [slot, id] : running_) {
+      if (priorities_[id] > best) continue;
+      held += blocks_[id];
+      ++slots;
+    }
+    const int64_t most = std::min({limits_.max_sequences, limits_.max_rows, limits_.max_outputs});
+    ASSERT_TRUE(slots == most || held + needed > limits_.kv_blocks)
+        << slots << " of " << most << " slots, " << held << " + " << needed << " blocks";
   }
 
   void CancelOne() {
@@ -318,6 +356,9 @@ class Walk {
   Pages pages_{limits_.kv_blocks};
   std::map<int32_t, std::vector<int32_t>> histories_;  // by slot
   std::map<uint64_t, int64_t> left_;                   // tokens still to sample, by request
+  std::map<uint64_t, int64_t> blocks_;                 // for prompt and answer, by request
+  std::map<uint64_t, int32_t> priorities_;
+  std::map<int32_t, uint64_t> running_;  // by slot
   uint64_t next_id_ = 1;
   StepPlan plan_;
   int64_t shared_ = 0;
@@ -325,14 +366,18 @@ class Walk {
 
 TEST(Scheduler, PlansAlwaysFitTheWorkersStateAndEverythingEnds) {
   std::mt19937 random(lockstep::testing::TestSeed());
-  int64_t shared = 0;
+  int64_t shared = 0, preemptions = 0;
   for (int turn = 0; turn < 60; ++turn) {
     Walk walk([&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); });
     ASSERT_NO_FATAL_FAILURE(walk.Run());
     shared += walk.shared();
-    if (!walk.limits().prefix_cache) ASSERT_EQ(walk.shared(), 0);
+    preemptions += walk.preemptions();
+    if (!walk.limits().prefix_cache) {
+      ASSERT_EQ(walk.shared(), 0);
+    }
   }
   EXPECT_GT(shared, 100);
+  EXPECT_GT(preemptions, 50);
 }
 
 TEST(Scheduler, APromptBeginsBehindWhatIsThereOfIt) {
@@ -344,7 +389,9 @@ TEST(Scheduler, APromptBeginsBehindWhatIsThereOfIt) {
   scheduler.Add(std::move(first));
   // 40 and two of its three tokens are computed: two full blocks.
   while (Step(&scheduler, &plan) && plan.rows() > 0) {
-    if (!plan.started.empty()) EXPECT_TRUE(plan.started[0].shared.empty());
+    if (!plan.started.empty()) {
+      EXPECT_TRUE(plan.started[0].shared.empty());
+    }
     if (plan.spans[0].begin == 41) break;
   }
   const std::vector<int32_t> blocks = {0, 1};
