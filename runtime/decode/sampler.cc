@@ -19,7 +19,7 @@ bool Holds(VocabSlice slice, int64_t id) { return id >= slice.begin && id < slic
 
 SequenceSampler::SequenceSampler(const SamplingParams& params, const TokenSet& tokens,
                                  VocabSlice slice, std::span<const int32_t> prompt)
-    : params_(params), tokens_(tokens), slice_(slice) {
+    : params_(params), thinking_(params.thinking, prompt), tokens_(tokens), slice_(slice) {
   for (const auto& [id, bias] : params_.logit_bias) {
     if (Holds(slice_, id)) bias_[id] = bias;
   }
@@ -30,10 +30,12 @@ SequenceSampler::SequenceSampler(const SamplingParams& params, const TokenSet& t
 }
 
 void SequenceSampler::Append(int32_t token) {
+  thinking_.Append(token);
   if (params_.penalized() && Holds(slice_, token)) ++seen_[token].in_output;
 }
 
 void SequenceSampler::TakeBack(int32_t token) {
+  thinking_.TakeBack(token);
   if (!params_.penalized() || !Holds(slice_, token)) return;
   const auto seen = seen_.find(token);
   LOCKSTEP_CHECK(seen != seen_.end() && seen->second.in_output > 0);
@@ -62,6 +64,11 @@ void SequenceSampler::Adjust(std::span<float> logits) {
   for (const int32_t id : tokens_.unknown) {
     if (Holds(slice_, id)) change(id, kMasked);
   }
+  if (!thinking_.must_end()) return;
+  const int32_t end = params_.thinking.end;
+  if (Holds(slice_, end)) raw_changed_.try_emplace(end, logits[end - slice_.begin]);
+  std::fill(logits.begin(), logits.end(), kMasked);
+  if (Holds(slice_, end)) logits[end - slice_.begin] = 0;
 }
 
 float SequenceSampler::RawLogit(std::span<const float> logits, int32_t id) const {

@@ -13,6 +13,7 @@
 #include "runtime/base/status.h"
 #include "runtime/decode/candidates.h"
 #include "runtime/decode/sampling_params.h"
+#include "runtime/decode/thinking_meter.h"
 
 namespace lockstep {
 
@@ -35,17 +36,18 @@ class SequenceSampler {
   const SamplingParams& params() const { return params_; }
   // The token was chosen and is now part of the output.
   void Append(int32_t token);
-  // The token was appended, as a draft that the model did not confirm: from here on all is as if it
-  // had never been. That holds for draws too: noise is a function of the seed and of the position
-  // (random.h), so there is no stream to wind back, and a position that is sampled again meets its
-  // old noise.
+  // The last token was appended as a draft that the model did not confirm: from here on all is as
+  // if it had never been. That holds for draws too: noise is a function of the seed and of the
+  // position (random.h), so there is no stream to wind back, and a position that is sampled again
+  // meets its old noise.
   void TakeBack(int32_t token);
 
-  // Applies penalties (repetition, then presence and frequency), bias and masks to this rank's
-  // logits in place, and offers its best. `position` is where the sampled token will stand in its
-  // sequence.
+  // Applies penalties (repetition, then presence and frequency), bias, masks and the limit of
+  // thinking to this rank's logits in place, and offers its best. `position` is where the sampled
+  // token will stand in its sequence.
   void MakeOffer(std::span<float> logits, int64_t position, RowOffer* offer);
-  // The model's own logit of an id of the slice, of the row that the last MakeOffer changed.
+  // The model's own logit of an id of the slice that can be sampled, of the row that the last
+  // MakeOffer changed.
   float RawLogit(std::span<const float> logits, int32_t id) const;
   // Copies the adjusted row; ids that are no tokens become -infinity.
   void CopyChoices(std::span<const float> logits, std::span<float> out) const;
@@ -58,6 +60,7 @@ class SequenceSampler {
   void Adjust(std::span<float> logits);
 
   SamplingParams params_;
+  ThinkingMeter thinking_;
   TokenSet tokens_;
   VocabSlice slice_;
   std::unordered_map<int32_t, Seen> seen_;          // ids of the slice; empty without penalties

@@ -37,6 +37,12 @@ Status ValidateSamplingParams(const SamplingParams& params, int64_t vocab_size) 
     return RequestError("logit_bias has %d entries, but at most %d are allowed",
                         params.logit_bias.size(), kMaxLogitBias);
   }
+  if (params.thinking.tokens != -1) {
+    LOCKSTEP_RETURN_IF_ERROR(
+        InRange("thinking_budget", static_cast<double>(params.thinking.tokens), 0, 1e9));
+    for (const int32_t id : {params.thinking.begin, params.thinking.end})
+      LOCKSTEP_RETURN_IF_ERROR(ValidTokenId("thinking_budget", id, vocab_size));
+  }
   std::unordered_set<int32_t> seen;
   for (const auto& [id, bias] : params.logit_bias) {
     LOCKSTEP_RETURN_IF_ERROR(ValidTokenId("logit_bias", id, vocab_size));

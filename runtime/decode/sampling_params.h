@@ -11,6 +11,14 @@
 
 namespace lockstep {
 
+// After so many tokens of thinking comes the token that ends it, whatever the model would say.
+struct ThinkingLimit {
+  int64_t tokens = -1;  // between the marks, all together; -1: no limit
+  int32_t begin = -1;   // the marks, <think> and </think>
+  int32_t end = -1;
+  bool operator==(const ThinkingLimit&) const = default;
+};
+
 // Equal on all ranks. The order of the steps is that of Hugging Face transformers: penalties and
 // bias on the logits, then temperature, then the kept set by top-k, top-p (over what top-k left),
 // min-p; then one draw.
@@ -28,6 +36,7 @@ struct SamplingParams {
   uint64_t seed = 0;  // of the draws; the same seed gives the same tokens
   int32_t logprobs =
       -1;  // report the chosen token's log-probability and those of the n best; -1: none
+  ThinkingLimit thinking;
 
   bool greedy() const;
   // Restricted by top-k, top-p or min-p.

@@ -19,6 +19,9 @@ void PutSampling(const SamplingParams& params, ByteWriter* writer) {
   writer->Put(params.frequency_penalty);
   writer->Put(params.seed);
   writer->Put(params.logprobs);
+  writer->Put(params.thinking.tokens);
+  writer->Put(params.thinking.begin);
+  writer->Put(params.thinking.end);
   std::vector<int32_t> ids;
   std::vector<float> biases;
   for (const auto& [id, bias] : params.logit_bias) {
@@ -39,6 +42,9 @@ Status GetSampling(ByteReader* reader, SamplingParams* params) {
   params->frequency_penalty = reader->Get<double>();
   params->seed = reader->Get<uint64_t>();
   params->logprobs = reader->Get<int32_t>();
+  params->thinking.tokens = reader->Get<int64_t>();
+  params->thinking.begin = reader->Get<int32_t>();
+  params->thinking.end = reader->Get<int32_t>();
   const std::vector<int32_t> ids = reader->GetVector<int32_t>();
   const std::vector<float> biases = reader->GetVector<float>();
   if (!reader->ok() || ids.size() != biases.size())

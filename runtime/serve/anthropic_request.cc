@@ -235,11 +235,15 @@ StatusOr<JsonValue> ChatFromMessages(const JsonValue& body, std::vector<std::str
   const JsonValue* thinking = nullptr;
   LOCKSTEP_RETURN_IF_ERROR(fields.ReadObject("thinking", &thinking));
   std::string type = "disabled";
+  JsonValue how = JsonValue::MakeObject();
   if (thinking != nullptr) {
     LOCKSTEP_ASSIGN_OR_RETURN(type, TypeOf(*thinking, "thinking"));
     if (type == "adaptive") type = "enabled";
+    if (const JsonValue* budget = thinking->Find("budget_tokens"))
+      how.Set("budget_tokens", *budget);
   }
-  chat.Set("thinking", JsonValue::MakeObject({{"type", Text(std::move(type))}}));
+  how.Set("type", Text(std::move(type)));
+  chat.Set("thinking", std::move(how));
   for (const char* known : {"metadata", "service_tier", "container", "betas", "output_config"})
     (void)fields.Get(known);
   for (const std::string& name : fields.Unread()) notes->push_back(NoMeaning(name));

@@ -73,6 +73,15 @@ Status FillRequest(const v1::SamplingOptions& sampling, const v1::StopOptions& s
       return RequestError("logprobs is %d, but must lie in 0 .. 20", sampling.logprobs());
     params.logprobs = sampling.logprobs();
   }
+  if (sampling.has_thinking_budget() && sampling.thinking_budget() != -1) {
+    const std::optional<int32_t> begin = text.tokenizer->IdOf("<think>");
+    const std::optional<int32_t> end = text.tokenizer->IdOf("</think>");
+    if (!begin.has_value() || !end.has_value()) {
+      return RequestError(
+          "thinking_budget: the model's tokenizer has no <think> and </think>; leave it out");
+    }
+    params.thinking = {sampling.thinking_budget(), *begin, *end};
+  }
   if (stop.has_max_tokens() && stop.max_tokens() < 1) {
     return RequestError("max_tokens is %d, but must be at least 1", stop.max_tokens());
   }

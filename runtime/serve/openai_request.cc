@@ -310,6 +310,24 @@ Status ReadThinking(JsonFields& fields, ChatRequest* chat) {
   return OkStatus();
 }
 
+// Under its names at Anthropic and Z.ai, Qwen, and vLLM; the last of these that says something
+// counts.
+Status ReadThinkingBudget(JsonFields& fields, v1::SamplingOptions* sampling) {
+  std::optional<int64_t> budget;
+  LOCKSTEP_RETURN_IF_ERROR(fields.Read("thinking_budget", &budget, -1, kMostInt));
+  LOCKSTEP_RETURN_IF_ERROR(fields.Read("thinking_token_budget", &budget, -1, kMostInt));
+  for (const auto& [object, name] : {std::pair("chat_template_kwargs", "thinking_budget"),
+                                     std::pair("thinking", "budget_tokens")}) {
+    const JsonValue* inside = nullptr;
+    LOCKSTEP_RETURN_IF_ERROR(fields.ReadObject(object, &inside));
+    if (inside == nullptr) continue;
+    JsonFields inner(*inside, absl::StrCat(object, "."));
+    LOCKSTEP_RETURN_IF_ERROR(inner.Read(name, &budget, -1, kMostInt));
+  }
+  if (budget.has_value()) sampling->set_thinking_budget(*budget);
+  return OkStatus();
+}
+
 StatusOr<ChatRequest> ReadConversation(JsonFields& fields) {
   const JsonValue* messages = nullptr;
   LOCKSTEP_RETURN_IF_ERROR(fields.ReadArray("messages", &messages));
@@ -399,6 +417,7 @@ StatusOr<OpenAiRequest> ParseChatCompletion(const JsonValue& given, const ModelT
   v1::StopOptions stop;
   (void)fields.Get("model");  // which the caller has looked at
   LOCKSTEP_RETURN_IF_ERROR(ReadGeneration(fields, &sampling, &stop));
+  LOCKSTEP_RETURN_IF_ERROR(ReadThinkingBudget(fields, &sampling));
   LOCKSTEP_RETURN_IF_ERROR(ReadStream(fields, &request));
   LOCKSTEP_RETURN_IF_ERROR(ReadResponseFormat(fields));
   std::optional<bool> logprobs;

@@ -214,6 +214,8 @@ StatusOr<JsonValue> ChatFromResponses(const JsonValue& body, std::vector<std::st
       // Of vLLM and Z.ai.
       {"seed", "seed"},
       {"thinking", "thinking"},
+      {"thinking_budget", "thinking_budget"},
+      {"thinking_token_budget", "thinking_token_budget"},
       {"chat_template_kwargs", "chat_template_kwargs"}};
   for (const auto& [name, chat_name] : kSame) {
     if (const JsonValue* value = fields.Get(name)) chat.Set(chat_name, *value);

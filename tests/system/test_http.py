@@ -215,6 +215,19 @@ class OpenAi(TestCase):
         self.assertIn("unheard_of", server.errors)
         self.assertNotIn("France", server.errors)  # prompts are nobody's business
 
+    def test_thinking_ends_when_its_budget_is_spent(self):
+        with Server("--ranks", 2, "--max-model-len", 1024) as server:
+            def thought(**fields):
+                answer = server.chat(max_tokens=60, extra_body=fields)
+                return answer.choices[0].message, answer.usage.completion_tokens_details.reasoning_tokens
+            free, _ = thought()
+            for fields in ({"thinking_budget": 5}, {"thinking": {"type": "enabled", "budget_tokens": 5}}):
+                message, tokens = thought(**fields)
+                self.assertEqual(tokens, 6, "five, and the one that ends thinking")
+                self.assertTrue(message.content)
+                self.assertTrue(message.reasoning_content)
+                self.assertTrue(free.reasoning_content.startswith(message.reasoning_content))
+
     def test_who_hangs_up_frees_its_place(self):
         with Server("--max-num-seqs", 1, "--ranks", 2) as server:
             stream = server.chat(stream=True, extra_body={"ignore_eos": True}, max_tokens=8000)

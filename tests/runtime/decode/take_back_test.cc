@@ -42,6 +42,7 @@ class Random {
     if (Below(2) == 0) params.logit_bias = {{Below(kVocab), 0.5f}};
     params.seed = random_();
     params.logprobs = Below(2) == 0 ? -1 : 3;
+    if (Below(2) == 0) params.thinking = {Below(4), 3, 7};
     return params;
   }
 
@@ -161,6 +162,7 @@ TEST(SequenceSamplerTakeBack, APositionThatIsSampledAgainGetsItsToken) {
           drafting.Append(ahead.back());
           ahead.push_back(sample(&drafting, position + 1 + i).id);  // appends it
         }
+        std::reverse(ahead.begin(), ahead.end());
         for (const int32_t token : ahead) drafting.TakeBack(token);
         const SampledToken expected = sample(&straight, position);
         const SampledToken again = sample(&drafting, position);

@@ -34,6 +34,7 @@ StepPlan FullPlan() {
   start.params.logit_bias = {{1, 2.5f}, {3, -4.0f}};
   start.params.seed = 123456789012345;
   start.params.logprobs = 5;
+  start.params.thinking = {100, 4, 6};
   start.shared = {7, 1};
   plan.started = {start};
   plan.growth = {{3, {0, 2}}};

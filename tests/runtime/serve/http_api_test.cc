@@ -259,6 +259,8 @@ TEST_F(HttpApiTest, WhatIsWrongIsNamed) {
       {{{"messages", messages}, {"logit_bias", {{"5", 1000}}}}, "logit_bias"},
       {{{"messages", messages}, {"stream", "yes"}}, "stream is a string"},
       {{{"messages", messages}, {"thinking", {{"type", "maybe"}}}}, "thinking.type is 'maybe'"},
+      {{{"messages", messages}, {"thinking_budget", -2}}, "thinking_budget"},
+      {{{"messages", messages}, {"thinking", {{"budget_tokens", "9"}}}}, "thinking.budget_tokens"},
       {{{"messages", messages}, {"reasoning_effort", "huge"}}, "reasoning_effort is 'huge'"},
       {{{"messages", messages}, {"tools", {{{"type", "function"}}}}}, "tools[0]"},
       {{{"messages",
