@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "collectives/group.h"
+#include "collectives/rank_meter.h"
 #include "runtime/base/status.h"
 #include "transport/fabric.h"
 
@@ -88,6 +89,14 @@ class Membership {
   virtual StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) = 0;
   // The own addresses at which links over a transport may be opened, best first.
   virtual StatusOr<std::vector<std::string>> DataHosts(const std::string& transport) const = 0;
+
+  // What this rank counts of itself; rank 0 hears of it.
+  RankMeter& meter() { return meter_; }
+  // Rank 0: what is known of every rank, by rank. Any thread.
+  virtual std::vector<RankNews> News() const = 0;
+
+ protected:
+  RankMeter meter_;
 };
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);

@@ -213,7 +213,13 @@ void ControlChannel::Beat() {
   const int64_t now = NowNs();
   if (now < next_beat_ns_) return;
   next_beat_ns_ = now + options_.heartbeat_ms * 1'000'000;
-  const std::vector<std::byte> bytes = EncodeFrame({ControlType::kHeartbeat, {}});
+  Heartbeat heartbeat;
+  heartbeat.stamp = options_.rank == 0 ? static_cast<uint64_t>(now) : stamp_;
+  if (options_.rank != 0 && stamp_ != 0)
+    heartbeat.held_ns = static_cast<uint64_t>(std::max<int64_t>(now - stamp_came_ns_, 0));
+  if (options_.meter != nullptr) heartbeat.report = options_.meter->Report();
+  const std::vector<std::byte> bytes =
+      EncodeFrame({ControlType::kHeartbeat, EncodeHeartbeat(heartbeat)});
   for (Connection& connection : connections_) {
     if (!connection.socket.valid() || connection.outgoing.size() > kMostUnsentHeartbeats) continue;
     connection.outgoing.insert(connection.outgoing.end(), bytes.begin(), bytes.end());
@@ -256,31 +262,70 @@ void ControlChannel::Read(Connection* connection) {
     ControlFrame frame;
     while (true) {
       const StatusOr<int> taken = TakeFrame(&connection->incoming, &frame);
-      if (!taken.ok()) {
+      if (taken.ok() && *taken == 0) break;
+      if (!taken.ok() || !Handle(connection, frame)) {
         Lost(connection, "sent a malformed control message");
         return;
       }
-      if (*taken == 0) break;
-      Handle(connection, frame);
     }
   }
 }
 
-void ControlChannel::Handle(Connection* connection, const ControlFrame& frame) {
+bool ControlChannel::Handle(Connection* connection, const ControlFrame& frame) {
   ByteReader reader(frame.body);
   switch (frame.type) {
-    case ControlType::kHeartbeat:
-      return;
+    case ControlType::kHeartbeat: {
+      const StatusOr<Heartbeat> heartbeat = ParseHeartbeat(frame.body);
+      if (heartbeat.ok()) HandleHeartbeat(connection, *heartbeat);
+      return heartbeat.ok();
+    }
     case ControlType::kStop:
-      return HandleStop(*connection, &reader);
+      HandleStop(*connection, &reader);
+      break;
     case ControlType::kLeave:
       connection->left = true;
-      return;
+      break;
     case ControlType::kShare:
-      return HandleShare(connection->rank, &reader);
+      HandleShare(connection->rank, &reader);
+      break;
     case ControlType::kShared:
-      return HandleShared(&reader);
+      HandleShared(&reader);
+      break;
   }
+  return true;
+}
+
+void ControlChannel::HandleHeartbeat(Connection* from, const Heartbeat& heartbeat) {
+  const std::lock_guard lock(mutex_);
+  if (options_.rank != 0) {
+    stamp_ = heartbeat.stamp;
+    stamp_came_ns_ = NowNs();
+    return;
+  }
+  from->report = heartbeat.report;
+  from->beat_ns = NowNs();
+  const auto now = static_cast<uint64_t>(from->beat_ns);
+  // A rank that has held no stamp yet, or makes no sense of it.
+  if (heartbeat.stamp == 0 || heartbeat.stamp > now || heartbeat.held_ns > now - heartbeat.stamp)
+    return;
+  const uint64_t round_trip_ns = now - heartbeat.stamp - heartbeat.held_ns;
+  from->round_trips_ns[from->next_round_trip++ % kRoundTrips] =
+      std::max<int64_t>(static_cast<int64_t>(round_trip_ns), 1);
+}
+
+std::vector<RankNews> ControlChannel::News() {
+  std::vector<RankNews> news(static_cast<size_t>(options_.size));
+  if (options_.meter != nullptr) news[0].report = options_.meter->Report();
+  const std::lock_guard lock(mutex_);
+  for (const Connection& connection : connections_) {
+    RankNews& of = news[static_cast<size_t>(connection.rank)];
+    of.report = connection.report;
+    if (connection.beat_ns > 0) of.silent_ns = std::max<int64_t>(NowNs() - connection.beat_ns, 0);
+    for (const int64_t ns : connection.round_trips_ns) {
+      if (ns > 0 && (of.round_trip_ns < 0 || ns < of.round_trip_ns)) of.round_trip_ns = ns;
+    }
+  }
+  return news;
 }
 
 void ControlChannel::HandleStop(const Connection& from, ByteReader* reader) {

@@ -4,6 +4,7 @@
 // never touches a group.
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "collectives/lifeline.h"
+#include "collectives/rank_meter.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/status.h"
@@ -30,6 +32,7 @@ struct ControlOptions {
   int64_t heartbeat_ms = 200;
   std::vector<std::string> names;  // by rank
   std::shared_ptr<Lifeline> lifeline;
+  const RankMeter* meter = nullptr;  // of this rank; outlives the channel
 };
 
 // One message: type, body. Its bounds are checked before anything is allocated.
@@ -58,8 +61,13 @@ class ControlChannel {
   // Collective: every rank's text, by rank. Calls with the same topic belong together.
   StatusOr<std::vector<std::string>> Share(uint32_t topic, const std::string& text,
                                            Deadline deadline);
+  // Rank 0: what is known of every rank, by rank.
+  std::vector<RankNews> News();
 
  private:
+  // Five seconds of heartbeats: the least of their round trips is that of the network, the others
+  // waited for a busy core.
+  static constexpr size_t kRoundTrips = 25;
   struct Connection {
     int rank = 0;
     UniqueFd socket;
@@ -67,6 +75,11 @@ class ControlChannel {
     std::vector<std::byte> outgoing;  // under mutex_
     int64_t heard_ns = 0;
     bool left = false;
+    // Of its heartbeats; under mutex_.
+    RankReport report;
+    int64_t beat_ns = 0;                                // when the last one came; 0: none has
+    std::array<int64_t, kRoundTrips> round_trips_ns{};  // the last ones, 0: none yet
+    size_t next_round_trip = 0;
   };
   struct Topic {
     std::vector<std::string> texts;
@@ -77,7 +90,9 @@ class ControlChannel {
   void Run();
   void WaitForNews();
   void Read(Connection* connection);
-  void Handle(Connection* connection, const ControlFrame& frame);
+  // False: it is malformed.
+  bool Handle(Connection* connection, const ControlFrame& frame);
+  void HandleHeartbeat(Connection* from, const Heartbeat& heartbeat);
   void HandleStop(const Connection& from, ByteReader* reader);
   void HandleShare(int rank, ByteReader* reader);
   void HandleShared(ByteReader* reader);
@@ -101,6 +116,8 @@ class ControlChannel {
   bool stopping_ = false;
   int64_t next_beat_ns_ = 0;
   int64_t last_loop_ns_ = 0;
+  uint64_t stamp_ = 0;  // of rank 0's last heartbeat, and when it came; under mutex_
+  int64_t stamp_came_ns_ = 0;
   int64_t away_ms_ = 0;  // how long this process did not run before its last look around
   std::thread thread_;
 };

@@ -46,6 +46,7 @@ class LinkedMembership final : public Membership {
     control.peer_timeout_ms = options.peer_timeout_ms;
     control.names = names_;
     control.lifeline = lifeline_;
+    control.meter = &meter_;
     control_ = std::make_unique<ControlChannel>(std::move(control), std::move(joined.connections));
     lifeline_->SetAnnouncer([this](const Status& reason) { control_->Announce(reason); });
   }
@@ -75,6 +76,7 @@ class LinkedMembership final : public Membership {
     left_ = true;
     control_->Leave();
   }
+  std::vector<RankNews> News() const override { return control_->News(); }
 
   // All ranks are in this together: what stops one stops all, with its reason.
   StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string& collective,
@@ -251,6 +253,7 @@ class SingleMembership final : public Membership {
   Status Health() const override { return lifeline_->broken() ? lifeline_->reason() : OkStatus(); }
   void Abort(const Status& reason) override { lifeline_->Abort(reason); }
   void Leave() override {}
+  std::vector<RankNews> News() const override { return {{.report = meter_.Report()}}; }
   uint64_t GroupBytes(size_t slot_bytes) const override { return slot_bytes; }
   StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string&, size_t slot_bytes) override {
     GroupOptions group;

@@ -20,6 +20,7 @@
 #include "launcher/progress.h"
 #include "launcher/settings.h"
 #include "launcher/spawn.h"
+#include "launcher/timed_group.h"
 #include "launcher/world.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
@@ -299,7 +300,7 @@ size_t OpenedSession::StepSlotBytes(const ModelConfig& config, const ModelLimits
 
 Status OpenedSession::OpenGroup(size_t slot_bytes) {
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership_->OpenGroup(slot_bytes));
-  group_ = needs_.wrap_group ? needs_.wrap_group(std::move(group)) : std::move(group);
+  group_ = std::make_unique<TimedGroup>(std::move(group), &membership_->meter().exchanges);
   const bool one_machine = membership_->local_size() == size();
   SumLimits limits = UsualSumLimits(size(), one_machine && membership_->crowded());
   if (options_.gather_sum_bytes >= 0) limits.gathered_bytes = options_.gather_sum_bytes;
@@ -354,6 +355,11 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
   LOCKSTEP_RETURN_IF_ERROR(model.status());
   model_ = std::move(model).value();
   load_seconds_ = static_cast<double>(NowNs() - start_ns) * 1e-9;
+  membership_->meter().SetLoaded({.weight_bytes = model_->memory().weight_bytes,
+                                  .token_bytes = model_->bytes_per_token(),
+                                  .kv_bytes = model_->memory().kv_bytes,
+                                  .planned_bytes = model_->memory().lasting(),
+                                  .threads = static_cast<uint32_t>(pool_->count())});
   const double seconds = load_seconds_;
   const auto bytes = static_cast<double>(model_->bytes_read());
   Report(absl::StrFormat("loaded %s in %.2f s (%.2f GB/s)", FormatBytes(model_->bytes_read()),

@@ -31,10 +31,8 @@ struct SessionNeeds {
   // Looks at this rank's files before they are loaded, for as long as it takes; may be empty. An
   // error on one rank ends all.
   std::function<Status(const OpenedModel& opened)> check_files;
-  // Put something around the backend and the group before anything uses them, to measure; may be
-  // empty.
+  // Puts something around the backend before anything uses it, to measure; may be empty.
   std::function<std::unique_ptr<kernels::Backend>(std::unique_ptr<kernels::Backend>)> wrap_backend;
-  std::function<std::unique_ptr<Group>(std::unique_ptr<Group>)> wrap_group;
   // The limits that the command wants, from the model's configuration; must give the same on every
   // rank. Empty: LimitsFromOptions, with as many KV blocks as fit into memory.
   std::function<StatusOr<ModelLimits>(const ModelConfig& config)> limits;

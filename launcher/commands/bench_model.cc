@@ -8,7 +8,6 @@
 
 #include "launcher/commands/bench.h"
 #include "launcher/commands/bench_report.h"
-#include "launcher/commands/timed_group.h"
 #include "launcher/memory.h"
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
@@ -88,13 +87,13 @@ class Steps {
   Batch batch_;
 };
 
-// What stands around the session's backend and group. Both live in the session.
+// What one rank measured of a test: by the backend, which lives in the session, and of exchanges.
 struct Clocks {
   kernels::TimedBackend* backend = nullptr;
-  TimedGroup* group = nullptr;
+  RankMeter::Exchanges exchanges;
 };
 
-Json RankReport(Session& session, const Clocks& clocks) {
+Json ReportOf(Session& session, const Clocks& clocks) {
   Json report = {{"rank", session.rank()}, {"ops", Json::array()}};
   for (const kernels::OpTime& time : clocks.backend->times()) {
     report["ops"].push_back({{"op", time.op},
@@ -105,7 +104,7 @@ Json RankReport(Session& session, const Clocks& clocks) {
                              {"bytes", time.bytes},
                              {"operations", time.operations}});
   }
-  report["exchange"] = {{"calls", clocks.group->calls()}, {"ns", clocks.group->ns()}};
+  report["exchange"] = {{"calls", clocks.exchanges.calls}, {"ns", clocks.exchanges.ns}};
   const Model& model = session.model();
   report["weight_bytes_per_token"] = model.bytes_per_token();
   report["kv_bytes_per_position"] =
@@ -125,7 +124,7 @@ StatusOr<Json> GatherReports(Group& group, const Json& mine) {
 }
 
 // Collective: one test, `repeat` times after a warm-up; on every rank the figures of all.
-StatusOr<Json> RunTest(Session& session, const Clocks& clocks, const Plan& plan, int64_t count) {
+StatusOr<Json> RunTest(Session& session, Clocks& clocks, const Plan& plan, int64_t count) {
   Steps steps(session, plan);
   if (plan.decode) {
     if (plan.context > 0)
@@ -135,18 +134,20 @@ StatusOr<Json> RunTest(Session& session, const Clocks& clocks, const Plan& plan,
     LOCKSTEP_RETURN_IF_ERROR(steps.Test(count));
   }
   clocks.backend->Reset();
-  clocks.group->Reset();
+  clocks.exchanges = {};
   std::vector<double> seconds;
   for (int64_t repetition = 0; repetition < session.options().repeat; ++repetition) {
-    clocks.group->Pause(true);
     LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
-    clocks.group->Pause(false);
+    const RankMeter::Exchanges before = session.membership().meter().exchanges;
     const int64_t start_ns = NowNs();
     LOCKSTEP_RETURN_IF_ERROR(steps.Test(count));
     seconds.push_back(static_cast<double>(NowNs() - start_ns) * 1e-9);
+    const RankMeter::Exchanges& after = session.membership().meter().exchanges;
+    clocks.exchanges.calls += after.calls - before.calls;
+    clocks.exchanges.ns += after.ns - before.ns;
   }
   Json test = {{"tokens", count}, {"context", plan.context}, {"seconds", seconds}};
-  const Json mine = RankReport(session, clocks);
+  const Json mine = ReportOf(session, clocks);
   LOCKSTEP_ASSIGN_OR_RETURN(test["ranks"], GatherReports(session.group(), mine));
   return test;
 }
@@ -166,7 +167,7 @@ Json MemoryReport(Session& session, const MemoryMarks& marks) {
 }
 
 // Every rank.
-Status Measure(Session& session, const Clocks& clocks, const Plan& plan, const MemoryMarks& marks) {
+Status Measure(Session& session, Clocks& clocks, const Plan& plan, const MemoryMarks& marks) {
   BenchReport report;
   LOCKSTEP_ASSIGN_OR_RETURN(report.read_before_gb_per_s, MeasureRead(session));
   LOCKSTEP_ASSIGN_OR_RETURN(report.peak, MeasurePeak(session));
@@ -199,11 +200,6 @@ Status BenchModel(const Options& options, const Plan& plan) {
   needs.wrap_backend = [&](std::unique_ptr<kernels::Backend> inner) {
     auto timed = std::make_unique<kernels::TimedBackend>(std::move(inner));
     clocks.backend = timed.get();
-    return timed;
-  };
-  needs.wrap_group = [&](std::unique_ptr<Group> inner) {
-    auto timed = std::make_unique<TimedGroup>(std::move(inner));
-    clocks.group = timed.get();
     return timed;
   };
   needs.limits = [&](const ModelConfig& config) {

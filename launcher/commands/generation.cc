@@ -74,7 +74,7 @@ StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(Session& session)
   std::vector<std::string> names;
   for (const RankInfo& rank : session.membership().ranks()) names.push_back(rank.Name());
   return TensorParallelExecutor::Create(session.model(), session.group(), {vocab.begin, vocab.end},
-                                        std::move(names));
+                                        std::move(names), &session.membership().meter());
 }
 
 Status WorkForRankZero(Session& session, int64_t patience_ms) {

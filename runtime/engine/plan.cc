@@ -1,5 +1,6 @@
 #include "runtime/engine/plan.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "runtime/base/bytes.h"
@@ -105,6 +106,13 @@ int64_t StepPlan::rows() const {
   int64_t rows = 0;
   for (const RowSpan& span : spans) rows += span.count;
   return rows;
+}
+
+bool StepPlan::IsDecode() const {
+  const auto gives_token = [](const RowSpan& span) {
+    return span.count == 1 && span.output == SpanOutput::kSample;
+  };
+  return !spans.empty() && std::all_of(spans.begin(), spans.end(), gives_token);
 }
 
 void EncodePlan(const StepPlan& plan, std::vector<std::byte>* message) {

@@ -66,6 +66,8 @@ struct StepPlan {
   std::vector<RowSpan> spans;  // at most one per slot
 
   int64_t rows() const;
+  // Every row gives a token, so that the step's time is that of one token.
+  bool IsDecode() const;
 };
 
 void EncodePlan(const StepPlan& plan, std::vector<std::byte>* message);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "runtime/base/check.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/digest.h"
 
 namespace lockstep {
@@ -60,7 +61,8 @@ Status CheckIntroductions(const std::vector<Introduction>& all,
 }  // namespace
 
 StatusOr<std::unique_ptr<TensorParallelExecutor>> TensorParallelExecutor::Create(
-    Model& model, Group& group, VocabSlice slice, std::vector<std::string> rank_names) {
+    Model& model, Group& group, VocabSlice slice, std::vector<std::string> rank_names,
+    RankMeter* meter) {
   const Introduction mine = {slice, model.limits(), model.has_draft_layer()};
   std::vector<Introduction> all(group.size());
   LOCKSTEP_RETURN_IF_ERROR(AllGather(group, std::as_bytes(std::span<const Introduction>(&mine, 1)),
@@ -69,14 +71,16 @@ StatusOr<std::unique_ptr<TensorParallelExecutor>> TensorParallelExecutor::Create
   std::vector<VocabSlice> slices;
   for (const Introduction& rank : all) slices.push_back(rank.slice);
   return std::unique_ptr<TensorParallelExecutor>(
-      new TensorParallelExecutor(model, group, std::move(slices), std::move(rank_names)));
+      new TensorParallelExecutor(model, group, std::move(slices), std::move(rank_names), meter));
 }
 
 TensorParallelExecutor::TensorParallelExecutor(Model& model, Group& group,
                                                std::vector<VocabSlice> slices,
-                                               std::vector<std::string> rank_names)
+                                               std::vector<std::string> rank_names,
+                                               RankMeter* meter)
     : model_(model),
       group_(group),
+      meter_(meter),
       slices_(std::move(slices)),
       table_(model.limits(), model.config().vocab_size, slices_[group.rank()]),
       sampler_(group, slices_, std::move(rank_names)) {}
@@ -130,9 +134,12 @@ Status TensorParallelExecutor::RunWorker() {
 Status TensorParallelExecutor::RunStep(const StepPlan& plan, uint64_t plan_digest,
                                        StepOutcome* outcome) {
   LOCKSTEP_RETURN_IF_ERROR(table_.Apply(plan));
+  const RankMeter::Exchanges before =
+      meter_ != nullptr ? meter_->exchanges : RankMeter::Exchanges{};
+  int64_t compute_ns = 0;
   StepOutput output;
   if (table_.batch().rows() > 0) {
-    LOCKSTEP_ASSIGN_OR_RETURN(output, model_.Step(table_.batch()));
+    LOCKSTEP_ASSIGN_OR_RETURN(output, StepModel(&compute_ns));
     const VocabSlice mine = slices_[group_.rank()];
     if (output.outputs != static_cast<int64_t>(table_.outputs().size()) ||
         output.vocab.begin != mine.begin || output.vocab.end != mine.end) {
@@ -147,8 +154,21 @@ Status TensorParallelExecutor::RunStep(const StepPlan& plan, uint64_t plan_diges
   // too.
   const uint64_t digest = Chain(Chain(model_digest_, token_digest_), plan_digest);
   LOCKSTEP_RETURN_IF_ERROR(Sample(plan, output, digest, outcome));
+  if (meter_ != nullptr && plan.IsDecode()) {
+    const RankMeter::Exchanges& after = meter_->exchanges;
+    meter_->AddDecodeStep(compute_ns, {after.ns - before.ns, after.calls - before.calls});
+  }
   LOCKSTEP_RETURN_IF_ERROR(GatherRaw(output, outcome));
   return DraftRaw(output, outcome);
+}
+
+StatusOr<StepOutput> TensorParallelExecutor::StepModel(int64_t* compute_ns) {
+  const int64_t begin_ns = NowNs();
+  const int64_t before_ns = meter_ != nullptr ? meter_->exchanges.ns : 0;
+  StatusOr<StepOutput> output = model_.Step(table_.batch());
+  const int64_t exchange_ns = meter_ != nullptr ? meter_->exchanges.ns - before_ns : 0;
+  *compute_ns = NowNs() - begin_ns - exchange_ns;
+  return output;
 }
 
 Status TensorParallelExecutor::Sample(const StepPlan& plan, const StepOutput& output,

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "collectives/group.h"
+#include "collectives/rank_meter.h"
 #include "runtime/base/status.h"
 #include "runtime/decode/sampler.h"
 #include "runtime/engine/executor.h"
@@ -20,9 +21,11 @@ class TensorParallelExecutor final : public Executor {
  public:
   // Collective: all ranks of `group` create theirs together. `rank_names` name the ranks in errors.
   // `group` and `model` must outlive it. `slice` is the vocabulary range whose logits this rank's
-  // model gives.
+  // model gives. `meter` counts the decode steps (null: nothing does); it outlives the executor,
+  // and the exchanges of `group` count in it.
   static StatusOr<std::unique_ptr<TensorParallelExecutor>> Create(
-      Model& model, Group& group, VocabSlice slice, std::vector<std::string> rank_names);
+      Model& model, Group& group, VocabSlice slice, std::vector<std::string> rank_names,
+      RankMeter* meter = nullptr);
 
   // Rank 0.
   Status Execute(const StepPlan& plan, StepOutcome* outcome) override;
@@ -36,7 +39,9 @@ class TensorParallelExecutor final : public Executor {
 
  private:
   TensorParallelExecutor(Model& model, Group& group, std::vector<VocabSlice> slices,
-                         std::vector<std::string> rank_names);
+                         std::vector<std::string> rank_names, RankMeter* meter);
+  // The model's part of a step, measured.
+  StatusOr<StepOutput> StepModel(int64_t* compute_ns);
   // Every rank: one step. `outcome` is filled on rank 0 only and may be null elsewhere.
   Status RunStep(const StepPlan& plan, uint64_t plan_digest, StepOutcome* outcome);
   Status Sample(const StepPlan& plan, const StepOutput& output, uint64_t digest,
@@ -51,6 +56,7 @@ class TensorParallelExecutor final : public Executor {
 
   Model& model_;
   Group& group_;
+  RankMeter* const meter_;
   std::vector<VocabSlice> slices_;
   SequenceTable table_;
   TokenSampler sampler_;

@@ -53,6 +53,35 @@ TEST(Bootstrap, RanksKnowEachOther) {
   for (const Status& result : results) EXPECT_TRUE(result.ok()) << result;
 }
 
+TEST(Bootstrap, RankZeroHearsWhatTheOthersCountAndHowFarTheyAre) {
+  std::atomic<bool> heard{false};
+  const std::vector<Status> results =
+      RunAsThreads(LocalRanks(3, "tcp"), [&](Membership& membership) -> Status {
+        LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Group> group, membership.OpenGroup());
+        const auto rank = static_cast<uint64_t>(group->rank());
+        membership.meter().SetLoaded({.weight_bytes = 1000 + rank, .threads = 3});
+        membership.meter().AddDecodeStep(static_cast<int64_t>(10 + rank), {20, 4});
+        const Deadline deadline = Deadline::After(20'000);
+        while (rank == 0 && !heard && !deadline.Passed()) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(20));
+          const std::vector<RankNews> news = membership.News();
+          heard = news.size() == 3 && news[0].round_trip_ns < 0;
+          for (uint64_t r = 0; r < 3 && heard; ++r) {
+            const RankReport& report = news[r].report;
+            heard = report.weight_bytes == 1000 + r && report.steps == 1 &&
+                    report.compute_ns == 10 + r && report.exchange_ns == 20 &&
+                    report.exchanges == 4 && report.threads == 3 && report.resident_bytes > 0;
+            // Within one process a round trip is short; 0 would be none at all.
+            if (r > 0)
+              heard = heard && news[r].round_trip_ns > 0 && news[r].round_trip_ns < 1'000'000'000;
+          }
+        }
+        return Barrier(*group);
+      });
+  for (const Status& result : results) EXPECT_TRUE(result.ok()) << result;
+  EXPECT_TRUE(heard);
+}
+
 TEST(Bootstrap, LateRanksAreWaitedFor) {
   std::vector<BootstrapOptions> all = LocalRanks(2, "tcp");
   Status first, second;

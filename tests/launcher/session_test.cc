@@ -320,9 +320,7 @@ TEST(Session, ARankThatRunsOutOfMemoryTellsTheOthers) {
   options.max_model_len = 512;  // as ShortRun
   options.rendezvous = "127.0.0.1:" + FreePort();
   SessionNeeds needs;
-  needs.wrap_group = [](std::unique_ptr<Group>) -> std::unique_ptr<Group> {
-    throw std::bad_alloc();
-  };
+  needs.limits = [](const ModelConfig&) -> StatusOr<ModelLimits> { throw std::bad_alloc(); };
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
