@@ -29,7 +29,12 @@ struct EngineCounts {
   uint64_t prompt_tokens = 0;  // of requests that gave a token
   uint64_t cached_tokens = 0;  // of these, that were there from an earlier request
   uint64_t generation_tokens = 0;
-  uint64_t preemptions = 0;              // of sequences, for requests of better priority
+  uint64_t preemptions = 0;  // of sequences, for requests of better priority
+  // Decode steps (StepPlan::IsDecode), as long as the loop was at them: with the plan, the samples
+  // and what is published.
+  uint64_t decode_steps = 0;
+  uint64_t decode_tokens = 0;
+  uint64_t decode_ns = 0;
   std::array<uint64_t, 5> finished{};    // requests, by FinishReason
   TimeHistogram time_to_first_token;     // from submission
   TimeHistogram inter_token;             // from one token of a request to its next

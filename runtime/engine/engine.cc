@@ -223,6 +223,12 @@ bool Engine::Turn() {
       FailAll(done);
       return false;
     }
+    if (plan_.IsDecode()) {
+      const std::lock_guard lock(mutex_);
+      ++counts_.decode_steps;
+      counts_.decode_tokens += plan_.spans.size();
+      counts_.decode_ns += static_cast<uint64_t>(NowNs() - now_ns);
+    }
     return true;
   }
   std::unique_lock lock(mutex_);

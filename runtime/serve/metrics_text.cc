@@ -1,5 +1,8 @@
 #include "runtime/serve/metrics_text.h"
 
+#include <functional>
+#include <optional>
+
 namespace lockstep {
 namespace {
 
@@ -15,6 +18,10 @@ std::string Escaped(const std::string& text) {
     out += c;
   }
   return out;
+}
+
+std::string LabelOf(const RankFacts& rank) {
+  return absl::StrFormat(",rank=\"%d\",host=\"%s\"", rank.info.rank, Escaped(rank.info.host));
 }
 
 class Writer {
@@ -43,6 +50,23 @@ class Writer {
     }
     Value(name + "_sum", times.sum);
     Value(name + "_count", static_cast<double>(total));
+  }
+  // A value of each rank that has one.
+  void PerRank(const char* name, const char* type, const char* help, const ClusterView& view,
+               const std::function<std::optional<double>(const RankFacts&, size_t)>& value) {
+    Head(name, type, help);
+    for (size_t r = 0; r < view.ranks.size(); ++r) {
+      if (const std::optional<double> known = value(view.ranks[r], r); known.has_value())
+        Value(name, *known, LabelOf(view.ranks[r]));
+    }
+  }
+  // A figure of each rank's report.
+  template <typename T>
+  void Reported(const char* name, const char* type, const char* help, const ClusterView& view,
+                T RankReport::*figure, double unit = 1) {
+    PerRank(name, type, help, view, [&](const RankFacts& rank, size_t) {
+      return static_cast<double>(rank.news.report.*figure) * unit;
+    });
   }
   std::string Take() { return std::move(text_); }
 
@@ -101,6 +125,62 @@ std::string MetricsText(const std::string& model, const EngineLoad& load,
                 counts.prefill);
   out.Histogram("vllm:request_decode_time_seconds", "From the first token to the last.",
                 counts.decode);
+  return out.Take();
+}
+
+std::string ClusterMetricsText(const std::string& model, const ClusterView& view) {
+  Writer out(model);
+  out.One("lockstep_kv_blocks", "gauge", "KV blocks of the pool, of 16 tokens.",
+          static_cast<double>(view.load.kv_blocks));
+  out.One("lockstep_kv_blocks_used", "gauge", "KV blocks in use.",
+          static_cast<double>(view.load.kv_blocks_used));
+  out.One("lockstep_decode_steps_total", "counter", "Steps whose every row gave a token.",
+          static_cast<double>(view.counts.decode_steps));
+  out.One("lockstep_decode_step_seconds_total", "counter",
+          "Time of these steps, with the plan, sampling and publishing.",
+          static_cast<double>(view.counts.decode_ns) * 1e-9);
+  out.One("lockstep_decode_step_tokens_total", "counter", "Tokens of these steps.",
+          static_cast<double>(view.counts.decode_tokens));
+  out.Reported("lockstep_rank_decode_steps_total", "counter",
+               "Decode steps of a rank since it joined.", view, &RankReport::steps);
+  out.Reported("lockstep_rank_compute_seconds_total", "counter",
+               "Time that a rank computed in decode steps.", view, &RankReport::compute_ns, 1e-9);
+  out.Reported("lockstep_rank_exchange_seconds_total", "counter",
+               "Time of a rank's exchanges in decode steps, with waiting for others.", view,
+               &RankReport::exchange_ns, 1e-9);
+  out.Reported("lockstep_rank_exchanges_total", "counter", "Exchanges in decode steps.", view,
+               &RankReport::exchanges);
+  out.PerRank("lockstep_rank_skew_seconds", "gauge",
+              "How much longer per decode step the rank that waits most waits than this one: the "
+              "others wait for the largest.",
+              view, [&](const RankFacts&, size_t r) -> std::optional<double> {
+                if (!view.decode.has_value() || r >= view.decode->ranks.size()) return std::nullopt;
+                return view.decode->ranks[r].skew;
+              });
+  out.PerRank(
+      "lockstep_link_round_trip_seconds", "gauge",
+      "Round trip between rank 0 and a rank over the control connection (TCP), the least of "
+      "five seconds.",
+      view, [](const RankFacts& rank, size_t) -> std::optional<double> {
+        if (rank.news.round_trip_ns < 0) return std::nullopt;
+        return static_cast<double>(rank.news.round_trip_ns) * 1e-9;
+      });
+  out.PerRank("lockstep_rank_silent_seconds", "gauge", "Since a rank's last heartbeat.", view,
+              [](const RankFacts& rank, size_t) {
+                return static_cast<double>(rank.news.silent_ns) * 1e-9;
+              });
+  out.Reported("lockstep_rank_weight_bytes", "gauge", "Memory of a rank's weights.", view,
+               &RankReport::weight_bytes);
+  out.Reported("lockstep_rank_weight_bytes_per_token", "gauge",
+               "What one decoded token reads of them.", view, &RankReport::token_bytes);
+  out.Reported("lockstep_rank_kv_bytes", "gauge", "Memory of a rank's KV cache.", view,
+               &RankReport::kv_bytes);
+  out.Reported("lockstep_rank_planned_bytes", "gauge", "Memory planned for a rank, all of it.",
+               view, &RankReport::planned_bytes);
+  out.Reported("lockstep_rank_resident_bytes", "gauge", "Memory that a rank's process holds.", view,
+               &RankReport::resident_bytes);
+  out.Reported("lockstep_rank_threads", "gauge", "Threads that compute on a rank.", view,
+               &RankReport::threads);
   return out.Take();
 }
 
