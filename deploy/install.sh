@@ -3,7 +3,7 @@
 # Safe to run again: it does nothing when everything is there.
 #
 #     deploy/install.sh          build, run, test
-#     deploy/install.sh --full   also what deploy/test-full.sh needs (clang, ARM cross build, qemu)
+#     deploy/install.sh --full   also what deploy/test-full.sh needs (clang, ARM cross build, qemu, Chromium)
 set -euo pipefail
 
 packages=(
@@ -20,7 +20,7 @@ packages=(
 # A guest machine with an RDMA device, for tests/rdma.
 if [[ $(dpkg --print-architecture) == amd64 ]]; then packages+=(qemu-system-x86 busybox-static perftest); fi
 if [[ "${1:-}" == "--full" ]]; then
-  packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static)
+  packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static chromium fonts-dejavu-core)
 fi
 
 missing=()

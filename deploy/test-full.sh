@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Everything there is: the whole suite in release and under each sanitizer, ARM tests under qemu, every fuzzer for a
-# minute, 200 ranks killed or stopped, 10,000 exchanges over an RDMA device, the real language model in ten weight
-# formats, and the macOS compile check where Python's ziglang is installed. Hours on a small machine.
+# minute, 200 ranks killed or stopped, 10,000 exchanges over an RDMA device, the page in a browser, the real language model
+# in ten weight formats, and the macOS compile check where Python's ziglang is installed. Hours on a small machine.
 #
 #     deploy/test-full.sh                      all of it
-#     deploy/test-full.sh release asan tsan arm64 fuzz soak rdma fidelity macos    only the named parts
+#     deploy/test-full.sh release asan tsan arm64 fuzz soak page rdma fidelity macos    only the named parts
 #
 # LOCKSTEP_FUZZ_SECONDS=600 LOCKSTEP_FUZZ_TARGETS="tests/fuzz/gguf_fuzz.cc tests/fuzz/safetensors_fuzz.cc" and
 # LOCKSTEP_SOAK_ROUNDS=1000 make those parts longer.
@@ -17,7 +17,7 @@ jobs=${LOCKSTEP_JOBS:-$(nproc)}
 fuzz_seconds=${LOCKSTEP_FUZZ_SECONDS:-60}
 soak_rounds=${LOCKSTEP_SOAK_ROUNDS:-200}
 parts=("$@")
-if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak rdma fidelity macos); fi
+if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak page rdma fidelity macos); fi
 
 export LOCKSTEP_TEST_SEED=random
 # gRPC and protobuf of Debian are not instrumented: the preset (CMakePresets.json) has the thread sanitizer ignore them. What
@@ -94,6 +94,12 @@ soak() {
   python3 deploy/kill_soak.py --binary build/release/lockstep --model models/tiny --rounds "$soak_rounds"
 }
 
+# What `lockstep serve` shows, in a headless Chromium. Not a part of the suite: CI has no browser.
+page() {
+  cmake --preset release && cmake --build build/release -j "$jobs" --target lockstep || return 1
+  LOCKSTEP_BINARY=$root/build/release/lockstep python3 -B tests/system/test_page.py -v
+}
+
 # All that tests/rdma has, in the guest machine: ten times the exchanges, every contract with three ranks too.
 rdma() {
   cmake --preset release && cmake --build build/release -j "$jobs" --target lockstep rdma_exchange transport_link_test \
@@ -144,7 +150,7 @@ for part in "${parts[@]}"; do
   case $part in
     release | asan) if suite "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
     tsan) if suite tsan -E "$tsan_leaves_out"; then result[tsan]=passed; else result[tsan]=FAILED; fi ;;
-    arm64 | fuzz | soak | rdma | fidelity | macos) if "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
+    arm64 | fuzz | soak | page | rdma | fidelity | macos) if "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
     *) echo "test-full: there is no part '$part'" >&2; exit 2 ;;
   esac
 done

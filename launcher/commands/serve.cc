@@ -11,6 +11,7 @@
 #include "launcher/process.h"
 #include "launcher/world.h"
 #include "runtime/base/log.h"
+#include "runtime/engine/cluster_watch.h"
 #include "runtime/serve/api_keys.h"
 #include "runtime/serve/grpc_server.h"
 #include "runtime/serve/http_api.h"
@@ -66,7 +67,7 @@ struct Ends {
 };
 
 StatusOr<Ends> StartEnds(const Options& options, const ServedModel& model, const ModelText& text,
-                         const ApiKeys* keys, Engine& engine) {
+                         const ApiKeys* keys, Engine& engine, const ClusterWatch& watch) {
   Ends ends;
   GrpcServerOptions grpc;
   grpc.host = options.host;
@@ -75,6 +76,7 @@ StatusOr<Ends> StartEnds(const Options& options, const ServedModel& model, const
   HttpApiOptions http;
   http.host = options.host;
   http.port = options.port;
+  http.cluster = [&watch] { return watch.View(); };
   LOCKSTEP_ASSIGN_OR_RETURN(ends.http, StartHttpApi(http, model, text, keys, engine));
   return ends;
 }
@@ -88,18 +90,31 @@ Status WatchUntilTheEnd(const Engine& engine) {
   return InterruptedError();
 }
 
+// What the session knows of its ranks, until Reopen gives that up.
+ClusterWatch::Source FactsOf(Session& session) {
+  return [&session] {
+    const std::vector<RankNews> news = session.membership().News();
+    std::vector<RankFacts> ranks;
+    for (const RankInfo& info : session.membership().ranks())
+      ranks.push_back({info, news[static_cast<size_t>(info.rank)]});
+    return ranks;
+  };
+}
+
 // WatchUntilTheEnd through losses of ranks, where --recover mends them. Meanwhile requests are
 // refused with the loss.
-Status ServeThroughLosses(Session& session, Engine& engine, GrpcServer& server,
+Status ServeThroughLosses(Session& session, Engine& engine, ClusterWatch& watch, GrpcServer& server,
                           std::unique_ptr<TensorParallelExecutor>* executor) {
   while (true) {
     const Status end = WatchUntilTheEnd(engine);
     if (!session.CanReopen(end)) return end;
     server.SetServing(false);
+    watch.SetSource({});
     executor->reset();
     LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
     LOCKSTEP_ASSIGN_OR_RETURN(*executor, MakeExecutor(session));
     engine.Resume(LimitsOf(session), executor->get());
+    watch.SetSource(FactsOf(session));
     server.SetServing(true);
     log::Info("all ranks are there again: serving");
   }
@@ -116,7 +131,9 @@ Status ServeOnRankZero(const Options& options, Session& session, const ModelText
   const ServedModel model = {ModelName(options), session.model().limits().max_model_len,
                              session.model().config().vocab_size, options.max_num_seqs,
                              session.size()};
-  StatusOr<Ends> ends = StartEnds(options, model, text, keys, *engine);
+  ClusterWatch watch(*engine);
+  watch.SetSource(FactsOf(session));
+  StatusOr<Ends> ends = StartEnds(options, model, text, keys, *engine, watch);
   if (!ends.ok()) {
     (void)engine->Stop(KindOf(ends.status()));
     return ends.status();
@@ -126,7 +143,7 @@ Status ServeOnRankZero(const Options& options, Session& session, const ModelText
                  options.host);
   }
   PrintReady(model, ends->http->port(), ends->grpc->port());
-  Status end = ServeThroughLosses(session, *engine, *ends->grpc, &executor);
+  Status end = ServeThroughLosses(session, *engine, watch, *ends->grpc, &executor);
   ends->grpc->SetServing(false);
   // After a signal: was a lost rank its cause? What is known is told before anything takes time.
   end = session.FinalStatus(end);

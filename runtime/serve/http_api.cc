@@ -12,12 +12,14 @@
 #include "runtime/http/server.h"
 #include "runtime/serve/anthropic_reply.h"
 #include "runtime/serve/anthropic_request.h"
+#include "runtime/serve/cluster_json.h"
 #include "runtime/serve/http_errors.h"
 #include "runtime/serve/json_fields.h"
 #include "runtime/serve/json_out.h"
 #include "runtime/serve/metrics_text.h"
 #include "runtime/serve/openai_reply.h"
 #include "runtime/serve/openai_request.h"
+#include "runtime/serve/page.h"
 #include "runtime/serve/responses_reply.h"
 #include "runtime/serve/responses_request.h"
 
@@ -41,6 +43,7 @@ class Api final : public HttpApi {
   ~Api() override { Shutdown(0); }
 
   Status Start(const HttpApiOptions& options) {
+    cluster_ = options.cluster;
     HttpServerOptions http;
     http.host = options.host;
     http.port = options.port;
@@ -80,10 +83,16 @@ class Api final : public HttpApi {
   using Wake = std::function<void()>;
   using Reply = std::unique_ptr<HttpReply>;
 
+  // Who is answered.
+  enum class Access {
+    kAnyone,
+    kWithoutKey,  // but where there are no keys, only this machine
+    kWithKey,
+  };
   struct Route {
     const char* method;
     const char* path;
-    bool open;  // without a key
+    Access access;
     Reply (Api::*answer)(const HttpCall& call, const Wake& wake);
   };
   static std::span<const Route> Routes();
@@ -123,12 +132,16 @@ class Api final : public HttpApi {
     const ErrorShape shape = ShapeOf(call);
     std::string methods;
     const Route* route = RouteOf(call, &methods);
-    if (route != nullptr && route->open) return (this->*route->answer)(call, {});
+    const auto is_for = [route](Access access) {
+      return route != nullptr && route->access == access;
+    };
+    if (is_for(Access::kAnyone)) return (this->*route->answer)(call, {});
     if (keys_ == nullptr && !IsLocal(call)) {
       return ErrorReply(shape, 403,
                         "without API keys this server answers to localhost only: see "
                         "--api-key-file");
     }
+    if (is_for(Access::kWithoutKey)) return (this->*route->answer)(call, {});
     const std::string_view key = KeyOf(call.Field("Authorization"), call.Field("x-api-key"));
     if (keys_ != nullptr && keys_->NameOf(key).empty()) {
       return ErrorReply(shape, 401,
@@ -174,8 +187,22 @@ class Api final : public HttpApi {
 
   Reply Metrics(const HttpCall&, const Wake&) {
     return HttpText(200, "text/plain; version=0.0.4; charset=utf-8",
-                    MetricsText(model_.name, engine_.load(), engine_.counts()));
+                    MetricsText(model_.name, engine_.load(), engine_.counts()) +
+                        ClusterMetricsText(model_.name, View()));
   }
+
+  ClusterView View() const {
+    if (cluster_) return cluster_();
+    ClusterView view;
+    view.readiness = engine_.Readiness();
+    view.load = engine_.load();
+    return view;
+  }
+  Reply Cluster(const HttpCall&, const Wake&) {
+    return HttpText(200, kJsonType, ClusterJson(model_, View()));
+  }
+
+  Reply Page(const HttpCall&, const Wake&) { return PageReply(); }
 
   Reply Models(const HttpCall&, const Wake&) {
     Json model = {{"id", model_.name},
@@ -351,26 +378,29 @@ class Api final : public HttpApi {
   const int64_t started_ = UnixSeconds();
   std::mutex mutex_;
   std::set<std::string> told_;
+  std::function<ClusterView()> cluster_;
   std::unique_ptr<HttpServer> server_;
 };
 
 std::span<const Api::Route> Api::Routes() {
   static constexpr Route kTable[] = {
-      {"GET", "/health/live", true, &Api::Live},
-      {"GET", "/health/ready", true, &Api::Ready},
-      {"GET", "/health", false, &Api::Health},
-      {"GET", "/ping", false, &Api::Health},
-      {"GET", "/version", false, &Api::Version},
-      {"GET", "/metrics", false, &Api::Metrics},
-      {"GET", "/v1/models", false, &Api::Models},
-      {"POST", "/v1/chat/completions", false, &Api::ChatCompletions},
-      {"POST", "/v1/completions", false, &Api::Completions},
-      {"POST", "/v1/responses", false, &Api::Responses},
-      {"POST", "/v1/messages", false, &Api::Messages},
-      {"POST", "/v1/messages/count_tokens", false, &Api::CountTokens},
-      {"POST", "/tokenize", false, &Api::Tokenize},
-      {"POST", "/detokenize", false, &Api::Detokenize},
-      {"POST", "/apply-template", false, &Api::ApplyTemplate},
+      {"GET", "/", Access::kWithoutKey, &Api::Page},
+      {"GET", "/cluster", Access::kWithKey, &Api::Cluster},
+      {"GET", "/health/live", Access::kAnyone, &Api::Live},
+      {"GET", "/health/ready", Access::kAnyone, &Api::Ready},
+      {"GET", "/health", Access::kWithKey, &Api::Health},
+      {"GET", "/ping", Access::kWithKey, &Api::Health},
+      {"GET", "/version", Access::kWithKey, &Api::Version},
+      {"GET", "/metrics", Access::kWithKey, &Api::Metrics},
+      {"GET", "/v1/models", Access::kWithKey, &Api::Models},
+      {"POST", "/v1/chat/completions", Access::kWithKey, &Api::ChatCompletions},
+      {"POST", "/v1/completions", Access::kWithKey, &Api::Completions},
+      {"POST", "/v1/responses", Access::kWithKey, &Api::Responses},
+      {"POST", "/v1/messages", Access::kWithKey, &Api::Messages},
+      {"POST", "/v1/messages/count_tokens", Access::kWithKey, &Api::CountTokens},
+      {"POST", "/tokenize", Access::kWithKey, &Api::Tokenize},
+      {"POST", "/detokenize", Access::kWithKey, &Api::Detokenize},
+      {"POST", "/apply-template", Access::kWithKey, &Api::ApplyTemplate},
   };
   return kTable;
 }

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
 #include "runtime/base/status.h"
+#include "runtime/engine/cluster_watch.h"
 #include "runtime/engine/engine.h"
 #include "runtime/serve/api_keys.h"
 #include "runtime/serve/served_model.h"
@@ -19,6 +21,8 @@ struct HttpApiOptions {
   int64_t port = 0;  // 0: a free one
   int most_connections = 1024;
   uint64_t most_body_bytes = 32 << 20;
+  // What GET /cluster and the metrics tell of the ranks. Empty: nothing is known of them.
+  std::function<ClusterView()> cluster;
 };
 
 class HttpApi {
