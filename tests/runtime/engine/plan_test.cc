@@ -50,6 +50,19 @@ std::vector<std::byte> Encoded(const StepPlan& plan) {
   return bytes;
 }
 
+TEST(StepPlan, IsADecodeStepWhenEveryRowGivesAToken) {
+  StepPlan plan;
+  EXPECT_FALSE(plan.IsDecode());
+  const RowSpan token = {.slot = 0, .begin = 9, .count = 1, .output = SpanOutput::kSample};
+  plan.spans = {token, token};
+  EXPECT_TRUE(plan.IsDecode());
+  plan.spans[1].count = 2;
+  EXPECT_FALSE(plan.IsDecode());
+  plan.spans[1] = token;
+  plan.spans[1].output = SpanOutput::kNone;
+  EXPECT_FALSE(plan.IsDecode());
+}
+
 TEST(Plan, ComesBackAsItWas) {
   const StatusOr<StepPlan> plan = DecodePlan(Encoded(FullPlan()));
   ASSERT_TRUE(plan.ok()) << plan.status();
