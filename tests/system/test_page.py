@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import unittest
 
 from browser import CHROMIUM, Browser
@@ -172,6 +173,13 @@ class Page(TestCase):
         page.until("document.querySelector('#settings').open")
         self.assertIn("asks for an API key", page.text("#key-note"))
         self.assertEqual(page.run("document.activeElement.id"), "key")
+        # Who has none is not held up.
+        page.press("Escape")
+        page.until("document.querySelector('#state').textContent === 'Key needed'")
+        time.sleep(1.5)
+        self.assertFalse(page.run("document.querySelector('#settings').open"))
+        page.click("#open-settings")
+        page.run("document.querySelector('#key').focus()")
         page.type("another")
         page.press("Enter")
         page.until("/not known/.test(document.querySelector('#key-note').textContent)")
