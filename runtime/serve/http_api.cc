@@ -19,6 +19,7 @@
 #include "runtime/serve/metrics_text.h"
 #include "runtime/serve/openai_reply.h"
 #include "runtime/serve/openai_request.h"
+#include "runtime/serve/openapi_generated.h"
 #include "runtime/serve/page.h"
 #include "runtime/serve/responses_reply.h"
 #include "runtime/serve/responses_request.h"
@@ -73,6 +74,13 @@ class Api final : public HttpApi {
 
   int port() const override { return server_->port(); }
 
+  static std::vector<HttpRoute> AllRoutes() {
+    std::vector<HttpRoute> all;
+    for (const Route& route : Routes())
+      all.push_back({route.method, route.path, route.access != Access::kWithKey});
+    return all;
+  }
+
   void Shutdown(int64_t grace_ms) override {
     if (server_ == nullptr) return;
     server_->Shutdown(grace_ms);
@@ -112,7 +120,7 @@ class Api final : public HttpApi {
       // HEAD is GET without the body.
       if (call.method == route.method || (call.method == "HEAD" && route.method[0] == 'G'))
         return &route;
-      *methods = route.method;
+      *methods = route.method[0] == 'G' ? "GET, HEAD" : route.method;
     }
     return nullptr;
   }
@@ -184,6 +192,8 @@ class Api final : public HttpApi {
   Reply Version(const HttpCall&, const Wake&) {
     return JsonReply(200, {{"version", SourceVersion()}});
   }
+
+  Reply OpenApi(const HttpCall&, const Wake&) { return HttpText(200, kJsonType, kOpenApi); }
 
   Reply Metrics(const HttpCall&, const Wake&) {
     return HttpText(200, "text/plain; version=0.0.4; charset=utf-8",
@@ -392,6 +402,7 @@ std::span<const Api::Route> Api::Routes() {
       {"GET", "/ping", Access::kWithKey, &Api::Health},
       {"GET", "/version", Access::kWithKey, &Api::Version},
       {"GET", "/metrics", Access::kWithKey, &Api::Metrics},
+      {"GET", "/openapi.json", Access::kWithKey, &Api::OpenApi},
       {"GET", "/v1/models", Access::kWithKey, &Api::Models},
       {"POST", "/v1/chat/completions", Access::kWithKey, &Api::ChatCompletions},
       {"POST", "/v1/completions", Access::kWithKey, &Api::Completions},
@@ -406,6 +417,8 @@ std::span<const Api::Route> Api::Routes() {
 }
 
 }  // namespace
+
+std::vector<HttpRoute> HttpRoutes() { return Api::AllRoutes(); }
 
 StatusOr<std::unique_ptr<HttpApi>> StartHttpApi(const HttpApiOptions& options,
                                                 const ServedModel& model, const ModelText& text,

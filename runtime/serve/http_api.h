@@ -1,11 +1,13 @@
 // The HTTP end of the engine: OpenAI's API, vLLM's and llama.cpp's routes beside it, health and
-// metrics. Which route does what stands in http_api.cc, in one table.
+// metrics. Which route does what stands in http_api.cc, in one table; what is asked and answered in
+// openapi.json, which the server publishes.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "runtime/base/status.h"
 #include "runtime/engine/cluster_watch.h"
@@ -24,6 +26,15 @@ struct HttpApiOptions {
   // What GET /cluster and the metrics tell of the ranks. Empty: nothing is known of them.
   std::function<ClusterView()> cluster;
 };
+
+struct HttpRoute {
+  std::string method;
+  std::string path;
+  bool open = false;  // without a key
+};
+
+// All that there are.
+std::vector<HttpRoute> HttpRoutes();
 
 class HttpApi {
  public:
