@@ -1,6 +1,5 @@
-// Hostile bodies of /v1/chat/completions, /v1/completions, /v1/messages and
-// /v1/responses: an error of the right
-// kind, or requests within all bounds. Seeds: tests/fuzz/seeds/openai_request.
+// Hostile bodies of /v1/chat/completions, /v1/completions, /v1/messages and /v1/responses: an error
+// of the right kind, or requests within all bounds. Seeds: tests/fuzz/seeds/openai_request.
 #include <cstddef>
 #include <cstdint>
 

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -18,12 +19,24 @@ namespace lockstep::testing {
 
 class RawClient {
  public:
-  explicit RawClient(int port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  // `from`: the client's own address, 127.0.0.1 plus so many.
+  explicit RawClient(int port, uint32_t from = 0)
+      : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    sockaddr_in own{};
+    own.sin_family = AF_INET;
+    own.sin_addr.s_addr = htonl(INADDR_LOOPBACK + from);
+    const int when_connected = 1;  // choose the port, so that one serves several destinations
+    setsockopt(fd_, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &when_connected, sizeof when_connected);
+    LOCKSTEP_CHECK(bind(fd_, reinterpret_cast<sockaddr*>(&own), sizeof own) == 0);
     sockaddr_in address{};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<uint16_t>(port));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    LOCKSTEP_CHECK(connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+    // A signal (libFuzzer's alarm) lets the connection go on to be made.
+    while (connect(fd_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 &&
+           errno != EISCONN) {
+      LOCKSTEP_CHECK(errno == EINTR || errno == EALREADY);
+    }
   }
   ~RawClient() { Close(); }
   RawClient(const RawClient&) = delete;
