@@ -74,6 +74,21 @@ Status Engine::FitLocked(Request* request) const {
   return scheduler_.Admissible(prompt, most);
 }
 
+Status Engine::AcceptsLocked() const {
+  LOCKSTEP_RETURN_IF_ERROR(failure_);
+  if (draining_ || stopping_) return ShuttingDown();
+  if (load_.waiting + static_cast<int64_t>(submitted_.size()) < options_.max_queue)
+    return OkStatus();
+  return MakeError(
+      ErrorKind::kRequest, absl::StatusCode::kResourceExhausted,
+      absl::StrFormat("%d requests are waiting already; try again later", options_.max_queue));
+}
+
+Status Engine::Accepts() const {
+  const std::lock_guard lock(mutex_);
+  return AcceptsLocked();
+}
+
 StatusOr<std::shared_ptr<OutputStream>> Engine::Submit(Request request) {
   LOCKSTEP_RETURN_IF_ERROR(Validate(request));
   auto active = std::make_unique<Active>(Active{.matcher = StopMatcher(request.stop.texts)});
@@ -83,13 +98,7 @@ StatusOr<std::shared_ptr<OutputStream>> Engine::Submit(Request request) {
   active->request = std::move(request);
   const std::lock_guard lock(mutex_);
   LOCKSTEP_RETURN_IF_ERROR(FitLocked(&active->request));
-  if (!failure_.ok()) return failure_;
-  if (draining_ || stopping_) return ShuttingDown();
-  if (load_.waiting + static_cast<int64_t>(submitted_.size()) >= options_.max_queue) {
-    return MakeError(
-        ErrorKind::kRequest, absl::StatusCode::kResourceExhausted,
-        absl::StrFormat("%d requests are waiting already; try again later", options_.max_queue));
-  }
+  LOCKSTEP_RETURN_IF_ERROR(AcceptsLocked());
   active->stream = std::make_shared<OutputStream>(next_id_++);
   std::shared_ptr<OutputStream> stream = active->stream;
   submitted_.push_back(std::move(active));
@@ -142,7 +151,7 @@ void Engine::Resume(const SchedulerLimits& limits, Executor* executor) {
   outcome_ = {};
   next_health_ns_ = 0;
   cancelled_.clear();
-  load_ = {.kv_blocks = limits.kv_blocks, .steps = load_.steps};
+  load_ = {.kv_blocks = limits.kv_blocks, .steps = load_.steps, .rows = load_.rows};
   last_step_ns_ = 0;
   failure_ = OkStatus();
   loop_ = std::thread([this] { Loop(); });
@@ -185,10 +194,6 @@ bool Engine::Turn() {
   {
     const std::lock_guard lock(mutex_);
     stopping = stopping_;
-    load_.waiting = scheduler_.waiting();
-    load_.running = scheduler_.running();
-    load_.kv_blocks_used = scheduler_.pool().used();
-    counts_.preemptions = preempted_before_ + static_cast<uint64_t>(scheduler_.preemptions());
   }
   if (stopping) {
     // What came in since: from now on Submit refuses, so nothing is left behind.
@@ -217,6 +222,14 @@ bool Engine::Turn() {
   if (!any && ProbeIsDue()) {
     scheduler_.NextEmpty(&plan_);
     any = true;
+  }
+  {
+    // What the plan admitted waits no longer: the step may be long.
+    const std::lock_guard lock(mutex_);
+    load_.waiting = scheduler_.waiting();
+    load_.running = scheduler_.running();
+    load_.kv_blocks_used = scheduler_.pool().used();
+    counts_.preemptions = preempted_before_ + static_cast<uint64_t>(scheduler_.preemptions());
   }
   if (any) {
     if (const Status done = RunPlan(plan_); !done.ok()) {
@@ -294,6 +307,7 @@ Status Engine::RunPlan(const StepPlan& plan) {
   {
     const std::lock_guard lock(mutex_);
     ++load_.steps;
+    load_.rows += static_cast<uint64_t>(plan.rows());
     last_step_ns_ = now_ns;
   }
   for (size_t i = 0; i < outcome_.slots.size(); ++i) {

@@ -59,6 +59,7 @@ struct EngineLoad {
   int64_t kv_blocks_used = 0;
   int64_t kv_blocks = 0;
   uint64_t steps = 0;
+  uint64_t rows = 0;  // of all steps: tokens of prompts and answers that were computed
 };
 
 class Engine {
@@ -70,6 +71,9 @@ class Engine {
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
+  // OK, or why Submit would take no request now, whatever is in it: asked before the work of making
+  // one. Any thread.
+  Status Accepts() const;
   // Takes a request. Errors: RequestError for bad parameters or a prompt that can never fit;
   // RESOURCE_EXHAUSTED when the queue is full; UNAVAILABLE when the engine is draining or has
   // failed. Any thread.
@@ -125,6 +129,7 @@ class Engine {
   // max_tokens cut to the room that there is.
   Status Validate(const Request& request) const;
   Status FitLocked(Request* request) const;
+  Status AcceptsLocked() const;
 
   EngineOptions options_;  // Resume changes the limits, under mutex_
   Executor* executor_;     // the loop's own

@@ -237,7 +237,7 @@ class Api final : public HttpApi {
   }
 
   // Claude's own clients ask for Claude's models, whatever answers.
-  Status CheckModel(const JsonValue& body, ErrorShape shape) {
+  Status CheckModel(const JsonValue& body, ErrorShape shape) const {
     JsonFields fields(body);
     std::optional<std::string> model;
     LOCKSTEP_RETURN_IF_ERROR(fields.Read("model", &model));
@@ -252,7 +252,7 @@ class Api final : public HttpApi {
   }
 
   // Each once, however many requests have it.
-  void TellNotes(const std::vector<std::string>& notes) {
+  void TellNotes(const std::vector<std::string>& notes) const {
     constexpr size_t kMost = 100;
     const std::lock_guard lock(mutex_);
     for (const std::string& note : notes) {
@@ -264,6 +264,8 @@ class Api final : public HttpApi {
   template <typename Parse, typename Start>
   Reply Complete(const HttpCall& call, const Wake& wake, Parse parse, Start start) {
     const auto reply = [&]() -> StatusOr<Reply> {
+      // Refusing must be cheap: before anything is read.
+      LOCKSTEP_RETURN_IF_ERROR(engine_.Accepts());
       LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue body, Body(call));
       LOCKSTEP_RETURN_IF_ERROR(CheckModel(body, ShapeOf(call)));
       LOCKSTEP_ASSIGN_OR_RETURN(OpenAiRequest request, parse(body, text_, model_.max_model_len));
@@ -308,6 +310,7 @@ class Api final : public HttpApi {
   }
 
   StatusOr<Json> CountOf(const JsonValue& body) const {
+    LOCKSTEP_RETURN_IF_ERROR(CheckModel(body, ErrorShape::kAnthropic));
     LOCKSTEP_ASSIGN_OR_RETURN(const OpenAiRequest request,
                               ParseAsChat(ChatFromMessages, body, INT64_MAX));
     return Json{{"input_tokens", request.requests[0].prompt.size()}};
@@ -386,8 +389,8 @@ class Api final : public HttpApi {
   Engine& engine_;
   const ReplySource source_;
   const int64_t started_ = UnixSeconds();
-  std::mutex mutex_;
-  std::set<std::string> told_;
+  mutable std::mutex mutex_;
+  mutable std::set<std::string> told_;
   std::function<ClusterView()> cluster_;
   std::unique_ptr<HttpServer> server_;
 };

@@ -113,6 +113,9 @@ std::string MetricsText(const std::string& model, const EngineLoad& load,
   }
   out.One("lockstep_steps_total", "counter", "Steps that all ranks computed together.",
           static_cast<double>(load.steps));
+  out.One("lockstep_rows_total", "counter",
+          "Tokens of prompts and answers that steps computed, without what the cache had.",
+          static_cast<double>(load.rows));
   out.Histogram("vllm:time_to_first_token_seconds", "From submission to the first token.",
                 counts.time_to_first_token);
   out.Histogram("vllm:inter_token_latency_seconds", "From one token of a request to its next.",

@@ -110,7 +110,9 @@ Status ReadGeneration(JsonFields& fields, v1::SamplingOptions* sampling, v1::Sto
   if (whole.has_value()) sampling->set_seed(static_cast<uint64_t>(*whole));
   std::optional<bool> flag;
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("do_sample", &flag));
-  if (flag.has_value() && !*flag) sampling->set_temperature(0);
+  // A temperature beyond its bounds stays, and is refused.
+  const bool in_bounds = sampling->temperature() >= 0 && sampling->temperature() <= 100;
+  if (flag.has_value() && !*flag && in_bounds) sampling->set_temperature(0);
   flag.reset();
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("ignore_eos", &flag));
   stop->set_ignore_eos(flag.value_or(false));
@@ -138,6 +140,14 @@ Status ReadStream(JsonFields& fields, OpenAiRequest* request) {
   return OkStatus();
 }
 
+// The engine checks this too, with the model's vocabulary; who only counts tokens hears it here.
+Status CheckBounds(const Request& request) {
+  LOCKSTEP_RETURN_IF_ERROR(ValidateSamplingParams(request.sampling, INT64_MAX));
+  StopParams stop = request.stop;
+  if (stop.max_tokens == 0) stop.max_tokens = 1;  // as much as fits
+  return ValidateStopParams(stop, INT64_MAX);
+}
+
 // One request per prompt and choice. Choices with one seed would be one choice: each next one adds
 // one to it.
 Status AddChoices(const std::vector<std::vector<int32_t>>& prompts, int64_t choices,
@@ -162,6 +172,7 @@ Status AddChoices(const std::vector<std::vector<int32_t>>& prompts, int64_t choi
     for (int64_t choice = 0; choice < choices; ++choice) {
       Request one;
       LOCKSTEP_RETURN_IF_ERROR(FillRequest(sampling, stop, text, &one));
+      if (request->requests.empty()) LOCKSTEP_RETURN_IF_ERROR(CheckBounds(one));
       if (sampling.has_seed()) one.sampling.seed += static_cast<uint64_t>(choice);
       one.prompt = prompt;
       request->requests.push_back(std::move(one));
@@ -238,6 +249,10 @@ StatusOr<JsonValue> ToTemplate(const JsonValue& message, const std::string& wher
     LOCKSTEP_RETURN_IF_ERROR(CheckContent(*content, where + ".content"));
   } else if (*role != "assistant") {
     return RequestError("%s.content is missing", where);
+  }
+  for (const char* name : {"tool_call_id", "reasoning_content"}) {
+    std::optional<std::string> text;
+    LOCKSTEP_RETURN_IF_ERROR(fields.Read(name, &text));
   }
   const JsonValue* calls = nullptr;
   LOCKSTEP_RETURN_IF_ERROR(fields.ReadArray("tool_calls", &calls));
