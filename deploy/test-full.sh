@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything there is: the whole suite in release and under each sanitizer, ARM tests under qemu, every fuzzer for a
 # minute, 200 ranks killed or stopped, 10,000 exchanges over an RDMA device, the page in a browser, the real language model
-# in ten weight formats, and the macOS compile check where Python's ziglang is installed. Hours on a small machine.
+# in ten weight formats, clients that are large to install, 20 minutes of load, and the macOS compile check where Python's
+# ziglang is installed. Hours on a small machine.
 #
 #     deploy/test-full.sh                      all of it
-#     deploy/test-full.sh release asan tsan arm64 fuzz soak page rdma fidelity macos    only the named parts
+#     deploy/test-full.sh release asan tsan arm64 fuzz soak page rdma fidelity clients load macos    only the named parts
 #
 # LOCKSTEP_FUZZ_SECONDS=600 LOCKSTEP_FUZZ_TARGETS="tests/fuzz/gguf_fuzz.cc tests/fuzz/safetensors_fuzz.cc" and
 # LOCKSTEP_SOAK_ROUNDS=1000 make those parts longer.
@@ -17,7 +18,7 @@ jobs=${LOCKSTEP_JOBS:-$(nproc)}
 fuzz_seconds=${LOCKSTEP_FUZZ_SECONDS:-60}
 soak_rounds=${LOCKSTEP_SOAK_ROUNDS:-200}
 parts=("$@")
-if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak page rdma fidelity macos); fi
+if [[ ${#parts[@]} -eq 0 ]]; then parts=(release asan tsan arm64 fuzz soak page rdma fidelity clients load macos); fi
 
 export LOCKSTEP_TEST_SEED=random
 # gRPC and protobuf of Debian are not instrumented: the preset (CMakePresets.json) has the thread sanitizer ignore them. What
@@ -114,6 +115,25 @@ fidelity() {
   bench/fidelity/run.sh --quick --tokens 512
 }
 
+# What CI does not install: litellm, and schemathesis with far more requests for each route than its quick run has.
+clients() {
+  local venv=build/venv-full name failed=0
+  cmake --preset release && cmake --build build/release -j "$jobs" --target lockstep || return 1
+  { [[ -x $venv/bin/pip ]] || python3 -m venv --clear "$venv"; } &&
+    "$venv/bin/pip" install -q -r tests/requirements-full.txt || return 1
+  for name in test_clients test_openapi; do
+    LOCKSTEP_SOURCE_DIR=$root LOCKSTEP_BINARY=$root/build/release/lockstep LOCKSTEP_EXAMPLES=200 \
+      "$venv/bin/python" -B -W ignore "tests/system/$name.py" -v || failed=1
+  done
+  return $failed
+}
+
+# 256 streams held for 20 minutes, overload, and the prefix cache over 8,000 tokens.
+load() {
+  cmake --preset release && cmake --build build/release -j "$jobs" --target lockstep || return 1
+  python3 bench/serve/check_prefix.py && python3 bench/serve/run_load.py --minutes 20
+}
+
 # Nothing here can run on macOS, but the floors below the model compile for it, with the compiler that Python's ziglang
 # brings.
 macos() {
@@ -150,7 +170,8 @@ for part in "${parts[@]}"; do
   case $part in
     release | asan) if suite "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
     tsan) if suite tsan -E "$tsan_leaves_out"; then result[tsan]=passed; else result[tsan]=FAILED; fi ;;
-    arm64 | fuzz | soak | page | rdma | fidelity | macos) if "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
+    arm64 | fuzz | soak | page | rdma | fidelity | clients | load | macos)
+      if "$part"; then result[$part]=passed; else result[$part]=FAILED; fi ;;
     *) echo "test-full: there is no part '$part'" >&2; exit 2 ;;
   esac
 done
