@@ -78,7 +78,8 @@ const std::vector<GroupSpec>& Groups() {
       {kProbe, "Record", {"record"}},
       {kBench,
        "Benchmark",
-       {"benchmark", "prompt-tokens", "context", "repeat", "formats", "rows", "sizes", "dtype"}},
+       {"benchmark", "prompt-tokens", "context", "batch", "repeat", "formats", "rows", "sizes",
+        "dtype"}},
       {kLinks, "Links", {"transports"}},
       {kFiles, "Files", {"out"}},
       {kJson, "Output", {"json"}},
@@ -156,12 +157,7 @@ std::string Overview() {
 
 std::vector<std::string> Spellings(const OptionSpec& spec) {
   std::vector<std::string> names = {std::string("--") + spec.name};
-  const std::string_view alias = spec.alias;
-  for (size_t begin = 0; begin < alias.size();) {
-    const size_t comma = std::min(alias.find(',', begin), alias.size());
-    names.emplace_back(alias.substr(begin, comma - begin));
-    begin = comma + 1;
-  }
+  for (std::string& other : Aliases(spec)) names.push_back(std::move(other));
   return names;
 }
 
@@ -184,6 +180,26 @@ std::vector<std::string> ReplaceOneDashNames(std::span<const std::string> argume
   }
   return replaced;
 }
+
+// Flags of vLLM and llama.cpp that have no twin here, and what serves their purpose.
+constexpr std::pair<std::string_view, const char*> kOfOtherServers[] = {
+    {"--api-key",
+     "a key on the command line is seen by everybody on the machine; put its name and SHA-256 into "
+     "a file and give --api-key-file FILE"},
+    {"--max-num-batched-tokens", "--prefill-chunk bounds the prompt tokens of a step"},
+    {"--batch-size", "--prefill-chunk bounds the prompt tokens of a step"},
+    {"--ubatch-size", "--prefill-chunk bounds the prompt tokens of a step"},
+    {"--no-enable-prefix-caching", "give --prefix-cache=false"},
+    {"--cache-type-k", "keys and values have one type, --kv-cache-dtype"},
+    {"--cache-type-v", "keys and values have one type, --kv-cache-dtype"},
+    {"-ctk", "keys and values have one type, --kv-cache-dtype"},
+    {"-ctv", "keys and values have one type, --kv-cache-dtype"},
+    {"--pipeline-parallel-size", "all ranks compute every layer together, --ranks"},
+    {"--gpu-memory-utilization", "memory follows from --max-model-len and --max-num-seqs"},
+    {"--tool-call-parser", "tool calls of GLM are always parsed"},
+    {"--reasoning-parser", "GLM's thinking is always parsed"},
+    {"--enable-auto-tool-choice", "tool calls of GLM are always parsed"},
+    {"--jinja", "the template is recognised in the checkpoint, or given by --chat-template"}};
 
 // The flags of one command as CLI11 sees them, with what was given for each.
 class FlagParser {
@@ -322,12 +338,17 @@ class FlagParser {
     return SetOption(spec, values.back(), where, options);
   }
 
-  Status RefuseFlag(const std::string& flag) const {
+  Status RefuseFlag(const std::string& argument) const {
+    // What stands behind it may be a secret.
+    const std::string flag = argument.substr(0, argument.find('='));
+    for (const auto& [name, remedy] : kOfOtherServers) {
+      if (flag == name) return UsageError("there is no %s here: %s", flag, remedy);
+    }
     std::vector<std::string> names = {"--help"};
     for (const OptionSpec& spec : OptionTable()) {
       for (std::string& name : Spellings(spec)) names.push_back(std::move(name));
     }
-    const std::string nearest = Nearest(flag.substr(0, flag.find('=')), names);
+    const std::string nearest = Nearest(flag, names);
     return UsageError("unknown flag '%s'%s; `lockstep %s --help` lists the flags", flag,
                       nearest.empty() ? "" : "; did you mean '" + nearest + "'?", command_.name);
   }

@@ -3,6 +3,7 @@
 // the same seed and calls the model itself; rank 0 keeps the time.
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <numeric>
 #include <random>
 #include <utility>
 
@@ -27,6 +28,7 @@ struct Plan {
   bool decode = false;
   std::vector<int64_t> counts;  // tokens of each test
   int64_t context = 0;          // before them
+  int64_t batch = 1;            // sequences that are decoded together
   int64_t chunk = 1;            // most tokens of a prompt in one step
 };
 
@@ -37,50 +39,72 @@ StatusOr<ModelLimits> LimitsOf(const Plan& plan, const ModelConfig& config) {
                       config.max_position_embeddings);
   }
   ModelLimits limits;
-  limits.max_rows =
-      std::min(plan.chunk, plan.decode ? std::max<int64_t>(plan.context, 1) : longest);
-  limits.max_outputs = 1;
+  limits.max_rows = std::max(
+      plan.batch, std::min(plan.chunk, plan.decode ? std::max<int64_t>(plan.context, 1) : longest));
+  limits.max_outputs = plan.batch;
   limits.max_model_len = longest;
-  limits.kv_blocks = BlocksOf(longest);
+  limits.kv_blocks = plan.batch * BlocksOf(longest);
   return limits;
 }
 
 class Steps {
  public:
   Steps(Session& session, const Plan& plan) : session_(session), plan_(plan), random_(kSeed) {
-    batch_.block_tables.emplace_back();
-    for (int32_t block = 0; block < session.model().limits().kv_blocks; ++block)
-      batch_.block_tables[0].push_back(block);
+    const auto blocks = session.model().limits().kv_blocks / plan.batch;
+    for (int64_t sequence = 0; sequence < plan.batch; ++sequence) {
+      std::vector<int32_t>& table = batch_.block_tables.emplace_back(blocks);
+      std::iota(table.begin(), table.end(), static_cast<int32_t>(sequence * blocks));
+    }
   }
 
-  // Tokens at positions [begin, begin + count), `chunk` in a step; logits of the last one of each
-  // step, or only of the last of all.
-  Status Run(int64_t begin, int64_t count, int64_t chunk, bool every_step) {
-    for (int64_t at = begin; at < begin + count; at += chunk) {
-      if (Interrupted()) return InterruptedError();
-      const int64_t rows = std::min(chunk, begin + count - at);
-      batch_.tokens.clear();
-      batch_.positions.clear();
-      for (int64_t row = 0; row < rows; ++row) {
-        batch_.tokens.push_back(static_cast<int32_t>(
-            random_() % static_cast<uint64_t>(session_.model().config().vocab_size)));
-        batch_.positions.push_back(static_cast<int32_t>(at + row));
-      }
-      batch_.sequences.assign(static_cast<size_t>(rows), 0);
-      batch_.output_rows.clear();
-      if (every_step || at + rows == begin + count)
-        batch_.output_rows.push_back(static_cast<int32_t>(rows - 1));
-      LOCKSTEP_RETURN_IF_ERROR(session_.model().Step(batch_).status());
+  // What stands before the tokens that are decoded.
+  Status RunContext() {
+    for (int64_t sequence = 0; sequence < plan_.batch; ++sequence) {
+      LOCKSTEP_RETURN_IF_ERROR(
+          Run({sequence, sequence + 1}, 0, plan_.context, plan_.chunk, /*every_step=*/false));
     }
     return OkStatus();
   }
 
   // The timed part of one test.
   Status Test(int64_t count) {
-    return plan_.decode ? Run(plan_.context, count, 1, true) : Run(0, count, plan_.chunk, false);
+    return plan_.decode ? Run({0, plan_.batch}, plan_.context, count, 1, true)
+                        : Run({0, 1}, 0, count, plan_.chunk, false);
   }
 
  private:
+  struct Range {
+    int64_t first, end;
+  };
+
+  // Of each of these sequences the tokens at positions [begin, begin + count), `chunk` in a step;
+  // logits of the last one of each step, or only of the last of all.
+  Status Run(Range sequences, int64_t begin, int64_t count, int64_t chunk, bool every_step) {
+    for (int64_t at = begin; at < begin + count; at += chunk) {
+      if (Interrupted()) return InterruptedError();
+      const int64_t rows = std::min(chunk, begin + count - at);
+      const bool with_logits = every_step || at + rows == begin + count;
+      batch_.tokens.clear();
+      batch_.positions.clear();
+      batch_.sequences.clear();
+      batch_.output_rows.clear();
+      for (int64_t sequence = sequences.first; sequence < sequences.end; ++sequence)
+        AddRows(static_cast<int32_t>(sequence), at, rows, with_logits);
+      LOCKSTEP_RETURN_IF_ERROR(session_.model().Step(batch_).status());
+    }
+    return OkStatus();
+  }
+
+  void AddRows(int32_t sequence, int64_t at, int64_t rows, bool with_logits) {
+    const auto vocabulary = static_cast<uint64_t>(session_.model().config().vocab_size);
+    for (int64_t row = 0; row < rows; ++row) {
+      batch_.tokens.push_back(static_cast<int32_t>(random_() % vocabulary));
+      batch_.positions.push_back(static_cast<int32_t>(at + row));
+      batch_.sequences.push_back(sequence);
+    }
+    if (with_logits) batch_.output_rows.push_back(static_cast<int32_t>(batch_.tokens.size() - 1));
+  }
+
   Session& session_;
   const Plan& plan_;
   std::mt19937_64 random_;
@@ -127,8 +151,7 @@ StatusOr<Json> GatherReports(Group& group, const Json& mine) {
 StatusOr<Json> RunTest(Session& session, Clocks& clocks, const Plan& plan, int64_t count) {
   Steps steps(session, plan);
   if (plan.decode) {
-    if (plan.context > 0)
-      LOCKSTEP_RETURN_IF_ERROR(steps.Run(0, plan.context, plan.chunk, /*every_step=*/false));
+    if (plan.context > 0) LOCKSTEP_RETURN_IF_ERROR(steps.RunContext());
     LOCKSTEP_RETURN_IF_ERROR(steps.Test(std::min(count, kWarmUpTokens)));
   } else {
     LOCKSTEP_RETURN_IF_ERROR(steps.Test(count));
@@ -146,7 +169,8 @@ StatusOr<Json> RunTest(Session& session, Clocks& clocks, const Plan& plan, int64
     clocks.exchanges.calls += after.calls - before.calls;
     clocks.exchanges.ns += after.ns - before.ns;
   }
-  Json test = {{"tokens", count}, {"context", plan.context}, {"seconds", seconds}};
+  Json test = {
+      {"tokens", count}, {"context", plan.context}, {"batch", plan.batch}, {"seconds", seconds}};
   const Json mine = ReportOf(session, clocks);
   LOCKSTEP_ASSIGN_OR_RETURN(test["ranks"], GatherReports(session.group(), mine));
   return test;
@@ -218,6 +242,7 @@ Status BenchDecode(const Options& options) {
   Plan plan;
   plan.decode = true;
   plan.context = options.context;
+  plan.batch = options.batch;
   plan.chunk = options.prefill_chunk;
   LOCKSTEP_ASSIGN_OR_RETURN(plan.counts, ParseCounts(options.tokens.empty() ? "32" : options.tokens,
                                                      "--tokens", kMostTokens));

@@ -25,10 +25,15 @@ double ProductSum(const Json& ranks, const char* key) {
   return sum;
 }
 
+// Of one repetition, of all sequences.
+double TokensOf(const Json& test) {
+  return test["tokens"].get<double>() * test["batch"].get<double>();
+}
+
 Json RatesOf(const Json& test) {
   std::vector<double> rates;
   for (const Json& seconds : test["seconds"])
-    rates.push_back(test["tokens"].get<double>() / seconds.get<double>());
+    rates.push_back(TokensOf(test) / seconds.get<double>());
   std::vector<double> sorted = rates;
   std::sort(sorted.begin(), sorted.end());
   const size_t middle = sorted.size() / 2;
@@ -52,7 +57,7 @@ double ShareOf(const BenchReport& report, const Json& time) {
 
 // Rank 0's time per token, op by op: the longest first, then what exchanges took, then the rest.
 Json TimesOf(const BenchReport& report, const Json& test, double repeat) {
-  const double tokens = test["tokens"].get<double>() * repeat;
+  const double tokens = TokensOf(test) * repeat;
   const Json& rank = test["ranks"][0];
   double total_ns = 0;
   for (const Json& seconds : test["seconds"]) total_ns += seconds.get<double>() * 1e9;
@@ -98,11 +103,18 @@ Json FiguresOf(const BenchReport& report, const Json& test) {
   const double tokens = test["tokens"].get<double>();
   const auto repeat = static_cast<double>(test["seconds"].size());
   Json figures = {{"test", report.decode ? "decode" : "prefill"}, {"tokens", test["tokens"]}};
-  if (report.decode) figures["context"] = test["context"];
+  if (report.decode) {
+    figures["context"] = test["context"];
+    figures["batch"] = test["batch"];
+  }
   figures["tokens_per_second"] = RatesOf(test);
   const double rate = figures["tokens_per_second"]["median"].get<double>();
   if (report.decode) {
-    const double weights = Sum(ranks, "weight_bytes_per_token");
+    // Sequences that are decoded together share what they read: what the products really took.
+    const double step_bytes = ProductSum(ranks, "bytes") / (tokens * repeat);
+    figures["product_bytes_per_step"] = step_bytes;
+    const double batch = test["batch"].get<double>();
+    const double weights = batch > 1 ? step_bytes / batch : Sum(ranks, "weight_bytes_per_token");
     // A token reads all positions before it and its own.
     const double positions = test["context"].get<double>() + (tokens + 1) / 2;
     const double cache = Sum(ranks, "kv_bytes_per_position") * positions;

@@ -1,5 +1,6 @@
 #include "runtime/base/options.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <string>
@@ -55,7 +56,8 @@ std::vector<OptionSpec> RankOptions() {
        "compute threads per rank; default: the rank's share of the cores",
        {},
        1,
-       4096},
+       4096,
+       "-t"},
       {"config", &O::config, "cluster YAML"},
       {"interface", &O::interface, "network interface for the exchange, for example enp1s0f0"},
       {"secret-file", &O::secret_file,
@@ -133,7 +135,13 @@ std::vector<OptionSpec> LimitOptions() {
            1,
            16'777'216,
            "-c,--ctx-size"},
-          {"max-num-seqs", &O::max_num_seqs, "most requests computed together", {}, 1, 4096, "-np"},
+          {"max-num-seqs",
+           &O::max_num_seqs,
+           "most requests computed together",
+           {},
+           1,
+           4096,
+           "-np,--parallel"},
           {"prefill-chunk", &O::prefill_chunk, "most prompt tokens in one step", {}, 1, 65'536}};
 }
 
@@ -148,7 +156,7 @@ std::vector<OptionSpec> ServingOptions() {
        {},
        0,
        9e18,
-       "--alias"},
+       "-a,--alias"},
       {"api-key-file", &O::api_key_file,
        "file of API keys, a name and a SHA-256 a line; needed to serve other machines"},
       {"prefix-cache",
@@ -174,7 +182,7 @@ std::vector<OptionSpec> ServingOptions() {
 std::vector<OptionSpec> PromptOptions() {
   return {
       {"prompt", &O::prompt, "the user's message", {}, 0, 0, "-p"},
-      {"system", &O::system, "system message"},
+      {"system", &O::system, "system message", {}, 0, 0, "-sys,--system-prompt"},
       {"raw", &O::raw, "complete the prompt as it is, without the chat template"},
       {"thinking",
        &O::thinking,
@@ -186,7 +194,7 @@ std::vector<OptionSpec> PromptOptions() {
        {},
        1,
        16'777'216,
-       "-n"},
+       "-n,--predict,--n-predict"},
       {"temperature",
        &O::temperature,
        "0 is greedy; default: generation_config.json",
@@ -202,7 +210,8 @@ std::vector<OptionSpec> PromptOptions() {
        "divide the logits of tokens seen; 1: off",
        {},
        0.01,
-       100},
+       100,
+       "--repeat-penalty"},
       {"presence-penalty",
        &O::presence_penalty,
        "subtract from tokens generated before",
@@ -215,7 +224,7 @@ std::vector<OptionSpec> PromptOptions() {
        {},
        -100,
        100},
-      {"seed", &O::seed, "seed of the random draws; default: a fresh one", {}, 0, 9e15},
+      {"seed", &O::seed, "seed of the random draws; default: a fresh one", {}, 0, 9e15, "-s"},
       {"stop", &O::stop, "text that ends the answer; may be repeated"},
       {"logprobs", &O::logprobs, "report log-probabilities of the n best tokens", {}, 0, 20},
       {"ignore-eos", &O::ignore_eos, "go on after the model's end tokens"}};
@@ -228,6 +237,7 @@ std::vector<OptionSpec> BenchOptions() {
            {"kernels", "collectives", "decode", "prefill"}},
           {"prompt-tokens", &O::prompt_tokens, "lengths of the prompts of bench prefill"},
           {"context", &O::context, "tokens before those of bench decode", {}, 0, 16'777'216},
+          {"batch", &O::batch, "sequences that bench decode continues together", {}, 1, 4096},
           {"repeat", &O::repeat, "repetitions of every test, after a warm-up", {}, 1, 1000},
           {"formats", &O::formats, "weight formats of bench kernels, by their names, or all"},
           {"rows", &O::rows, "rows that bench kernels multiplies at once"},
@@ -374,9 +384,27 @@ struct Setter {
 
 std::span<const OptionSpec> OptionTable() { return Table(); }
 
+std::vector<std::string> Aliases(const OptionSpec& spec) {
+  std::vector<std::string> names;
+  const std::string_view alias = spec.alias;
+  for (size_t begin = 0; begin < alias.size();) {
+    const size_t comma = std::min(alias.find(',', begin), alias.size());
+    names.emplace_back(alias.substr(begin, comma - begin));
+    begin = comma + 1;
+  }
+  return names;
+}
+
 const OptionSpec* FindOption(std::string_view name) {
   for (const OptionSpec& spec : Table()) {
     if (name == spec.name) return &spec;
+  }
+  // Other servers' names, long ones: --ctx-size.
+  const std::string flag = "--" + std::string(name);
+  for (const OptionSpec& spec : Table()) {
+    for (const std::string& other : Aliases(spec)) {
+      if (flag == other) return &spec;
+    }
   }
   return nullptr;
 }

@@ -88,6 +88,7 @@ struct Options {
   std::string benchmark;
   std::string prompt_tokens = "128,512";
   int64_t context = 0;
+  int64_t batch = 1;
   int64_t repeat = 3;
   std::string formats = "q4_0,q8_0,q4_k,q6_k";
   std::string rows = "1,8,32,128";
@@ -115,6 +116,9 @@ struct OptionSpec {
 };
 
 std::span<const OptionSpec> OptionTable();
+// The parts of `alias`.
+std::vector<std::string> Aliases(const OptionSpec& spec);
+// By its name, or by a long one of its others.
 const OptionSpec* FindOption(std::string_view name);
 
 // Sets one option from text. A bool takes "true" or "false"; lists take commas (shares) or repeat

@@ -70,6 +70,25 @@ TEST(CommandLine, AliasesOfOtherServersWork) {
   EXPECT_EQ(line->options.max_tokens, 5);
   EXPECT_EQ(line->options.temperature, 0);
   EXPECT_THAT(line->options.prompt, ElementsAre("hi"));
+  const StatusOr<CommandLine> server =
+      Parse({"serve", "--tensor-parallel-size", "2", "--parallel", "4", "-t", "3", "--ctx-size",
+             "512", "-a", "glm", "--enable-prefix-caching"});
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_EQ(server->options.ranks, 2);
+  EXPECT_EQ(server->options.max_num_seqs, 4);
+  EXPECT_EQ(server->options.threads, 3);
+  EXPECT_EQ(server->options.max_model_len, 512);
+  EXPECT_EQ(server->options.served_model_name, "glm");
+  EXPECT_TRUE(server->options.prefix_cache);
+}
+
+TEST(CommandLine, FlagsOfOtherServersWithoutATwinAreRefusedWithWhatServesTheirPurpose) {
+  EXPECT_THAT(ErrorOf({"serve", "--api-key", "sk-secret"}),
+              AllOf(HasSubstr("--api-key-file"), testing::Not(HasSubstr("sk-secret"))));
+  EXPECT_THAT(ErrorOf({"serve", "--api-key=sk-secret"}),
+              AllOf(HasSubstr("--api-key-file"), testing::Not(HasSubstr("sk-secret"))));
+  EXPECT_THAT(ErrorOf({"serve", "--max-num-batched-tokens", "512"}), HasSubstr("--prefill-chunk"));
+  EXPECT_THAT(ErrorOf({"serve", "-ctk", "q8_0"}), HasSubstr("--kv-cache-dtype"));
 }
 
 TEST(CommandLine, PromptsAreTakenAsTheyAre) {

@@ -217,6 +217,8 @@ TEST(Options, AreCheckedAgainstTheirTable) {
   EXPECT_EQ(options.temperature, 0.5);
   EXPECT_FALSE(set("json", "yes").ok());
   EXPECT_EQ(FindOption("no-such-flag"), nullptr);
+  EXPECT_EQ(FindOption("ctx-size"), FindOption("max-model-len"));
+  EXPECT_EQ(FindOption("tp"), nullptr);
 }
 
 TEST(Options, EveryNameAndAliasIsUnique) {
