@@ -1,9 +1,7 @@
 #include "runtime/http/connection.h"
 
-#include <sys/socket.h>
-
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/write.hpp>
 #include <chrono>
 #include <utility>
 
@@ -17,9 +15,14 @@ using boost::system::error_code;
 
 namespace {
 
+// One of so many connections may be a stranger's.
+constexpr int kStrangersShare = 4;
 // How long a client may go on to send what is not read.
 constexpr int64_t kLingerMs = 5'000;
-constexpr int64_t kWatchAgainMs = 1'000;
+// Of the next request, while the last is being answered.
+constexpr size_t kMostBytesAhead = 16 << 10;
+// Requests up to here are understood in a moment, where they were read.
+constexpr size_t kSmallBodyBytes = 64 << 10;
 
 std::chrono::milliseconds Ms(int64_t value) { return std::chrono::milliseconds(value); }
 
@@ -27,42 +30,125 @@ std::string_view View(beast::string_view text) { return {text.data(), text.size(
 
 }  // namespace
 
-HttpConnection::HttpConnection(tcp::socket socket, HttpShared& shared)
+void HttpShared::Forget(uint64_t stranger) {
+  const std::lock_guard lock(mutex);
+  strangers.erase(stranger);
+}
+
+void HttpShared::DropStrangers() {
+  const auto most = static_cast<size_t>(std::max(1, options.most_connections / kStrangersShare));
+  std::vector<std::shared_ptr<HttpConnection>> dropped;  // which end without the mutex
+  const std::lock_guard lock(mutex);
+  while (strangers.size() > most) {
+    dropped.push_back(strangers.begin()->second.lock());
+    strangers.erase(strangers.begin());
+    if (dropped.back() != nullptr) dropped.back()->Drop();
+  }
+}
+
+HttpConnection::HttpConnection(tcp::socket socket, std::shared_ptr<asio::ssl::context> tls,
+                               uint64_t number, HttpShared& shared)
     : shared_(shared),
-      stream_(std::move(socket)),
-      buffer_(shared.options.most_head_bytes + (size_t{64} << 10)),
-      silence_(stream_.get_executor()),
-      watch_(stream_.get_executor()) {
+      number_(number),
+      stream_(std::move(socket), std::move(tls)),
+      deadline_(stream_.executor()),
+      silence_(stream_.executor()) {
   shared_.connections.fetch_add(1);
-  shared_.unproven.fetch_add(1);
 }
 
 HttpConnection::~HttpConnection() {
   EndReply();
   LetGoOfBody();
   shared_.connections.fetch_sub(1);
-  if (!proven_) shared_.unproven.fetch_sub(1);
+  shared_.Forget(number_);
   if (shared_.on_room) shared_.on_room();
 }
 
+void HttpConnection::Start() {
+  {
+    const std::lock_guard lock(shared_.mutex);
+    shared_.strangers[number_] = weak_from_this();
+  }
+  asio::dispatch(stream_.executor(),
+                 [self = shared_from_this()] { self->Try([&] { self->Shake(); }); });
+}
+
+void HttpConnection::Drop() {
+  asio::post(stream_.executor(), [self = shared_from_this()] { self->Close(); });
+}
+
 void HttpConnection::Prove() {
-  if (proven_) return;
-  proven_ = true;
-  shared_.unproven.fetch_sub(1);
-  if (shared_.on_room) shared_.on_room();
+  if (!std::exchange(proven_, true)) shared_.Forget(number_);
+}
+
+void HttpConnection::ExpireIn(int64_t ms) {
+  deadline_.expires_after(Ms(ms));
+  deadline_.async_wait([self = shared_from_this()](const error_code& error) {
+    // It may have been put off when this was under way already.
+    if (!error && self->deadline_.expiry() <= std::chrono::steady_clock::now()) self->Close();
+  });
+}
+
+void HttpConnection::ExpireNever() {
+  deadline_.expires_at(std::chrono::steady_clock::time_point::max());
+}
+
+// A stranger has one limit for everything up to the end of the first head: it helps nobody to send
+// it byte by byte.
+void HttpConnection::Shake() {
+  ExpireIn(shared_.options.request_ms);
+  if (!stream_.encrypted()) return AwaitRequest();
+  stream_.Handshake([self = shared_from_this()](const error_code& error, size_t) {
+    self->Try([&] { error ? self->Close() : self->AwaitRequest(); });
+  });
 }
 
 void HttpConnection::AwaitRequest() {
   if (shared_.ending || closed_) return Close();
+  phase_ = Phase::kHead;
   parser_.emplace();
   parser_->header_limit(shared_.options.most_head_bytes);
   parser_->body_limit(shared_.options.most_body_bytes);
-  // One limit over the whole head: it helps nobody to send it byte by byte.
-  stream_.expires_after(Ms(proven_ ? shared_.options.idle_ms : shared_.options.request_ms));
-  http::async_read_header(stream_, buffer_, *parser_,
-                          [self = shared_from_this()](const error_code& error, size_t) {
-                            self->Try([&] { self->HaveHead(error); });
-                          });
+  if (proven_) ExpireIn(shared_.options.idle_ms);
+  Parse();
+}
+
+void HttpConnection::Read() {
+  if (reading_ || closed_) return;
+  reading_ = true;
+  stream_.Read(asio::buffer(incoming_),
+               [self = shared_from_this()](const error_code& error, size_t bytes) {
+                 self->Try([&] { self->HaveBytes(error, bytes); });
+               });
+}
+
+void HttpConnection::HaveBytes(const error_code& error, size_t bytes) {
+  reading_ = false;
+  // A client that hangs up wants no answer; one that only says that it sends no more counts as
+  // gone.
+  if (error || closed_) return Close();
+  if (phase_ == Phase::kEnd) return Read();
+  const auto room = buffer_.prepare(bytes);
+  asio::buffer_copy(room, asio::buffer(incoming_), bytes);
+  buffer_.commit(bytes);
+  if (phase_ != Phase::kAnswer) return Parse();
+  if (buffer_.size() < kMostBytesAhead) Read();
+}
+
+void HttpConnection::Parse() {
+  if (writing_) return;  // "100 Continue"
+  while (buffer_.size() > 0) {
+    error_code error;
+    buffer_.consume(parser_->put(buffer_.cdata(), error));
+    if (error == http::error::need_more) break;
+    if (phase_ == Phase::kHead) {
+      if (error || parser_->is_header_done()) return HaveHead(error);
+    } else {
+      HaveMore(error);
+      if (phase_ != Phase::kBody || closed_) return;
+    }
+  }
+  Read();
 }
 
 void HttpConnection::HaveHead(const error_code& error) {
@@ -91,21 +177,17 @@ void HttpConnection::HaveHead(const error_code& error) {
 }
 
 void HttpConnection::ReadBody() {
-  if (parser_->is_done()) return HaveRequest({});
-  stream_.expires_after(Ms(shared_.options.body_ms));
-  if (!beast::iequals(parser_->get()[http::field::expect], "100-continue")) return ReadMore();
+  if (parser_->is_done()) return HaveRequest();
+  phase_ = Phase::kBody;
+  ExpireIn(shared_.options.body_ms);
+  if (!beast::iequals(parser_->get()[http::field::expect], "100-continue")) return Parse();
   static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
-  asio::async_write(stream_, asio::buffer(kContinue),
-                    [self = shared_from_this()](const error_code& error, size_t) {
-                      self->Try([&] { error ? self->Close() : self->ReadMore(); });
-                    });
-}
-
-void HttpConnection::ReadMore() {
-  http::async_read_some(stream_, buffer_, *parser_,
-                        [self = shared_from_this()](const error_code& error, size_t) {
-                          self->Try([&] { self->HaveMore(error); });
-                        });
+  writing_ = true;
+  stream_.Write({asio::buffer(kContinue)},
+                [self = shared_from_this()](const error_code& error, size_t) {
+                  self->writing_ = false;
+                  self->Try([&] { error || self->closed_ ? self->Close() : self->Parse(); });
+                });
 }
 
 // What is there of a body counts with those of all others.
@@ -113,48 +195,63 @@ void HttpConnection::HaveMore(const error_code& error) {
   const uint64_t bytes = parser_->get().body().size();
   const uint64_t more = bytes - std::exchange(body_bytes_, bytes);
   const uint64_t together = shared_.body_bytes.fetch_add(more) + more;
-  if (error) return HaveRequest(error);
+  if (error) return Refuse(error);
   if (together > shared_.options.most_body_bytes_together) {
     parser_->get().body() = {};
     LetGoOfBody();
     keep_ = false;
     return Begin(shared_.handler.malformed(request_, 503, "too many large requests at once"));
   }
-  if (!parser_->is_done()) return ReadMore();
-  unread_ = false;
-  HaveRequest({});
+  if (parser_->is_done()) HaveRequest();
 }
 
 void HttpConnection::LetGoOfBody() { shared_.body_bytes.fetch_sub(std::exchange(body_bytes_, 0)); }
 
-void HttpConnection::HaveRequest(const error_code& error) {
-  if (error) return Refuse(error);
+void HttpConnection::HaveRequest() {
+  unread_ = false;
   request_.body = std::move(parser_->get().body());
+  BeginAnswer();
+  if (request_.body.size() > kSmallBodyBytes) return AnswerElsewhere();
   std::unique_ptr<HttpReply> reply = shared_.handler.answer(std::move(request_), Waker());
   LetGoOfBody();
   Begin(std::move(reply));
+}
+
+// So that a long prompt holds up nobody's stream. Connections and the bytes of all bodies bound
+// what waits.
+void HttpConnection::AnswerElsewhere() {
+  asio::post(*shared_.workers, [self = shared_from_this(), wake = Waker()]() mutable {
+    std::unique_ptr<HttpReply> reply;
+    try {
+      reply = self->shared_.handler.answer(std::move(self->request_), wake);
+    } catch (const std::exception& error) {
+      log::Error("HTTP: %s", error.what());
+    }
+    const auto executor = self->stream_.executor();
+    asio::post(executor, [self = std::move(self), reply = std::move(reply)]() mutable {
+      self->Try([&] {
+        self->LetGoOfBody();
+        if (!self->closed_) self->Begin(std::move(reply));
+      });
+    });
+  });
 }
 
 // A request that was not understood: the client hears why if it is still there.
 void HttpConnection::Refuse(const error_code& error) {
   keep_ = false;
   unread_ = true;
-  const auto refuse = [&](int status, const std::string& what) {
-    Begin(shared_.handler.malformed(request_, status, what));
-  };
   const HttpServerOptions& options = shared_.options;
-  if (error == http::error::body_limit)
-    return refuse(413,
-                  absl::StrFormat("the body is larger than %d bytes", options.most_body_bytes));
-  if (error == http::error::header_limit || error == http::error::buffer_overflow)
-    return refuse(431,
-                  absl::StrFormat("the head is larger than %d bytes", options.most_head_bytes));
-  // A connection that waited for another request, or one that ended in one, is simply closed.
-  const bool http_error =
-      error.category() == http::make_error_code(http::error::bad_method).category();
-  if (http_error && error != http::error::end_of_stream && error != http::error::partial_message)
-    return refuse(400, "not an HTTP request: " + error.message());
-  Close();
+  int status = 400;
+  std::string what = "not an HTTP request: " + error.message();
+  if (error == http::error::body_limit) {
+    status = 413;
+    what = absl::StrFormat("the body is larger than %d bytes", options.most_body_bytes);
+  } else if (error == http::error::header_limit) {
+    status = 431;
+    what = absl::StrFormat("the head is larger than %d bytes", options.most_head_bytes);
+  }
+  Begin(shared_.handler.malformed(request_, status, what));
 }
 
 std::function<void()> HttpConnection::Waker() {
@@ -163,119 +260,100 @@ std::function<void()> HttpConnection::Waker() {
     if (!gate->open) return;
     std::shared_ptr<HttpConnection> self = weak.lock();
     if (self == nullptr) return;
-    const auto executor = self->stream_.get_executor();
+    const auto executor = self->stream_.executor();
     // The connection ends on its strand or with the server, never here.
     asio::post(executor, [self = std::move(self)] { self->Try([&] { self->Pump(); }); });
   };
 }
 
-void HttpConnection::Begin(std::unique_ptr<HttpReply> reply) {
-  reply_ = std::move(reply);
-  if (reply_ == nullptr) return Close();
+// From here on the answer is being made; how long that takes is not the client's to bound.
+void HttpConnection::BeginAnswer() {
+  if (std::exchange(answering_, true)) return;
   {
     const std::lock_guard lock(shared_.mutex);
     ++shared_.answering;
   }
+  phase_ = Phase::kAnswer;
   begun_ = chunked_ = bodiless_ = last_ = false;
-  stream_.expires_never();
-  WatchClient();
+  ExpireNever();
+  Read();
+}
+
+void HttpConnection::Begin(std::unique_ptr<HttpReply> reply) {
+  reply_ = std::move(reply);
+  if (reply_ == nullptr) return Close();
+  BeginAnswer();
   Pump();
 }
 
 // Sends what there is, if nothing is being sent.
 void HttpConnection::Pump() {
   if (reply_ == nullptr || writing_) return;
-  if (!begun_ && !SendHead()) return;
-  if (bodiless_) {
-    last_ = true;
-    return Send({});
-  }
+  if (!begun_ && !MakeHead()) return;
+  if (bodiless_) return Send({}, true);
   const HttpPart part = reply_->Next();
   if (part.failed) return Close();
-  if (!part.bytes.empty() || part.last || !head_.empty()) return SendPart(part);
+  if (!part.bytes.empty() || part.last || !head_.empty()) return Send(part.bytes, part.last);
   WatchSilence();
 }
 
-// Makes the head; false if there is none yet.
-bool HttpConnection::SendHead() {
+// False if there is none yet.
+bool HttpConnection::MakeHead() {
   const std::optional<HttpHead> head = reply_->Head();
   if (!head.has_value()) return false;
   begun_ = true;
   const auto& request = parser_->get();
-  const bool old = request.version() < 11;
-  chunked_ = !head->body_bytes.has_value() && !old;
+  chunked_ = !head->body_bytes.has_value() && request.version() >= 11;
   // Without a length and without chunks the end of the connection is the end of the body.
   keep_ = keep_ && !head->close && !shared_.ending && (head->body_bytes.has_value() || chunked_);
   bodiless_ = request.method() == http::verb::head;
-  const auto reason = http::obsolete_reason(static_cast<http::status>(head->status));
-  head_ =
-      absl::StrFormat("HTTP/1.%d %d %s\r\n", old ? 0 : 1, head->status, std::string(View(reason)));
-  for (const HttpField& field : head->fields) head_ += field.name + ": " + field.value + "\r\n";
-  if (head->body_bytes.has_value())
-    head_ += absl::StrFormat("Content-Length: %d\r\n", *head->body_bytes);
-  if (chunked_) head_ += "Transfer-Encoding: chunked\r\n";
-  if (!keep_) head_ += "Connection: close\r\n";
-  if (keep_ && old) head_ += "Connection: keep-alive\r\n";
-  head_ += "\r\n";
+  head_ = HeadText(*head);
   return true;
 }
 
-void HttpConnection::SendPart(const HttpPart& part) {
-  last_ = part.last;
-  Send(part.bytes);
+std::string HttpConnection::HeadText(const HttpHead& head) const {
+  const auto& request = parser_->get();
+  const bool old = request.version() < 11;
+  const auto reason = http::obsolete_reason(static_cast<http::status>(head.status));
+  std::string text =
+      absl::StrFormat("HTTP/1.%d %d %s\r\n", old ? 0 : 1, head.status, std::string(View(reason)));
+  for (const HttpField& field : head.fields) text += field.name + ": " + field.value + "\r\n";
+  text += "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n";
+  // Browsers keep this for all ports of a name, so it is not said in the name of this machine.
+  if (stream_.encrypted() && !IsLoopbackName(View(request[http::field::host])))
+    text += "Strict-Transport-Security: max-age=31536000\r\n";
+  if (head.body_bytes.has_value())
+    text += absl::StrFormat("Content-Length: %d\r\n", *head.body_bytes);
+  if (chunked_) text += "Transfer-Encoding: chunked\r\n";
+  if (!keep_) text += "Connection: close\r\n";
+  if (keep_ && old) text += "Connection: keep-alive\r\n";
+  return text + "\r\n";
 }
 
-void HttpConnection::Send(std::string_view bytes) {
+void HttpConnection::Send(std::string_view bytes, bool last) {
   writing_ = true;
+  last_ = last;
   silence_watched_ = false;
   silence_.cancel();
   static constexpr std::string_view kEnd = "\r\n", kLast = "0\r\n\r\n";
   chunk_.clear();
   const bool framed = chunked_ && !bodiless_;
   if (framed && !bytes.empty()) chunk_ = absl::StrFormat("%x\r\n", bytes.size());
-  const std::array<asio::const_buffer, 5> buffers = {
-      asio::buffer(head_), asio::buffer(chunk_), asio::buffer(bytes.data(), bytes.size()),
-      asio::buffer(chunk_.empty() ? std::string_view() : kEnd),
-      asio::buffer(framed && last_ ? kLast : std::string_view())};
-  stream_.expires_after(Ms(shared_.options.part_ms));
-  asio::async_write(stream_, buffers, [self = shared_from_this()](const error_code& error, size_t) {
-    self->Try([&] { self->Written(error); });
-  });
+  ExpireIn(shared_.options.part_ms);
+  stream_.Write({asio::buffer(head_), asio::buffer(chunk_), asio::buffer(bytes),
+                 asio::buffer(chunk_.empty() ? std::string_view() : kEnd),
+                 asio::buffer(framed && last_ ? kLast : std::string_view())},
+                [self = shared_from_this()](const error_code& error, size_t) {
+                  self->Try([&] { self->Written(error); });
+                });
 }
 
 void HttpConnection::Written(const error_code& error) {
   writing_ = false;
   head_.clear();
   if (error || closed_) return Close();  // it may have ended well before it was closed
-  stream_.expires_never();
+  ExpireNever();
   last_ ? Done() : Pump();
-}
-
-// A client that hangs up wants no answer; one that only says that it sends no more counts as gone.
-void HttpConnection::WatchClient() {
-  if (watching_) return;
-  watching_ = true;
-  stream_.socket().async_wait(
-      tcp::socket::wait_read, [self = shared_from_this()](const error_code& error) {
-        self->watching_ = false;
-        if (error || self->reply_ == nullptr) return;
-        char next;
-        const ssize_t got =
-            recv(self->stream_.socket().native_handle(), &next, 1, MSG_PEEK | MSG_DONTWAIT);
-        if (got > 0) return self->WatchLater();  // the next request, sent ahead
-        if (got < 0 && (errno == EAGAIN || errno == EINTR)) return self->WatchClient();
-        self->Close();
-      });
-}
-
-// While there is something to read, being there tells nothing.
-void HttpConnection::WatchLater() {
-  watching_ = true;
-  watch_.expires_after(Ms(kWatchAgainMs));
-  watch_.async_wait([self = shared_from_this()](const error_code& error) {
-    self->watching_ = false;
-    if (!error && self->reply_ != nullptr) self->WatchClient();
-  });
 }
 
 // From the last byte on, however often the reply is asked meanwhile.
@@ -287,14 +365,15 @@ void HttpConnection::WatchSilence() {
     self->silence_watched_ = false;
     if (self->reply_ == nullptr || self->writing_ || !self->begun_) return;
     self->Try([&] {
-      if (const std::string_view sign = self->reply_->Sign(); !sign.empty()) self->Send(sign);
+      if (const std::string_view sign = self->reply_->Sign(); !sign.empty())
+        self->Send(sign, false);
     });
   });
 }
 
 void HttpConnection::EndReply() {
-  if (reply_ == nullptr) return;
   reply_.reset();
+  if (!std::exchange(answering_, false)) return;
   const std::lock_guard lock(shared_.mutex);
   if (--shared_.answering == 0) shared_.idle.notify_all();
 }
@@ -302,32 +381,24 @@ void HttpConnection::EndReply() {
 void HttpConnection::Done() {
   EndReply();
   if (keep_) return AwaitRequest();
-  unread_ ? Linger() : Close();
+  // Through TLS the end of an answer is told, so that nobody can cut it short unseen.
+  unread_ || stream_.encrypted() ? Linger() : Close();
 }
 
 // A client that is still sending would lose the answer if the connection just closed.
 void HttpConnection::Linger() {
-  error_code ignored;
-  stream_.socket().shutdown(tcp::socket::shutdown_send, ignored);
-  stream_.expires_after(Ms(kLingerMs));
-  Discard();
-}
-
-void HttpConnection::Discard() {
-  stream_.async_read_some(asio::buffer(discarded_),
-                          [self = shared_from_this()](const error_code& error, size_t) {
-                            error ? self->Close() : self->Discard();
-                          });
+  phase_ = Phase::kEnd;
+  ExpireIn(kLingerMs);
+  stream_.EndWriting([self = shared_from_this()](const error_code&, size_t) {});
+  Read();
 }
 
 void HttpConnection::Close() {
   closed_ = true;
   if (!writing_) EndReply();  // else Written comes, with an error
+  deadline_.cancel();
   silence_.cancel();
-  watch_.cancel();
-  error_code ignored;
-  stream_.socket().shutdown(tcp::socket::shutdown_both, ignored);
-  stream_.close();
+  stream_.Close();
 }
 
 }  // namespace lockstep

@@ -1,10 +1,12 @@
 #include "runtime/http/server.h"
 
+#include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/asio/strand.hpp>
+#include <boost/beast/core/string.hpp>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -35,12 +37,16 @@ class TextReply final : public HttpReply {
 
 class AsioHttpServer final : public HttpServer {
  public:
-  explicit AsioHttpServer(const HttpServerOptions& options) : shared_(options) {}
+  explicit AsioHttpServer(const HttpServerOptions& options) : shared_(options) {
+    if (options.most_body_bytes > 0) shared_.workers.emplace(std::max(1, options.workers));
+  }
 
   ~AsioHttpServer() override {
     context_.stop();
     for (std::jthread& thread : threads_) thread.join();
     threads_.clear();
+    if (shared_.workers.has_value()) shared_.workers->stop();
+    shared_.workers.reset();
     const std::lock_guard lock(shared_.gate->mutex);
     shared_.gate->open = false;
     shared_.on_room = nullptr;  // the connections end with the context, after this
@@ -48,6 +54,9 @@ class AsioHttpServer final : public HttpServer {
 
   Status Bind() {
     const HttpServerOptions& options = shared_.options;
+    if (options.tls.given()) {
+      LOCKSTEP_ASSIGN_OR_RETURN(certificate_, TlsCertificate::Load(options.tls));
+    }
     error_code error;
     tcp::resolver resolver(context_);
     const auto found =
@@ -100,7 +109,11 @@ class AsioHttpServer final : public HttpServer {
           error_code ignored;
           socket.set_option(tcp::no_delay(true), ignored);
           try {
-            std::make_shared<HttpConnection>(std::move(socket), shared_)->Start();
+            std::make_shared<HttpConnection>(
+                std::move(socket), certificate_ == nullptr ? nullptr : certificate_->Current(),
+                ++connections_, shared_)
+                ->Start();
+            shared_.DropStrangers();
           } catch (const std::bad_alloc&) {
             return AcceptLater();
           }
@@ -132,7 +145,9 @@ class AsioHttpServer final : public HttpServer {
   asio::strand<asio::io_context::executor_type> accepting_ = asio::make_strand(context_);
   tcp::acceptor acceptor_{context_};
   asio::steady_timer later_{context_};
-  bool waiting_ = false;  // a connection is awaited
+  std::unique_ptr<TlsCertificate> certificate_;  // null: no TLS
+  uint64_t connections_ = 0;                     // so far
+  bool waiting_ = false;                         // a connection is awaited
   bool on_loopback_ = false;
   int port_ = 0;
   std::vector<std::jthread> threads_;

@@ -2,7 +2,8 @@
 // connections, time limits and framing; what is asked and answered is its user's.
 //
 // An answer is asked for its parts whenever its client can take more, so a slow client holds one
-// part, never the rest. No type of the library behind it appears here.
+// part, never the rest. Every answer also says what browsers must not do with it. No type of the
+// library behind it appears here.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "runtime/base/status.h"
+#include "runtime/http/tls.h"
 
 namespace lockstep {
 
@@ -89,26 +91,30 @@ struct HttpServerOptions {
   std::string host = "127.0.0.1";
   int64_t port = 0;  // 0: a free one
   // Further ones wait until one of these ends. A quarter of them may be clients that have sent no
-  // request that was let in.
+  // request that was let in; of more the oldest are dropped.
   int most_connections = 384;
   uint32_t most_head_bytes = 8 << 10;
   uint64_t most_body_bytes = 0;  // 0: requests have no body
   // Of all bodies that are being read or looked at.
   uint64_t most_body_bytes_together = 256 << 20;
-  // A client that takes longer is dropped: until its first request that is let in, from one request
-  // to the next, for a whole body, for one part of an answer.
+  // A client that takes longer is dropped: until the head of its first request (TLS' handshake
+  // included), from one request to the next, for a whole body, for one part of an answer.
   int64_t request_ms = 3'000;
   int64_t idle_ms = 60'000;
   int64_t body_ms = 60'000;
   int64_t part_ms = 30'000;
   int64_t quiet_ms = 15'000;
   int threads = 2;
+  // Of these, requests with large bodies are answered by others, which hold up nobody's answer.
+  int workers = 2;
+  TlsFiles tls;
 };
 
 class HttpServer {
  public:
-  // Listens when it returns: clients wait until they are served. A UsageError says which address
-  // cannot be used (the remedy depends on the flags, so it is the caller's).
+  // Listens when it returns: clients wait until they are served. A UsageError says why the address
+  // cannot be used (the remedy depends on the flags, so it is the caller's); with TLS, use
+  // TlsCertificate::Load before to tell what is wrong with the files.
   static StatusOr<std::unique_ptr<HttpServer>> Listen(const HttpServerOptions& options);
   // Once.
   virtual void Serve(HttpHandler handler) = 0;

@@ -36,7 +36,7 @@ FOREIGN = {
     r"CLI/": ["launcher"],
     r"spdlog/": ["runtime/base"],
     r"xxhash": ["runtime/base"],
-    r"openssl/": ["collectives", "runtime/serve", "tests"],
+    r"openssl/": ["collectives", "runtime/http", "runtime/serve", "tests"],
     r"curl/": ["runtime/weights"],
     r"boost/": ["runtime/http"],
     r"nlohmann/": ["runtime/text", "runtime/weights", "runtime/model", "runtime/serve", "launcher", "bench", "tests"],

@@ -77,6 +77,7 @@ class RawClient {
   }
   std::string ReadToEnd(int timeout_ms = 20'000) { return ReadUntil("", timeout_ms); }
   bool ended() const { return ended_; }
+  int fd() const { return fd_; }
 
  private:
   int fd_;

@@ -360,14 +360,59 @@ TEST_F(HttpServerTest, SlowBodiesAreDropped) {
 
 TEST_F(HttpServerTest, StrangersLeaveRoom) {
   Start({.most_connections = 8, .request_ms = 60'000});
-  // Two connections that say nothing are a quarter: a third waits outside until one goes.
-  auto first = std::make_unique<RawClient>(port());
-  const RawClient second(port());
-  RawClient third(port());
-  third.Send("GET /a HTTP/1.1\r\n\r\n");
-  EXPECT_EQ(third.ReadUntil("0\n", 200), "");
-  first.reset();
-  EXPECT_THAT(third.ReadUntil("0\n"), EndsWith("GET /a  0\n"));
+  RawClient known(port());
+  known.Send("GET /a HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(known.ReadUntil("0\n"), EndsWith("GET /a  0\n"));
+  // Two connections that say nothing are a quarter: of more the oldest go, and nobody waits.
+  std::deque<RawClient> strangers;
+  for (int i = 0; i < 20; ++i) strangers.emplace_back(port());
+  RawClient late(port());
+  late.Send("GET /b HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(late.ReadUntil("0\n"), EndsWith("GET /b  0\n"));
+  for (int i = 0; i < 18; ++i) {
+    EXPECT_EQ(strangers[i].ReadToEnd(), "");
+    EXPECT_TRUE(strangers[i].ended()) << i;
+  }
+  EXPECT_EQ(strangers[19].ReadUntil("x", 100), "");
+  EXPECT_FALSE(strangers[19].ended());
+  known.Send("GET /c HTTP/1.1\r\n\r\n");
+  EXPECT_THAT(known.ReadUntil("0\n"), EndsWith("GET /c  0\n"));
+}
+
+TEST_F(HttpServerTest, ALargeRequestHoldsUpNobody) {
+  Start({.threads = 1, .workers = 1});
+  RawClient large(port());
+  large.Send("POST /hold HTTP/1.1\r\nContent-Length: 90000\r\n\r\n" + std::string(90'000, 'x'));
+  held_.get_future().wait();
+  EXPECT_THAT(Ask(port(), "POST", "/a", "small"), EndsWith("POST /a  5\n"));
+  // A client that goes meanwhile ends nothing but its own.
+  let_go_.set_value();
+  EXPECT_THAT(large.ReadUntil("90000\n"), EndsWith("POST /hold  90000\n"));
+  for (int i = 0; i < 5; ++i) {
+    RawClient gone(port());
+    gone.Send("POST /b HTTP/1.1\r\nContent-Length: 90000\r\n\r\n" + std::string(90'000, 'x'));
+  }
+  EXPECT_THAT(Ask(port(), "POST", "/a", std::string(90'000, 'x')), EndsWith("POST /a  90000\n"));
+}
+
+TEST_F(HttpServerTest, AClientThatAskedAheadAndLeftIsMissed) {
+  Start();
+  RawClient client(port());
+  AskForFeed(client, "1.1", "/headless");
+  client.Send("GET /next HTTP/1.1\r\n\r\n");
+  client.Close();
+  EXPECT_TRUE(Destroyed());
+}
+
+TEST_F(HttpServerTest, AnswersTellBrowsersWhatNotToDo) {
+  Start();
+  for (const char* target : {"/a", "/forbidden"}) {
+    EXPECT_THAT(Ask(port(), "GET", target),
+                AllOf(HasSubstr("\r\nX-Content-Type-Options: nosniff\r\n"),
+                      HasSubstr("\r\nReferrer-Policy: no-referrer\r\n"),
+                      HasSubstr("\r\nCache-Control: no-store\r\n"),
+                      Not(HasSubstr("Strict-Transport-Security"))));
+  }
 }
 
 TEST_F(HttpServerTest, AnAnswerThatCannotBeMadeEndsItsConnectionAlone) {
