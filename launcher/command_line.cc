@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "launcher/cluster_yaml.h"
+#include "runtime/base/log_event.h"
 #include "runtime/base/version.h"
 
 namespace lockstep {
@@ -63,8 +64,8 @@ const std::vector<GroupSpec>& Groups() {
       {kListen, "Address", {"host", "port"}},
       {kServing,
        "Serving",
-       {"grpc-port", "served-model-name", "api-key-file", "prefix-cache", "prefill-delay-ms",
-        "recover"}},
+       {"grpc-port", "served-model-name", "api-key-file", "tls-cert", "tls-key", "drain-timeout-ms",
+        "prefix-cache", "prefill-delay-ms", "recover"}},
       {kPrompt,
        "Prompt",
        {"prompt", "system", "raw", "thinking", "max-tokens", "stop", "ignore-eos", "logprobs"}},
@@ -83,7 +84,7 @@ const std::vector<GroupSpec>& Groups() {
       {kLinks, "Links", {"transports"}},
       {kFiles, "Files", {"out"}},
       {kJson, "Output", {"json"}},
-      {kOutput, "Output", {"log-level"}},
+      {kOutput, "Output", {"log-level", "log-format"}},
   };
   return groups;
 }
@@ -417,12 +418,13 @@ std::vector<std::string> CommandNames() {
   return names;
 }
 
-log::Level LogLevel(const Options& options) {
+void ConfigureLog(const Options& options, int rank) {
   constexpr const char* kNames[] = {"debug", "info", "warning", "error", "off"};
+  log::SetForm(options.log_format == "json" ? log::Form::kJson : log::Form::kText);
   for (int level = 0; level < 5; ++level) {
-    if (options.log_level == kNames[level]) return static_cast<log::Level>(level);
+    if (options.log_level == kNames[level])
+      return log::Configure(static_cast<log::Level>(level), rank);
   }
-  return log::Level::kInfo;
 }
 
 StatusOr<CommandLine> ParseCommandLine(std::span<const std::string> arguments) {

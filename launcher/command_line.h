@@ -7,7 +7,6 @@
 #include <string_view>
 #include <vector>
 
-#include "runtime/base/log.h"
 #include "runtime/base/options.h"
 #include "runtime/base/status.h"
 
@@ -30,7 +29,8 @@ std::vector<std::string> CommandNames();
 // The group of flags that `option` stands under in the help; empty if nobody sorted it in.
 std::string_view OptionGroup(std::string_view option);
 
-log::Level LogLevel(const Options& options);
+// As --log-level and --log-format say; `rank` < 0: one of many is not told from the others.
+void ConfigureLog(const Options& options, int rank);
 
 // The candidate nearest to `word`, or empty if none is near enough to be a likely slip.
 std::string Nearest(std::string_view word, std::span<const std::string> candidates);

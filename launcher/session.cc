@@ -165,7 +165,7 @@ Status OpenedSession::StartWorld() {
   }
   LOCKSTEP_ASSIGN_OR_RETURN(const Surroundings around, LookAround(options_));
   LOCKSTEP_ASSIGN_OR_RETURN(world_, DecideWorld(options_, around, needs_.worker));
-  log::Configure(LogLevel(options_), world_.size > 1 ? world_.rank : -1);
+  ConfigureLog(options_, world_.size > 1 ? world_.rank : -1);
   KeepStdoutForRankZero(world_.rank);
   if (world_.origin == WorldOrigin::kReexec) return ReexecUnderMpirun(world_.size);
   if (world_.origin != WorldOrigin::kSpawner) return OkStatus();

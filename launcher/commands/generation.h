@@ -31,10 +31,8 @@ StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs
 // Collective: every rank of the session makes its executor.
 StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(Session& session);
 
-// How long ranks 1.. leave the end to rank 0 after a signal: it ends at once, or first lets running
-// answers end.
+// How long ranks 1.. leave the end to rank 0 after a signal, if it does not let answers end first.
 inline constexpr int64_t kEndAtOnceMs = 2'000;
-inline constexpr int64_t kDrainMs = 10'000;
 
 // Ranks 1..: computes plans until rank 0 ends. Ctrl-C and SIGTERM leave the end to rank 0, which
 // gets the same signal as a rule; if it has not ended after `patience_ms`, this rank tells the

@@ -60,7 +60,7 @@ Status Main(const std::vector<std::string>& arguments) {
       const CommandLine line,
       ParseCommandLine(std::span(arguments).subspan(arguments.empty() ? 0 : 1)));
   std::fputs(line.text.c_str(), stdout);
-  log::Configure(LogLevel(line.options), -1);
+  ConfigureLog(line.options, -1);
   for (const std::string& warning : line.warnings) log::Warning("%s", warning);
   for (const Command& command : kCommands) {
     if (line.command == command.name) return command.run(line.options);

@@ -12,7 +12,7 @@
 #include "launcher/world.h"
 #include "runtime/base/log.h"
 #include "runtime/engine/cluster_watch.h"
-#include "runtime/serve/api_keys.h"
+#include "runtime/serve/call.h"
 #include "runtime/serve/grpc_server.h"
 #include "runtime/serve/http_api.h"
 #include "transport/socket.h"
@@ -38,15 +38,30 @@ Status CheckPortEarly(const Options& options, const char* what, int64_t port, co
       what, options.host, port, flag);
 }
 
-// The keys of --api-key-file (null: none), which addresses that others reach must have.
+TlsFiles TlsOf(const Options& options) { return {options.tls_cert, options.tls_key}; }
+
+// The keys of --api-key-file (null: none). Addresses that others reach must have them, or TLS.
 StatusOr<std::unique_ptr<ApiKeys>> LoadKeys(const Options& options) {
+  if (TlsOf(options).given())
+    LOCKSTEP_RETURN_IF_ERROR(TlsCertificate::Load(TlsOf(options)).status());
   if (!options.api_key_file.empty()) return ApiKeys::Load(options.api_key_file);
-  if (IsLoopback(options.host)) return std::unique_ptr<ApiKeys>();
+  if (IsLoopback(options.host) || TlsOf(options).given()) return std::unique_ptr<ApiKeys>();
   return UsageError(
       "--host %s can be reached from other machines: give --api-key-file FILE, in which a line is "
       "a name and the SHA-256 of a key (K=$(openssl rand -hex 24); echo \"me $(printf %%s \"$K\" | "
-      "sha256sum | cut -c-64)\" > FILE; echo \"$K\"), or --host 127.0.0.1",
+      "sha256sum | cut -c-64)\" > FILE; echo \"$K\"), or --tls-cert and --tls-key, or --host "
+      "127.0.0.1",
       options.host);
+}
+
+void WarnOfOpenDoors(const Options& options) {
+  if (IsLoopback(options.host)) return;
+  if (!TlsOf(options).given()) {
+    log::Warning("serving on %s without encryption: who can listen on the way reads keys and text",
+                 options.host);
+  }
+  if (options.api_key_file.empty())
+    log::Warning("serving on %s without keys: whoever reaches it may use it", options.host);
 }
 
 void PrintReady(const ServedModel& model, int port, int grpc_port) {
@@ -67,17 +82,19 @@ struct Ends {
 };
 
 StatusOr<Ends> StartEnds(const Options& options, const ServedModel& model, const ModelText& text,
-                         const ApiKeys* keys, Engine& engine, const ClusterWatch& watch) {
+                         Access& access, Engine& engine, const ClusterWatch& watch) {
   Ends ends;
   GrpcServerOptions grpc;
   grpc.host = options.host;
   grpc.port = options.grpc_port;
-  LOCKSTEP_ASSIGN_OR_RETURN(ends.grpc, StartGrpcServer(grpc, model, text, keys, engine));
+  grpc.tls = TlsOf(options);
+  LOCKSTEP_ASSIGN_OR_RETURN(ends.grpc, StartGrpcServer(grpc, model, text, &access, engine));
   HttpApiOptions http;
   http.host = options.host;
   http.port = options.port;
   http.cluster = [&watch] { return watch.View(); };
-  LOCKSTEP_ASSIGN_OR_RETURN(ends.http, StartHttpApi(http, model, text, keys, engine));
+  http.tls = TlsOf(options);
+  LOCKSTEP_ASSIGN_OR_RETURN(ends.http, StartHttpApi(http, model, text, &access, engine));
   return ends;
 }
 
@@ -121,7 +138,7 @@ Status ServeThroughLosses(Session& session, Engine& engine, ClusterWatch& watch,
 }
 
 Status ServeOnRankZero(const Options& options, Session& session, const ModelText& text,
-                       const ApiKeys* keys) {
+                       Access& access) {
   if (!text.chat_warning.empty()) log::Warning("%s", text.chat_warning);
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<TensorParallelExecutor> executor,
                             MakeExecutor(session));
@@ -133,23 +150,21 @@ Status ServeOnRankZero(const Options& options, Session& session, const ModelText
                              session.size()};
   ClusterWatch watch(*engine);
   watch.SetSource(FactsOf(session));
-  StatusOr<Ends> ends = StartEnds(options, model, text, keys, *engine, watch);
+  StatusOr<Ends> ends = StartEnds(options, model, text, access, *engine, watch);
   if (!ends.ok()) {
     (void)engine->Stop(KindOf(ends.status()));
     return ends.status();
   }
-  if (!IsLoopback(options.host)) {
-    log::Warning("serving on %s without encryption: who can listen on the way reads keys and text",
-                 options.host);
-  }
+  WarnOfOpenDoors(options);
   PrintReady(model, ends->http->port(), ends->grpc->port());
   Status end = ServeThroughLosses(session, *engine, watch, *ends->grpc, &executor);
   ends->grpc->SetServing(false);
   // After a signal: was a lost rank its cause? What is known is told before anything takes time.
   end = session.FinalStatus(end);
   if (KindOf(end) == ErrorKind::kInterrupted) {
-    log::Info("ending: no new requests, running ones have %d s", kDrainMs / 1000);
-    engine->Drain(kDrainMs);
+    log::Info("ending: no new requests, running ones have %.3g s",
+              static_cast<double>(options.drain_timeout_ms) / 1000);
+    engine->Drain(options.drain_timeout_ms);
     // A rank lost meanwhile outweighs the signal.
     if (const Status failed = engine->status(); !failed.ok()) end = session.FinalStatus(failed);
   }
@@ -173,11 +188,12 @@ Status ServeCommand(const Options& options) {
     LOCKSTEP_ASSIGN_OR_RETURN(keys, LoadKeys(options));
   }
   LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options));
+  Access access(keys.get());
   const InterruptScope scope;
   Session& session = *opened.session;
   return session.Close(session.rank() == 0
-                           ? ServeOnRankZero(options, session, *opened.text, keys.get())
-                           : WorkThroughLosses(session, kDrainMs + kEndAtOnceMs));
+                           ? ServeOnRankZero(options, session, *opened.text, access)
+                           : WorkThroughLosses(session, options.drain_timeout_ms + kEndAtOnceMs));
 }
 
 }  // namespace lockstep

@@ -9,7 +9,8 @@ namespace lockstep {
 Status WorkerCommand(const Options& options) {
   LOCKSTEP_RETURN_IF_ERROR(CheckRecover(options));
   LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options, {.worker = true}));
-  return opened.session->Close(WorkThroughLosses(*opened.session, kDrainMs + kEndAtOnceMs));
+  return opened.session->Close(
+      WorkThroughLosses(*opened.session, options.drain_timeout_ms + kEndAtOnceMs));
 }
 
 }  // namespace lockstep

@@ -158,7 +158,29 @@ std::vector<OptionSpec> ServingOptions() {
        9e18,
        "-a,--alias"},
       {"api-key-file", &O::api_key_file,
-       "file of API keys, a name and a SHA-256 a line; needed to serve other machines"},
+       "file of API keys: a name, a SHA-256 and limits a line; this or TLS to serve other "
+       "machines"},
+      {"tls-cert",
+       &O::tls_cert,
+       "PEM file of the certificate with which HTTP and gRPC speak TLS, and of those that signed "
+       "it",
+       {},
+       0,
+       0,
+       "--ssl-certfile,--ssl-cert-file"},
+      {"tls-key",
+       &O::tls_key,
+       "PEM file of its private key",
+       {},
+       0,
+       0,
+       "--ssl-keyfile,--ssl-key-file"},
+      {"drain-timeout-ms",
+       &O::drain_timeout_ms,
+       "longest wait for running requests after SIGTERM; for every rank",
+       {},
+       0,
+       86'400'000},
       {"prefix-cache",
        &O::prefix_cache,
        "keep the KV of what was computed while there is room, and begin behind it where a prompt "
@@ -281,7 +303,11 @@ std::vector<OptionSpec> OutputOptions() {
           {"log-level",
            &O::log_level,
            "what goes to stderr",
-           {"debug", "info", "warning", "error", "off"}}};
+           {"debug", "info", "warning", "error", "off"}},
+          {"log-format",
+           &O::log_format,
+           "how: lines to read, or a JSON object a line",
+           {"text", "json"}}};
 }
 
 const std::vector<OptionSpec>& Table() {

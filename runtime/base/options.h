@@ -52,6 +52,9 @@ struct Options {
   int64_t port = 8'000;
   std::string served_model_name;
   std::string api_key_file;
+  std::string tls_cert;
+  std::string tls_key;
+  int64_t drain_timeout_ms = 10'000;
   bool prefix_cache = true;
   int64_t prefill_delay_ms = 0;
   // One prompt.
@@ -98,6 +101,7 @@ struct Options {
   // Output.
   bool json = false;
   std::string log_level = "info";
+  std::string log_format = "text";
 };
 
 // How a flag's text becomes a field.

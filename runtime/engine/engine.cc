@@ -373,6 +373,7 @@ void Engine::End(uint64_t id, FinishReason reason, const Status& error) {
       Seconds(started_ns, active->first_token_ns > 0 ? active->first_token_ns : now_ns);
   summary.timings.decode_s = Seconds(active->first_token_ns, active->last_token_ns);
   const Timings timings = summary.timings;
+  if (active->request.ended) active->request.ended(summary);
   active->stream->Finish(text, std::move(summary));
   Wake(active->stream);
   const std::lock_guard lock(mutex_);

@@ -22,6 +22,8 @@ namespace lockstep {
 inline constexpr double kLeastWeight = 0.001;
 inline constexpr double kMostWeight = 1000;
 
+struct Summary;
+
 struct Request {
   std::vector<int32_t> prompt;  // token ids, not empty
   SamplingParams sampling;
@@ -32,6 +34,10 @@ struct Request {
   std::string client;
   double weight = 1;
   int32_t priority = 0;
+  std::string id;  // of the call that it belongs to, for logs
+  // Called once when the request has ended, before its stream tells that, from the engine's thread:
+  // it must not block. Not called for requests that were not taken.
+  std::function<void(const Summary& summary)> ended;
 };
 
 struct Usage {

@@ -225,9 +225,9 @@ StatusOr<JsonValue> ChatFromMessages(const JsonValue& body, std::vector<std::str
   chat.Set("messages", std::move(messages));
   LOCKSTEP_RETURN_IF_ERROR(AddTools(fields, &chat));
   static constexpr std::pair<const char*, const char*> kSame[] = {
-      {"model", "model"},        {"max_tokens", "max_tokens"}, {"temperature", "temperature"},
-      {"top_p", "top_p"},        {"top_k", "top_k"},           {"stream", "stream"},
-      {"stop_sequences", "stop"}};
+      {"model", "model"},         {"max_tokens", "max_tokens"}, {"temperature", "temperature"},
+      {"top_p", "top_p"},         {"top_k", "top_k"},           {"stream", "stream"},
+      {"stop_sequences", "stop"}, {"priority", "priority"}};
   for (const auto& [name, chat_name] : kSame) {
     if (const JsonValue* value = fields.Get(name)) chat.Set(chat_name, *value);
   }

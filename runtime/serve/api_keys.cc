@@ -4,11 +4,13 @@
 #include <openssl/sha.h>
 
 #include <algorithm>
+#include <charconv>
 #include <optional>
 
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
+#include "runtime/engine/request.h"
 
 namespace lockstep {
 namespace {
@@ -43,6 +45,27 @@ bool FromHex(std::string_view hex, std::array<unsigned char, 32>* digest) {
   return true;
 }
 
+template <typename Number>
+bool ReadNumber(std::string_view text, Number lowest, Number highest, Number* out) {
+  const char* const end = text.data() + text.size();
+  const auto read = std::from_chars(text.data(), end, *out);
+  return read.ec == std::errc() && read.ptr == end && *out >= lowest && *out <= highest;
+}
+
+// One "name=value" of a line; false if it is none.
+bool ReadLimit(std::string_view word, ClientLimits* limits) {
+  const size_t split = std::min(word.find('='), word.size());
+  const std::string_view name = word.substr(0, split);
+  const std::string_view value = word.substr(std::min(split + 1, word.size()));
+  constexpr int64_t kMost = 1'000'000'000'000;
+  if (name == "requests") return ReadNumber<int64_t>(value, 1, kMost, &limits->requests);
+  if (name == "tokens-per-minute")
+    return ReadNumber<int64_t>(value, 1, kMost, &limits->tokens_per_minute);
+  if (name == "weight")
+    return ReadNumber<double>(value, kLeastWeight, kMostWeight, &limits->weight);
+  return name == "priority" && ReadNumber<int32_t>(value, -1000, 1000, &limits->priority);
+}
+
 }  // namespace
 
 ApiKeys::Digest ApiKeys::DigestOf(std::string_view key) {
@@ -59,19 +82,33 @@ StatusOr<std::vector<ApiKeys::Entry>> ApiKeys::Parse(const std::string& path,
     text.remove_prefix(std::min(line.size() + 1, text.size()));
     line = line.substr(0, line.find('#'));
     Entry entry;
-    entry.name = TakeWord(&line);
-    if (entry.name.empty()) continue;
-    const bool is_digest = FromHex(TakeWord(&line), &entry.digest);
-    const std::string_view rest = TakeWord(&line);  // sha256sum prints a file's name: "-"
-    if (!is_digest || !(rest.empty() || rest == "-") || !TakeWord(&line).empty()) {
+    Client& client = entry.client;
+    client.name = TakeWord(&line);
+    if (client.name.empty()) continue;
+    if (!FromHex(TakeWord(&line), &entry.digest)) {
       return UsageError(
           "%s:%d: a line is a name and the SHA-256 of a key, 64 hexadecimal digits: `printf %%s "
           "\"$KEY\" | sha256sum`",
           path, number);
     }
+    std::string_view word = TakeWord(&line);
+    if (word == "-") word = TakeWord(&line);  // as sha256sum calls what it has read
+    for (; !word.empty(); word = TakeWord(&line)) {
+      if (ReadLimit(word, &client.limits)) continue;
+      return UsageError(
+          "%s:%d: '%s' is no limit; there are requests=1.., tokens-per-minute=1.., "
+          "weight=0.001..1000 and priority=-1000..1000",
+          path, number, word);
+    }
     if (entry.digest == DigestOf("")) {
       return UsageError("%s:%d: this is the digest of nothing: the key was empty when it was made",
                         path, number);
+    }
+    for (const Entry& other : entries) {
+      if (other.client.name == client.name && other.client.limits != client.limits) {
+        return UsageError("%s:%d: '%s' has other limits above; all keys of a name share the same",
+                          path, number, client.name);
+      }
     }
     entries.push_back(std::move(entry));
   }
@@ -108,15 +145,16 @@ void ApiKeys::RefreshLocked() const {
   entries_ = *std::move(entries);
 }
 
-std::string ApiKeys::NameOf(std::string_view key) const {
+std::optional<Client> ApiKeys::Find(std::string_view key) const {
   const Digest digest = DigestOf(key);
   const std::lock_guard lock(mutex_);
   RefreshLocked();
-  std::string name;
+  const Entry* found = nullptr;
   for (const Entry& entry : entries_) {
-    if (CRYPTO_memcmp(entry.digest.data(), digest.data(), digest.size()) == 0) name = entry.name;
+    if (CRYPTO_memcmp(entry.digest.data(), digest.data(), digest.size()) == 0) found = &entry;
   }
-  return name;
+  if (found == nullptr) return std::nullopt;
+  return found->client;
 }
 
 std::string_view KeyOf(std::string_view authorization, std::string_view x_api_key) {

@@ -8,7 +8,8 @@
 
 #include "runtime/base/status.h"
 #include "runtime/engine/engine.h"
-#include "runtime/serve/api_keys.h"
+#include "runtime/http/tls.h"
+#include "runtime/serve/call.h"
 #include "runtime/serve/served_model.h"
 #include "runtime/text/model_text.h"
 
@@ -19,6 +20,8 @@ struct GrpcServerOptions {
   int64_t port = 0;  // 0: a free one
   int max_receive_bytes = 16 << 20;
   int max_concurrent_streams = 1024;  // per connection
+  int64_t part_ms = 30'000;           // a client that takes no part of its answer is dropped
+  TlsFiles tls;
 };
 
 class GrpcServer {
@@ -31,12 +34,12 @@ class GrpcServer {
   virtual void Shutdown(int64_t grace_ms) = 0;
 };
 
-// Starts serving. `keys` (may be null: nothing is asked; otherwise calls bring one as metadata
+// Starts serving. `access` (null: nobody is asked for a key; otherwise calls bring one as metadata
 // "authorization: Bearer KEY" or are UNAUTHENTICATED), `engine` and `text` must outlive the server.
 // A UsageError names host and port and their flags if they cannot be used.
 StatusOr<std::unique_ptr<GrpcServer>> StartGrpcServer(const GrpcServerOptions& options,
                                                       const ServedModel& model,
-                                                      const ModelText& text, const ApiKeys* keys,
+                                                      const ModelText& text, Access* access,
                                                       Engine& engine);
 
 }  // namespace lockstep

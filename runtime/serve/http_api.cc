@@ -12,6 +12,7 @@
 #include "runtime/http/server.h"
 #include "runtime/serve/anthropic_reply.h"
 #include "runtime/serve/anthropic_request.h"
+#include "runtime/serve/call.h"
 #include "runtime/serve/cluster_json.h"
 #include "runtime/serve/http_errors.h"
 #include "runtime/serve/json_fields.h"
@@ -33,12 +34,34 @@ std::unique_ptr<HttpReply> JsonReply(int status, const Json& json) {
   return HttpText(status, kJsonType, Dump(json) + "\n");
 }
 
+// An answer with what its call says beside it.
+class CallReply final : public HttpReply {
+ public:
+  CallReply(std::shared_ptr<Call> call, std::unique_ptr<HttpReply> inner)
+      : call_(std::move(call)), inner_(std::move(inner)) {}
+
+  std::optional<HttpHead> Head() override {
+    std::optional<HttpHead> head = inner_->Head();
+    if (!head.has_value()) return head;
+    call_->SetStatus({"status", int64_t{head->status}});
+    for (HttpField& field : call_->Fields()) head->fields.push_back(std::move(field));
+    head->fields.push_back({"request-id", call_->id()});  // where Anthropic's clients look
+    return head;
+  }
+  HttpPart Next() override { return inner_->Next(); }
+  std::string_view Sign() override { return inner_->Sign(); }
+
+ private:
+  const std::shared_ptr<Call> call_;
+  const std::unique_ptr<HttpReply> inner_;  // ends first
+};
+
 class Api final : public HttpApi {
  public:
-  Api(const ServedModel& model, const ModelText& text, const ApiKeys* keys, Engine& engine)
+  Api(const ServedModel& model, const ModelText& text, Access* access, Engine& engine)
       : model_(model),
         text_(text),
-        keys_(keys),
+        access_(access == nullptr ? Access::Open() : *access),
         engine_(engine),
         source_{model.name, SourceVersion(), text.tokenizer.get()} {}
   ~Api() override { Shutdown(0); }
@@ -52,6 +75,8 @@ class Api final : public HttpApi {
     http.most_head_bytes = 16 << 10;
     http.most_body_bytes = options.most_body_bytes;
     http.request_ms = 10'000;
+    http.tls = options.tls;
+    encrypted_ = options.tls.given();
     StatusOr<std::unique_ptr<HttpServer>> server = HttpServer::Listen(http);
     if (!server.ok()) {
       return UsageError(
@@ -60,13 +85,17 @@ class Api final : public HttpApi {
     }
     server_ = std::move(*server);
     server_->Serve({
-        .refuse = [this](const HttpCall& call) { return Refusal(call); },
+        .refuse = [this](const HttpCall& call) -> Reply {
+          Reply refusal = Refusal(call);
+          return refusal == nullptr ? nullptr : WithCall(BeginCall(call), std::move(refusal));
+        },
         .answer = [this](HttpCall call, std::function<void()> wake) { return Answer(call, wake); },
         .malformed =
-            [](const HttpCall& call, int status, std::string_view what) {
+            [this](const HttpCall& call, int status, std::string_view what) {
               std::vector<HttpField> more;
               if (status == 503) more.push_back({"Retry-After", "1"});
-              return ErrorReply(ShapeOf(call), status, what, std::move(more));
+              return WithCall(BeginCall(call),
+                              ErrorReply(ShapeOf(call), status, what, std::move(more)));
             },
     });
     return OkStatus();
@@ -77,7 +106,7 @@ class Api final : public HttpApi {
   static std::vector<HttpRoute> AllRoutes() {
     std::vector<HttpRoute> all;
     for (const Route& route : Routes())
-      all.push_back({route.method, route.path, route.access != Access::kWithKey});
+      all.push_back({route.method, route.path, route.audience != Audience::kWithKey});
     return all;
   }
 
@@ -88,11 +117,15 @@ class Api final : public HttpApi {
   }
 
  private:
-  using Wake = std::function<void()>;
   using Reply = std::unique_ptr<HttpReply>;
+  // What making an answer needs beside the request.
+  struct Context {
+    std::function<void()> wake;
+    std::shared_ptr<Call> call;  // null on open routes
+  };
 
   // Who is answered.
-  enum class Access {
+  enum class Audience {
     kAnyone,
     kWithoutKey,  // but where there are no keys, only this machine
     kWithKey,
@@ -100,8 +133,8 @@ class Api final : public HttpApi {
   struct Route {
     const char* method;
     const char* path;
-    Access access;
-    Reply (Api::*answer)(const HttpCall& call, const Wake& wake);
+    Audience audience;
+    Reply (Api::*answer)(const HttpCall& call, const Context& context);
   };
   static std::span<const Route> Routes();
 
@@ -126,13 +159,36 @@ class Api final : public HttpApi {
   }
 
   // Without keys: that the request is meant for this server, and comes from no page of another
-  // site.
-  static bool IsLocal(const HttpCall& call) {
-    const std::string_view origin = call.Field("Origin");
-    const size_t host = origin.find("://");
-    return IsLoopbackName(call.Field("Host")) &&
-           (origin.empty() ||
-            (host != std::string_view::npos && IsLoopbackName(origin.substr(host + 3))));
+  // site. Over TLS the certificate proves the first.
+  bool IsMeant(const HttpCall& call) const {
+    const std::string_view host = call.Field("Host"), origin = call.Field("Origin");
+    if (!encrypted_ && !IsLoopbackName(host)) return false;
+    if (origin.empty()) return true;
+    const size_t scheme = origin.find("://");
+    if (scheme == std::string_view::npos) return false;
+    const std::string_view site = origin.substr(scheme + 3);
+    return site == host || (IsLoopbackName(site) && IsLoopbackName(host));
+  }
+
+  std::shared_ptr<Call> BeginCall(const HttpCall& call) const {
+    std::string methods;
+    const Route* route = RouteOf(call, &methods);
+    Arrival arrival{.model = model_.name,
+                    .request_id = call.Field("x-request-id"),
+                    .traceparent = call.Field("traceparent")};
+    if (route != nullptr) {
+      arrival.route = absl::StrFormat("%s %s", route->method, route->path);
+      arrival.small = route->method[0] == 'G';
+    }
+    return std::make_shared<Call>(access_, arrival, access_.Find(KeyOf(call)));
+  }
+
+  static std::string_view KeyOf(const HttpCall& call) {
+    return lockstep::KeyOf(call.Field("Authorization"), call.Field("x-api-key"));
+  }
+
+  static Reply WithCall(std::shared_ptr<Call> call, Reply reply) {
+    return std::make_unique<CallReply>(std::move(call), std::move(reply));
   }
 
   // Also all that open routes say: strangers get nothing that is kept for them.
@@ -140,44 +196,51 @@ class Api final : public HttpApi {
     const ErrorShape shape = ShapeOf(call);
     std::string methods;
     const Route* route = RouteOf(call, &methods);
-    const auto is_for = [route](Access access) {
-      return route != nullptr && route->access == access;
+    const auto is_for = [route](Audience audience) {
+      return route != nullptr && route->audience == audience;
     };
-    if (is_for(Access::kAnyone)) return (this->*route->answer)(call, {});
-    if (keys_ == nullptr && !IsLocal(call)) {
+    if (is_for(Audience::kAnyone)) return (this->*route->answer)(call, {});
+    if (!access_.asks_for_keys() && !IsMeant(call)) {
       return ErrorReply(shape, 403,
-                        "without API keys this server answers to localhost only: see "
-                        "--api-key-file");
+                        encrypted_ ? "without API keys this server answers to no page of another "
+                                     "site: see --api-key-file"
+                                   : "without API keys this server answers to localhost only: see "
+                                     "--api-key-file");
     }
-    if (is_for(Access::kWithoutKey)) return (this->*route->answer)(call, {});
-    const std::string_view key = KeyOf(call.Field("Authorization"), call.Field("x-api-key"));
-    if (keys_ != nullptr && keys_->NameOf(key).empty()) {
-      return ErrorReply(shape, 401,
-                        key.empty() ? "an API key is needed: Authorization: Bearer KEY"
-                                    : "this API key is not known here",
-                        {{"WWW-Authenticate", "Bearer"}});
-    }
+    if (is_for(Audience::kWithoutKey)) return (this->*route->answer)(call, {});
+    if (!access_.Find(KeyOf(call)).has_value()) return Stranger(call);
     if (route != nullptr) return nullptr;
     if (!methods.empty())
       return ErrorReply(shape, 405, "this route answers to " + methods, {{"Allow", methods}});
     return ErrorReply(shape, 404, "there is nothing at " + std::string(PathOf(call)));
   }
 
-  Reply Answer(const HttpCall& call, const Wake& wake) {
-    std::string methods;
-    return (this->*RouteOf(call, &methods)->answer)(call, wake);
+  static Reply Stranger(const HttpCall& call) {
+    return ErrorReply(ShapeOf(call), 401,
+                      KeyOf(call).empty() ? "an API key is needed: Authorization: Bearer KEY"
+                                          : "this API key is not known here",
+                      {{"WWW-Authenticate", "Bearer"}});
   }
 
-  Reply Live(const HttpCall&, const Wake&) { return JsonReply(200, {{"status", "ok"}}); }
+  Reply Answer(const HttpCall& call, const std::function<void()>& wake) {
+    std::string methods;
+    const Context context{wake, BeginCall(call)};
+    // The key may have gone since the head was let in.
+    return WithCall(context.call, context.call->known()
+                                      ? (this->*RouteOf(call, &methods)->answer)(call, context)
+                                      : Stranger(call));
+  }
 
-  Reply Ready(const HttpCall&, const Wake&) {
+  Reply Live(const HttpCall&, const Context&) { return JsonReply(200, {{"status", "ok"}}); }
+
+  Reply Ready(const HttpCall&, const Context&) {
     const Status status = engine_.Readiness();
     if (status.ok()) return JsonReply(200, {{"status", "ok"}});
     // Who has no key hears no more than that.
     return ErrorReply(ErrorShape::kOpenAi, 503, "not ready", {{"Retry-After", "5"}});
   }
 
-  Reply Health(const HttpCall&, const Wake&) {
+  Reply Health(const HttpCall&, const Context&) {
     const Status status = engine_.Readiness();
     if (!status.ok()) return ErrorReply(ErrorShape::kOpenAi, status);
     const EngineLoad load = engine_.load();
@@ -189,13 +252,13 @@ class Api final : public HttpApi {
                            {"kv_blocks", load.kv_blocks}});
   }
 
-  Reply Version(const HttpCall&, const Wake&) {
+  Reply Version(const HttpCall&, const Context&) {
     return JsonReply(200, {{"version", SourceVersion()}});
   }
 
-  Reply OpenApi(const HttpCall&, const Wake&) { return HttpText(200, kJsonType, kOpenApi); }
+  Reply OpenApi(const HttpCall&, const Context&) { return HttpText(200, kJsonType, kOpenApi); }
 
-  Reply Metrics(const HttpCall&, const Wake&) {
+  Reply Metrics(const HttpCall&, const Context&) {
     return HttpText(200, "text/plain; version=0.0.4; charset=utf-8",
                     MetricsText(model_.name, engine_.load(), engine_.counts()) +
                         ClusterMetricsText(model_.name, View()));
@@ -208,13 +271,13 @@ class Api final : public HttpApi {
     view.load = engine_.load();
     return view;
   }
-  Reply Cluster(const HttpCall&, const Wake&) {
+  Reply Cluster(const HttpCall&, const Context&) {
     return HttpText(200, kJsonType, ClusterJson(model_, View()));
   }
 
-  Reply Page(const HttpCall&, const Wake&) { return PageReply(); }
+  Reply Page(const HttpCall&, const Context&) { return PageReply(); }
 
-  Reply Models(const HttpCall&, const Wake&) {
+  Reply Models(const HttpCall&, const Context&) {
     Json model = {{"id", model_.name},
                   {"object", "model"},
                   {"created", started_},
@@ -262,7 +325,7 @@ class Api final : public HttpApi {
   }
 
   template <typename Parse, typename Start>
-  Reply Complete(const HttpCall& call, const Wake& wake, Parse parse, Start start) {
+  Reply Complete(const HttpCall& call, const Context& context, Parse parse, Start start) {
     const auto reply = [&]() -> StatusOr<Reply> {
       // Refusing must be cheap: before anything is read.
       LOCKSTEP_RETURN_IF_ERROR(engine_.Accepts());
@@ -270,17 +333,19 @@ class Api final : public HttpApi {
       LOCKSTEP_RETURN_IF_ERROR(CheckModel(body, ShapeOf(call)));
       LOCKSTEP_ASSIGN_OR_RETURN(OpenAiRequest request, parse(body, text_, model_.max_model_len));
       TellNotes(request.notes);
-      return start(engine_, source_, std::move(request), wake);
+      LOCKSTEP_RETURN_IF_ERROR(context.call->Admit(request.requests, model_.max_model_len));
+      return start(engine_, source_, std::move(request), context.wake);
     };
     StatusOr<Reply> made = reply();
-    return made.ok() ? std::move(*made) : ErrorReply(ShapeOf(call), made.status());
+    if (made.ok()) return std::move(*made);
+    return ErrorReply(ShapeOf(call), made.status(), context.call->retry_after_s());
   }
 
-  Reply ChatCompletions(const HttpCall& call, const Wake& wake) {
-    return Complete(call, wake, ParseChatCompletion, StartChatReply);
+  Reply ChatCompletions(const HttpCall& call, const Context& context) {
+    return Complete(call, context, ParseChatCompletion, StartChatReply);
   }
-  Reply Completions(const HttpCall& call, const Wake& wake) {
-    return Complete(call, wake, ParseCompletion, StartTextReply);
+  Reply Completions(const HttpCall& call, const Context& context) {
+    return Complete(call, context, ParseCompletion, StartTextReply);
   }
 
   // An API whose requests become chats.
@@ -295,18 +360,18 @@ class Api final : public HttpApi {
     return request;
   }
   template <typename Start>
-  Reply CompleteAsChat(const HttpCall& call, const Wake& wake, ToChat to_chat, Start start) {
+  Reply CompleteAsChat(const HttpCall& call, const Context& context, ToChat to_chat, Start start) {
     const auto parse = [&](const JsonValue& body, const ModelText&, int64_t max_model_len) {
       return ParseAsChat(to_chat, body, max_model_len);
     };
-    return Complete(call, wake, parse, start);
+    return Complete(call, context, parse, start);
   }
 
-  Reply Messages(const HttpCall& call, const Wake& wake) {
-    return CompleteAsChat(call, wake, ChatFromMessages, StartMessagesReply);
+  Reply Messages(const HttpCall& call, const Context& context) {
+    return CompleteAsChat(call, context, ChatFromMessages, StartMessagesReply);
   }
-  Reply Responses(const HttpCall& call, const Wake& wake) {
-    return CompleteAsChat(call, wake, ChatFromResponses, StartResponsesReply);
+  Reply Responses(const HttpCall& call, const Context& context) {
+    return CompleteAsChat(call, context, ChatFromResponses, StartResponsesReply);
   }
 
   StatusOr<Json> CountOf(const JsonValue& body) const {
@@ -315,7 +380,7 @@ class Api final : public HttpApi {
                               ParseAsChat(ChatFromMessages, body, INT64_MAX));
     return Json{{"input_tokens", request.requests[0].prompt.size()}};
   }
-  Reply CountTokens(const HttpCall& call, const Wake&) { return Small(call, &Api::CountOf); }
+  Reply CountTokens(const HttpCall& call, const Context&) { return Small(call, &Api::CountOf); }
 
   // The prompt of a conversation as text.
   StatusOr<std::string> Render(const JsonValue& body) const {
@@ -379,14 +444,17 @@ class Api final : public HttpApi {
     const StatusOr<Json> answer = (this->*make)(*body);
     return answer.ok() ? JsonReply(200, *answer) : ErrorReply(ShapeOf(call), answer.status());
   }
-  Reply Tokenize(const HttpCall& call, const Wake&) { return Small(call, &Api::TokensOf); }
-  Reply Detokenize(const HttpCall& call, const Wake&) { return Small(call, &Api::TextOf); }
-  Reply ApplyTemplate(const HttpCall& call, const Wake&) { return Small(call, &Api::TemplateOf); }
+  Reply Tokenize(const HttpCall& call, const Context&) { return Small(call, &Api::TokensOf); }
+  Reply Detokenize(const HttpCall& call, const Context&) { return Small(call, &Api::TextOf); }
+  Reply ApplyTemplate(const HttpCall& call, const Context&) {
+    return Small(call, &Api::TemplateOf);
+  }
 
   const ServedModel model_;
   const ModelText& text_;
-  const ApiKeys* const keys_;
+  Access& access_;
   Engine& engine_;
+  bool encrypted_ = false;
   const ReplySource source_;
   const int64_t started_ = UnixSeconds();
   mutable std::mutex mutex_;
@@ -397,24 +465,24 @@ class Api final : public HttpApi {
 
 std::span<const Api::Route> Api::Routes() {
   static constexpr Route kTable[] = {
-      {"GET", "/", Access::kWithoutKey, &Api::Page},
-      {"GET", "/cluster", Access::kWithKey, &Api::Cluster},
-      {"GET", "/health/live", Access::kAnyone, &Api::Live},
-      {"GET", "/health/ready", Access::kAnyone, &Api::Ready},
-      {"GET", "/health", Access::kWithKey, &Api::Health},
-      {"GET", "/ping", Access::kWithKey, &Api::Health},
-      {"GET", "/version", Access::kWithKey, &Api::Version},
-      {"GET", "/metrics", Access::kWithKey, &Api::Metrics},
-      {"GET", "/openapi.json", Access::kWithKey, &Api::OpenApi},
-      {"GET", "/v1/models", Access::kWithKey, &Api::Models},
-      {"POST", "/v1/chat/completions", Access::kWithKey, &Api::ChatCompletions},
-      {"POST", "/v1/completions", Access::kWithKey, &Api::Completions},
-      {"POST", "/v1/responses", Access::kWithKey, &Api::Responses},
-      {"POST", "/v1/messages", Access::kWithKey, &Api::Messages},
-      {"POST", "/v1/messages/count_tokens", Access::kWithKey, &Api::CountTokens},
-      {"POST", "/tokenize", Access::kWithKey, &Api::Tokenize},
-      {"POST", "/detokenize", Access::kWithKey, &Api::Detokenize},
-      {"POST", "/apply-template", Access::kWithKey, &Api::ApplyTemplate},
+      {"GET", "/", Audience::kWithoutKey, &Api::Page},
+      {"GET", "/cluster", Audience::kWithKey, &Api::Cluster},
+      {"GET", "/health/live", Audience::kAnyone, &Api::Live},
+      {"GET", "/health/ready", Audience::kAnyone, &Api::Ready},
+      {"GET", "/health", Audience::kWithKey, &Api::Health},
+      {"GET", "/ping", Audience::kWithKey, &Api::Health},
+      {"GET", "/version", Audience::kWithKey, &Api::Version},
+      {"GET", "/metrics", Audience::kWithKey, &Api::Metrics},
+      {"GET", "/openapi.json", Audience::kWithKey, &Api::OpenApi},
+      {"GET", "/v1/models", Audience::kWithKey, &Api::Models},
+      {"POST", "/v1/chat/completions", Audience::kWithKey, &Api::ChatCompletions},
+      {"POST", "/v1/completions", Audience::kWithKey, &Api::Completions},
+      {"POST", "/v1/responses", Audience::kWithKey, &Api::Responses},
+      {"POST", "/v1/messages", Audience::kWithKey, &Api::Messages},
+      {"POST", "/v1/messages/count_tokens", Audience::kWithKey, &Api::CountTokens},
+      {"POST", "/tokenize", Audience::kWithKey, &Api::Tokenize},
+      {"POST", "/detokenize", Audience::kWithKey, &Api::Detokenize},
+      {"POST", "/apply-template", Audience::kWithKey, &Api::ApplyTemplate},
   };
   return kTable;
 }
@@ -425,8 +493,8 @@ std::vector<HttpRoute> HttpRoutes() { return Api::AllRoutes(); }
 
 StatusOr<std::unique_ptr<HttpApi>> StartHttpApi(const HttpApiOptions& options,
                                                 const ServedModel& model, const ModelText& text,
-                                                const ApiKeys* keys, Engine& engine) {
-  auto api = std::make_unique<Api>(model, text, keys, engine);
+                                                Access* access, Engine& engine) {
+  auto api = std::make_unique<Api>(model, text, access, engine);
   LOCKSTEP_RETURN_IF_ERROR(api->Start(options));
   return StatusOr<std::unique_ptr<HttpApi>>(std::move(api));
 }

@@ -12,7 +12,8 @@
 #include "runtime/base/status.h"
 #include "runtime/engine/cluster_watch.h"
 #include "runtime/engine/engine.h"
-#include "runtime/serve/api_keys.h"
+#include "runtime/http/tls.h"
+#include "runtime/serve/call.h"
 #include "runtime/serve/served_model.h"
 #include "runtime/text/model_text.h"
 
@@ -25,6 +26,7 @@ struct HttpApiOptions {
   uint64_t most_body_bytes = 32 << 20;
   // What GET /cluster and the metrics tell of the ranks. Empty: nothing is known of them.
   std::function<ClusterView()> cluster;
+  TlsFiles tls;
 };
 
 struct HttpRoute {
@@ -44,10 +46,10 @@ class HttpApi {
   virtual void Shutdown(int64_t grace_ms) = 0;
 };
 
-// Starts serving. `keys` (may be null: nothing is asked), `engine` and `text` must outlive the
+// Starts serving. `access` (null: nobody is asked for a key), `engine` and `text` must outlive the
 // server. A UsageError names host and port and their flags if they cannot be used.
 StatusOr<std::unique_ptr<HttpApi>> StartHttpApi(const HttpApiOptions& options,
                                                 const ServedModel& model, const ModelText& text,
-                                                const ApiKeys* keys, Engine& engine);
+                                                Access* access, Engine& engine);
 
 }  // namespace lockstep

@@ -97,10 +97,13 @@ std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, int http_status, std::st
                   std::move(more));
 }
 
-std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, const Status& error) {
+std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, const Status& error,
+                                      int64_t retry_after_s) {
   const int status = HttpStatusOf(error);
+  if (retry_after_s == 0) retry_after_s = status == 429 ? 1 : 5;
   std::vector<HttpField> more;
-  if (status == 429 || status == 503) more.push_back({"Retry-After", status == 429 ? "1" : "5"});
+  if (status == 429 || status == 503)
+    more.push_back({"Retry-After", std::to_string(retry_after_s)});
   return HttpText(status, "application/json", ErrorText(shape, error), std::move(more));
 }
 

@@ -1,6 +1,7 @@
 // Errors as HTTP clients know them, in the shape of the API that they speak.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -28,7 +29,8 @@ std::string ErrorText(ErrorShape shape, int http_status, std::string_view messag
 std::string ErrorText(ErrorShape shape, const Status& error);
 std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, int http_status, std::string_view message,
                                       std::vector<HttpField> more = {});
-// With Retry-After where trying again makes sense.
-std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, const Status& error);
+// With Retry-After where trying again makes sense; `retry_after_s`: 0 for what is usual then.
+std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, const Status& error,
+                                      int64_t retry_after_s = 0);
 
 }  // namespace lockstep

@@ -208,7 +208,7 @@ class OpenAiReply final : public HttpReply {
   std::optional<HttpHead> Head() override {
     if (stream_) {
       return HttpHead{.fields = {{"Content-Type", "text/event-stream"},
-                                 {"Cache-Control", "no-cache"},
+                                 {"Cache-Control", "no-store"},
                                  {"X-Accel-Buffering", "no"}}};
     }
     Gather();

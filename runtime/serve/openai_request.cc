@@ -126,7 +126,8 @@ Status ReadGeneration(JsonFields& fields, v1::SamplingOptions* sampling, v1::Sto
   return ReadLogitBias(fields, sampling);
 }
 
-Status ReadStream(JsonFields& fields, OpenAiRequest* request) {
+// What says nothing about the answer itself.
+Status ReadDelivery(JsonFields& fields, OpenAiRequest* request) {
   std::optional<bool> stream, include_usage;
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("stream", &stream));
   const JsonValue* options = nullptr;
@@ -135,6 +136,9 @@ Status ReadStream(JsonFields& fields, OpenAiRequest* request) {
     JsonFields inner(*options, "stream_options.");
     LOCKSTEP_RETURN_IF_ERROR(inner.Read("include_usage", &include_usage));
   }
+  std::optional<int64_t> priority;
+  LOCKSTEP_RETURN_IF_ERROR(fields.Read("priority", &priority, INT32_MIN, INT32_MAX));
+  request->priority = static_cast<int32_t>(priority.value_or(0));
   request->stream = stream.value_or(false);
   request->include_usage = include_usage.value_or(false);
   return OkStatus();
@@ -146,6 +150,15 @@ Status CheckBounds(const Request& request) {
   StopParams stop = request.stop;
   if (stop.max_tokens == 0) stop.max_tokens = 1;  // as much as fits
   return ValidateStopParams(stop, INT64_MAX);
+}
+
+Status TooLong(int64_t max_model_len, const std::string& tokens) {
+  return MakeError(
+      ErrorKind::kRequest, kContextExceeded,
+      absl::StrFormat("This model's maximum context length is %d tokens, answer included, but the "
+                      "prompt has %s. Shorten it, or have the server started with a larger "
+                      "--max-model-len.",
+                      max_model_len, tokens));
 }
 
 // One request per prompt and choice. Choices with one seed would be one choice: each next one adds
@@ -161,20 +174,14 @@ Status AddChoices(const std::vector<std::vector<int32_t>>& prompts, int64_t choi
   for (const std::vector<int32_t>& prompt : prompts) {
     const auto length = static_cast<int64_t>(prompt.size());
     if (length == 0) return RequestError("the prompt is empty");
-    if (length >= max_model_len) {
-      return MakeError(
-          ErrorKind::kRequest, kContextExceeded,
-          absl::StrFormat("This model's maximum context length is %d tokens, answer included, but "
-                          "the prompt has %d. Shorten it, or have the server started with a larger "
-                          "--max-model-len.",
-                          max_model_len, length));
-    }
+    if (length >= max_model_len) return TooLong(max_model_len, absl::StrFormat("%d", length));
     for (int64_t choice = 0; choice < choices; ++choice) {
       Request one;
       LOCKSTEP_RETURN_IF_ERROR(FillRequest(sampling, stop, text, &one));
       if (request->requests.empty()) LOCKSTEP_RETURN_IF_ERROR(CheckBounds(one));
       if (sampling.has_seed()) one.sampling.seed += static_cast<uint64_t>(choice);
       one.prompt = prompt;
+      one.priority = request->priority;
       request->requests.push_back(std::move(one));
     }
   }
@@ -376,8 +383,9 @@ Status ReadResponseFormat(JsonFields& fields) {
 }
 
 // The ids of one prompt: text, or ids.
-StatusOr<std::vector<int32_t>> PromptIds(const JsonValue& prompt, const ModelText& text) {
-  if (prompt.is_string()) return text.tokenizer->Encode(prompt.AsString());
+StatusOr<std::vector<int32_t>> PromptIds(const JsonValue& prompt, const ModelText& text,
+                                         int64_t max_model_len) {
+  if (prompt.is_string()) return EncodePrompt(prompt.AsString(), text, max_model_len);
   std::vector<int32_t> ids;
   for (const JsonValue& id : prompt.AsArray()) {
     const std::optional<int64_t> value = id.ToInt64();
@@ -389,7 +397,8 @@ StatusOr<std::vector<int32_t>> PromptIds(const JsonValue& prompt, const ModelTex
 }
 
 // "text", ["text", ...], [ids...] or [[ids...], ...].
-StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(JsonFields& fields, const ModelText& text) {
+StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(JsonFields& fields, const ModelText& text,
+                                                        int64_t max_model_len) {
   const JsonValue* prompt = fields.Get("prompt");
   if (prompt == nullptr) return RequestError("prompt is missing");
   if (!prompt->is_string() && !prompt->is_array())
@@ -398,7 +407,7 @@ StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(JsonFields& fields, cons
                        (prompt->AsArray()[0].is_string() || prompt->AsArray()[0].is_array());
   std::vector<std::vector<int32_t>> prompts;
   if (!several) {
-    LOCKSTEP_ASSIGN_OR_RETURN(prompts.emplace_back(), PromptIds(*prompt, text));
+    LOCKSTEP_ASSIGN_OR_RETURN(prompts.emplace_back(), PromptIds(*prompt, text, max_model_len));
     return prompts;
   }
   if (prompt->AsArray().size() > static_cast<size_t>(kMaxChoices))
@@ -407,12 +416,21 @@ StatusOr<std::vector<std::vector<int32_t>>> ReadPrompts(JsonFields& fields, cons
   for (const JsonValue& one : prompt->AsArray()) {
     if (!one.is_string() && !one.is_array())
       return RequestError("prompt holds %s among its prompts", one.KindName());
-    LOCKSTEP_ASSIGN_OR_RETURN(prompts.emplace_back(), PromptIds(one, text));
+    LOCKSTEP_ASSIGN_OR_RETURN(prompts.emplace_back(), PromptIds(one, text, max_model_len));
   }
   return prompts;
 }
 
 }  // namespace
+
+StatusOr<std::vector<int32_t>> EncodePrompt(std::string_view prompt, const ModelText& text,
+                                            int64_t max_model_len) {
+  const auto bytes = static_cast<int64_t>(prompt.size());
+  const int64_t fewest = bytes / static_cast<int64_t>(text.tokenizer->longest_token_bytes());
+  if (fewest >= max_model_len)
+    return TooLong(max_model_len, absl::StrFormat("more than %d", fewest));
+  return text.tokenizer->Encode(prompt);
+}
 
 StatusOr<ChatRequest> ParseConversation(const JsonValue& body) {
   JsonFields fields(body);
@@ -433,7 +451,7 @@ StatusOr<OpenAiRequest> ParseChatCompletion(const JsonValue& given, const ModelT
   (void)fields.Get("model");  // which the caller has looked at
   LOCKSTEP_RETURN_IF_ERROR(ReadGeneration(fields, &sampling, &stop));
   LOCKSTEP_RETURN_IF_ERROR(ReadThinkingBudget(fields, &sampling));
-  LOCKSTEP_RETURN_IF_ERROR(ReadStream(fields, &request));
+  LOCKSTEP_RETURN_IF_ERROR(ReadDelivery(fields, &request));
   LOCKSTEP_RETURN_IF_ERROR(ReadResponseFormat(fields));
   std::optional<bool> logprobs;
   std::optional<int64_t> best, choices;
@@ -448,8 +466,9 @@ StatusOr<OpenAiRequest> ParseChatCompletion(const JsonValue& given, const ModelT
   request.start = ReplyStartOf(prompt);
   request.tools = chat.tools;
   NoteUnknown(fields, &request);
-  LOCKSTEP_RETURN_IF_ERROR(AddChoices({text.tokenizer->Encode(prompt)}, choices.value_or(1),
-                                      sampling, stop, text, max_model_len, &request));
+  LOCKSTEP_ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodePrompt(prompt, text, max_model_len));
+  LOCKSTEP_RETURN_IF_ERROR(AddChoices({std::move(ids)}, choices.value_or(1), sampling, stop, text,
+                                      max_model_len, &request));
   return request;
 }
 
@@ -464,7 +483,7 @@ StatusOr<OpenAiRequest> ParseCompletion(const JsonValue& given, const ModelText&
   LOCKSTEP_RETURN_IF_ERROR(ReadGeneration(fields, &sampling, &stop));
   // The older API's default, unlike that of chats.
   if (!stop.has_max_tokens()) stop.set_max_tokens(16);
-  LOCKSTEP_RETURN_IF_ERROR(ReadStream(fields, &request));
+  LOCKSTEP_RETURN_IF_ERROR(ReadDelivery(fields, &request));
   LOCKSTEP_RETURN_IF_ERROR(ReadResponseFormat(fields));
   std::optional<int64_t> best, choices;
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("logprobs", &best, 0, kMaxLogprobs));
@@ -477,7 +496,7 @@ StatusOr<OpenAiRequest> ParseCompletion(const JsonValue& given, const ModelText&
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("suffix", &suffix));
   if (!suffix.value_or("").empty()) return RequestError("suffix: text is not inserted");
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::vector<int32_t>> prompts,
-                            ReadPrompts(fields, text));
+                            ReadPrompts(fields, text, max_model_len));
   NoteUnknown(fields, &request);
   LOCKSTEP_RETURN_IF_ERROR(
       AddChoices(prompts, choices.value_or(1), sampling, stop, text, max_model_len, &request));

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/base/status.h"
@@ -26,6 +27,7 @@ struct OpenAiRequest {
   size_t choices_per_prompt = 1;
   bool stream = false;
   bool include_usage = false;  // a last chunk with the usage
+  int32_t priority = 0;        // as vLLM has it: lower is better
   // Of chats.
   ReplyStart start = ReplyStart::kContent;
   JsonValue tools;  // what types the arguments of calls; null: none
@@ -40,6 +42,11 @@ StatusOr<OpenAiRequest> ParseChatCompletion(const JsonValue& body, const ModelTe
                                             int64_t max_model_len);
 StatusOr<OpenAiRequest> ParseCompletion(const JsonValue& body, const ModelText& text,
                                         int64_t max_model_len);
+
+// The ids of a prompt; an error of kContextExceeded, without the work, for one of so many bytes
+// that it cannot fit.
+StatusOr<std::vector<int32_t>> EncodePrompt(std::string_view prompt, const ModelText& text,
+                                            int64_t max_model_len);
 
 // The conversation of a chat request (messages, tools, and how to think), for the template. Fields
 // that it does not look at are nobody's error.

@@ -39,11 +39,9 @@ std::string PagePolicy(std::string_view html) {
 
 std::unique_ptr<HttpReply> PageReply() {
   static const std::string policy = PagePolicy(PageText());
-  return HttpText(200, "text/html; charset=utf-8", std::string(PageText()),
-                  {{"Content-Security-Policy", policy},
-                   {"X-Content-Type-Options", "nosniff"},
-                   {"Referrer-Policy", "no-referrer"},
-                   {"Cross-Origin-Opener-Policy", "same-origin"}});
+  return HttpText(
+      200, "text/html; charset=utf-8", std::string(PageText()),
+      {{"Content-Security-Policy", policy}, {"Cross-Origin-Opener-Policy", "same-origin"}});
 }
 
 }  // namespace lockstep

@@ -213,6 +213,7 @@ StatusOr<JsonValue> ChatFromResponses(const JsonValue& body, std::vector<std::st
       {"max_output_tokens", "max_tokens"},
       // Of vLLM and Z.ai.
       {"seed", "seed"},
+      {"priority", "priority"},
       {"thinking", "thinking"},
       {"thinking_budget", "thinking_budget"},
       {"thinking_token_budget", "thinking_token_budget"},

@@ -29,7 +29,7 @@ Status SingleReply::Submit(OpenAiRequest request, const std::function<void()>& w
 std::optional<HttpHead> SingleReply::Head() {
   if (stream_) {
     return HttpHead{.fields = {{"Content-Type", "text/event-stream"},
-                               {"Cache-Control", "no-cache"},
+                               {"Cache-Control", "no-store"},
                                {"X-Accel-Buffering", "no"}}};
   }
   Gather();

@@ -1,5 +1,7 @@
 #include "runtime/text/tokenizer.h"
 
+#include <algorithm>
+
 #include "runtime/text/tokenizer_data.h"
 #include "runtime/text/unicode.h"
 
@@ -31,7 +33,10 @@ std::string_view Repaired(std::string_view text, std::string* storage) {
 
 }  // namespace
 
-Tokenizer::Tokenizer(std::unique_ptr<TokenizerData> data) : data_(std::move(data)) {}
+Tokenizer::Tokenizer(std::unique_ptr<TokenizerData> data) : data_(std::move(data)) {
+  for (const TokenizerData::Token& token : data_->tokens)
+    longest_token_bytes_ = std::max(longest_token_bytes_, token.bytes.size());
+}
 Tokenizer::~Tokenizer() = default;
 
 std::vector<int32_t> Tokenizer::Encode(std::string_view text) const {

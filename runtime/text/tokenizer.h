@@ -69,12 +69,15 @@ class Tokenizer {
   // The raw bytes that the token stands for (often part of a character); empty for ids without a
   // token.
   std::string_view TokenBytes(int32_t id) const;
+  // No token stands for more: so many times as many bytes are more tokens than that.
+  size_t longest_token_bytes() const { return longest_token_bytes_; }
   bool IsSpecial(int32_t id) const;  // an added token marked special
   bool IsAdded(int32_t id) const;    // any added token
 
  private:
   explicit Tokenizer(std::unique_ptr<TokenizerData> data);
   std::unique_ptr<TokenizerData> data_;
+  size_t longest_token_bytes_ = 1;
 };
 
 }  // namespace lockstep

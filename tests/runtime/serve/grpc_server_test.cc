@@ -20,6 +20,7 @@
 #include "runtime/text/streaming_decoder.h"
 #include "tests/runtime/engine/fake_model.h"
 #include "tests/runtime/engine/thread_group.h"
+#include "tests/support/temporary.h"
 
 namespace lockstep {
 namespace {
@@ -56,7 +57,7 @@ class GrpcServerTest : public ::testing::Test {
     engine_.reset();
   }
 
-  void Start(int64_t step_ms = 0, int64_t max_queue = 256) {
+  void Start(int64_t step_ms = 0, int64_t max_queue = 256, GrpcServerOptions options = {}) {
     const SchedulerLimits limits{.max_sequences = 8,
                                  .max_rows = 72,
                                  .max_outputs = 8,
@@ -70,17 +71,18 @@ class GrpcServerTest : public ::testing::Test {
     auto executor = TensorParallelExecutor::Create(*model_, *group_, {0, kVocab}, {"rank 0"});
     ASSERT_TRUE(executor.ok()) << executor.status();
     executor_ = std::move(*executor);
-    EngineOptions options;
-    options.limits = limits;
-    options.vocab_size = kVocab;
-    options.token_set.limit = text_->tokenizer->vocab_size();
-    options.max_queue = max_queue;
-    options.make_decoder = [this] { return std::make_unique<AnswerDecoder>(*text_->tokenizer); };
-    options.health = [this]() -> Status {
+    EngineOptions engine;
+    engine.limits = limits;
+    engine.vocab_size = kVocab;
+    engine.token_set.limit = text_->tokenizer->vocab_size();
+    engine.max_queue = max_queue;
+    engine.make_decoder = [this] { return std::make_unique<AnswerDecoder>(*text_->tokenizer); };
+    engine.health = [this]() -> Status {
       return lost_ ? PeerLostError("rank 1 (spark-2, pid 7) is gone") : OkStatus();
     };
-    engine_ = std::make_unique<Engine>(std::move(options), executor_.get());
-    auto server = StartGrpcServer({}, {"tiny", kContext, kVocab, 8, 1}, *text_, nullptr, *engine_);
+    engine_ = std::make_unique<Engine>(std::move(engine), executor_.get());
+    auto server =
+        StartGrpcServer(options, {"tiny", kContext, kVocab, 8, 1}, *text_, access_.get(), *engine_);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = std::move(*server);
     channel_ = grpc::CreateChannel("127.0.0.1:" + std::to_string(server_->port()),
@@ -164,6 +166,7 @@ class GrpcServerTest : public ::testing::Test {
   std::unique_ptr<FakeModel> model_;
   std::unique_ptr<TensorParallelExecutor> executor_;
   std::unique_ptr<Engine> engine_;
+  std::unique_ptr<Access> access_;  // null: nobody is asked for a key
   std::unique_ptr<GrpcServer> server_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::Inference::Stub> stub_;
@@ -389,6 +392,76 @@ TEST_F(GrpcServerTest, ManyStreamsWithSlowReadersLoseNothing) {
   }
   for (std::thread& client : clients) client.join();
   EXPECT_EQ(right, 32);
+}
+
+// Connections that take nothing: their receive windows are small and full.
+TEST_F(GrpcServerTest, AClientThatDoesNotReadHoldsUpNobodyAndIsDropped) {
+  Start(0, 256, {.part_ms = 1500});
+  v1::GenerateRequest request = Ask(480);
+  request.mutable_sampling()->set_logprobs(20);  // 20 KiB and more of an answer
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 1024);
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  const auto channel = grpc::CreateCustomChannel("127.0.0.1:" + std::to_string(server_->port()),
+                                                 grpc::InsecureChannelCredentials(), arguments);
+  const auto stub = v1::Inference::NewStub(channel);
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> readers;
+  for (int i = 0; i < 4; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    readers.push_back(stub->Generate(contexts.back().get(), request));
+  }
+  // Others are answered meanwhile, and the engine computes all of what nobody reads.
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(Generate(Ask(50)).ids.size(), 50u);
+  ExpectIdleSoon();
+  std::this_thread::sleep_for(std::chrono::milliseconds(3500));
+  for (const auto& reader : readers) {
+    v1::GenerateResponse response;
+    while (reader->Read(&response)) {
+    }
+    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  }
+}
+
+TEST_F(GrpcServerTest, KeysLimitsNamesAndTracesAreThoseOfHttp) {
+  const testing::TemporaryDirectory directory;
+  // Of "test", as sha256sum prints it.
+  directory.Write("keys",
+                  "alice 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 "
+                  "requests=1 tokens-per-minute=400");
+  const auto keys = ApiKeys::Load(directory.path() + "/keys");
+  ASSERT_TRUE(keys.ok()) << keys.status();
+  access_ = std::make_unique<Access>(keys->get());
+  Start();
+  const auto ask = [&](const char* key, int max_tokens, grpc::ClientContext* context) {
+    if (*key != '\0') context->AddMetadata("authorization", std::string("Bearer ") + key);
+    context->AddMetadata("x-request-id", "my-1");
+    context->AddMetadata("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    const auto reader = stub_->Generate(context, Ask(max_tokens));
+    v1::GenerateResponse response;
+    while (reader->Read(&response)) {
+    }
+    return reader->Finish();
+  };
+  const auto said = [](const grpc::ClientContext& context, const char* name) -> std::string {
+    for (const auto* metadata :
+         {&context.GetServerInitialMetadata(), &context.GetServerTrailingMetadata()}) {
+      const auto found = metadata->find(name);
+      if (found != metadata->end()) return {found->second.data(), found->second.size()};
+    }
+    return "";
+  };
+  grpc::ClientContext none, wrong, right, beyond;
+  EXPECT_EQ(ask("", 5, &none).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(ask("tes", 5, &wrong).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_TRUE(ask("test", 300, &right).ok());
+  for (const grpc::ClientContext* context : {&none, &wrong, &right})
+    EXPECT_EQ(said(*context, "x-request-id"), "my-1");
+  EXPECT_EQ(said(right, "x-ratelimit-limit-tokens"), "400");
+  EXPECT_EQ(said(right, "traceparent").substr(0, 36), "00-0af7651916cd43dd8448eb211c80319c-");
+  EXPECT_EQ(ask("test", 300, &beyond).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_GE(std::atoi(said(beyond, "retry-after").c_str()), 25);
 }
 
 TEST_F(GrpcServerTest, ShutdownEndsOpenStreams) {
