@@ -74,9 +74,10 @@ class TlsClient {
   TlsClient& operator=(const TlsClient&) = delete;
 
   bool shaken() const { return shaken_; }
-  // Of the server's certificate.
+  // Of the server's certificate; -1 if it showed none.
   int64_t serial() const {
     X509* certificate = SSL_get1_peer_certificate(ssl_);
+    if (certificate == nullptr) return -1;
     int64_t serial = 0;
     ASN1_INTEGER_get_int64(&serial, X509_get0_serialNumber(certificate));
     X509_free(certificate);

@@ -48,7 +48,7 @@ class TlsTest : public ::testing::Test {
     return {directory_.path() + "/cert.pem", directory_.path() + "/key.pem"};
   }
 
-  void Start(HttpServerOptions options = {}) {
+  void Start(HttpServerOptions options = {.request_ms = 20'000}) {
     Write(MakeCertificate(7));
     options.most_body_bytes = 1'000'000;
     options.tls = Files();
@@ -144,6 +144,8 @@ TEST_F(TlsTest, AnotherCertificateIsTakenWithoutARestart) {
     EXPECT_EQ(TlsClient(port()).serial(), serial);
   };
   TlsClient before(port());
+  before.Send("GET /a HTTP/1.1\r\n\r\n");  // so that it may stay
+  EXPECT_THAT(before.ReadUntil("/a \n"), StartsWith("HTTP/1.1 200"));
   Write(MakeCertificate(8));
   wait_for(8);
   // One that cannot be used changes nothing, nor do connections of before.
