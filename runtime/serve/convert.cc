@@ -48,6 +48,14 @@ StatusOr<JsonValue> ToJson(const v1::Message& message, int index) {
   return json;
 }
 
+// The engine checks this too, with the model's vocabulary; who only counts tokens hears it here.
+Status CheckBounds(const Request& request) {
+  LOCKSTEP_RETURN_IF_ERROR(ValidateSamplingParams(request.sampling, INT64_MAX));
+  StopParams stop = request.stop;
+  if (stop.max_tokens == 0) stop.max_tokens = 1;  // as much as fits
+  return ValidateStopParams(stop, INT64_MAX);
+}
+
 double Rate(double tokens, double seconds) {
   return seconds > 0 && tokens > 0 ? tokens / seconds : 0;
 }
@@ -92,7 +100,7 @@ Status FillRequest(const v1::SamplingOptions& sampling, const v1::StopOptions& s
     request->stop.token_ids.insert(request->stop.token_ids.end(), text.stop_token_ids.begin(),
                                    text.stop_token_ids.end());
   }
-  return OkStatus();
+  return CheckBounds(*request);
 }
 
 StatusOr<ChatRequest> ToChatRequest(const v1::ChatRequest& chat) {

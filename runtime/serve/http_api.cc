@@ -316,19 +316,16 @@ class Api final : public HttpApi {
 
   // Each once, however many requests have it.
   void TellNotes(const std::vector<std::string>& notes) const {
-    constexpr size_t kMost = 100;
     const std::lock_guard lock(mutex_);
     for (const std::string& note : notes) {
-      if (told_.size() < kMost && told_.insert(note).second)
-        log::Warning("HTTP requests: %s", note);
+      if (told_.size() < 100 && told_.insert(note).second) log::Warning("HTTP requests: %s", note);
     }
   }
 
   template <typename Parse, typename Start>
   Reply Complete(const HttpCall& call, const Context& context, Parse parse, Start start) {
     const auto reply = [&]() -> StatusOr<Reply> {
-      // Refusing must be cheap: before anything is read.
-      LOCKSTEP_RETURN_IF_ERROR(engine_.Accepts());
+      LOCKSTEP_RETURN_IF_ERROR(engine_.Accepts());  // refusing is cheap: nothing is read yet
       LOCKSTEP_ASSIGN_OR_RETURN(const JsonValue body, Body(call));
       LOCKSTEP_RETURN_IF_ERROR(CheckModel(body, ShapeOf(call)));
       LOCKSTEP_ASSIGN_OR_RETURN(OpenAiRequest request, parse(body, text_, model_.max_model_len));

@@ -144,14 +144,6 @@ Status ReadDelivery(JsonFields& fields, OpenAiRequest* request) {
   return OkStatus();
 }
 
-// The engine checks this too, with the model's vocabulary; who only counts tokens hears it here.
-Status CheckBounds(const Request& request) {
-  LOCKSTEP_RETURN_IF_ERROR(ValidateSamplingParams(request.sampling, INT64_MAX));
-  StopParams stop = request.stop;
-  if (stop.max_tokens == 0) stop.max_tokens = 1;  // as much as fits
-  return ValidateStopParams(stop, INT64_MAX);
-}
-
 Status TooLong(int64_t max_model_len, const std::string& tokens) {
   return MakeError(
       ErrorKind::kRequest, kContextExceeded,
@@ -178,7 +170,6 @@ Status AddChoices(const std::vector<std::vector<int32_t>>& prompts, int64_t choi
     for (int64_t choice = 0; choice < choices; ++choice) {
       Request one;
       LOCKSTEP_RETURN_IF_ERROR(FillRequest(sampling, stop, text, &one));
-      if (request->requests.empty()) LOCKSTEP_RETURN_IF_ERROR(CheckBounds(one));
       if (sampling.has_seed()) one.sampling.seed += static_cast<uint64_t>(choice);
       one.prompt = prompt;
       one.priority = request->priority;
