@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "runtime/base/check.h"
 #include "runtime/decode/random.h"
@@ -18,8 +19,13 @@ bool Holds(VocabSlice slice, int64_t id) { return id >= slice.begin && id < slic
 }  // namespace
 
 SequenceSampler::SequenceSampler(const SamplingParams& params, const TokenSet& tokens,
-                                 VocabSlice slice, std::span<const int32_t> prompt)
-    : params_(params), thinking_(params.thinking, prompt), tokens_(tokens), slice_(slice) {
+                                 VocabSlice slice, std::span<const int32_t> prompt,
+                                 std::unique_ptr<TokenConstraint> constraint)
+    : params_(params),
+      thinking_(params.thinking, prompt),
+      tokens_(tokens),
+      slice_(slice),
+      constraint_(std::move(constraint)) {
   for (const auto& [id, bias] : params_.logit_bias) {
     if (Holds(slice_, id)) bias_[id] = bias;
   }
@@ -32,9 +38,11 @@ SequenceSampler::SequenceSampler(const SamplingParams& params, const TokenSet& t
 void SequenceSampler::Append(int32_t token) {
   thinking_.Append(token);
   if (params_.penalized() && Holds(slice_, token)) ++seen_[token].in_output;
+  if (constraint_ != nullptr) constraint_->Append(token);
 }
 
 void SequenceSampler::TakeBack(int32_t token) {
+  LOCKSTEP_CHECK(constraint_ == nullptr);
   thinking_.TakeBack(token);
   if (!params_.penalized() || !Holds(slice_, token)) return;
   const auto seen = seen_.find(token);
@@ -71,6 +79,21 @@ void SequenceSampler::Adjust(std::span<float> logits) {
   if (Holds(slice_, end)) logits[end - slice_.begin] = 0;
 }
 
+std::span<const float> SequenceSampler::Choices(std::span<const float> logits) {
+  // The part of the slice that holds tokens; padding stands at the end of the vocabulary.
+  const int64_t tokens = std::clamp<int64_t>(tokens_.limit - slice_.begin, 0, slice_.size());
+  logits = logits.first(tokens);
+  if (constraint_ == nullptr) return logits;
+  const std::span<const uint32_t> allowed = constraint_->Allowed();
+  allowed_.assign(tokens, kMasked);
+  const int64_t end = std::min<int64_t>(slice_.begin + tokens, int64_t{32} * allowed.size());
+  for (int64_t id = slice_.begin; id < end; ++id) {
+    if ((allowed[id / 32] >> (id % 32) & 1) != 0)
+      allowed_[id - slice_.begin] = logits[id - slice_.begin];
+  }
+  return allowed_;
+}
+
 float SequenceSampler::RawLogit(std::span<const float> logits, int32_t id) const {
   const auto changed = raw_changed_.find(id);
   return changed != raw_changed_.end() ? changed->second : logits[id - slice_.begin];
@@ -94,7 +117,7 @@ void SequenceSampler::MakeOffer(std::span<float> logits, int64_t position, RowOf
     offer->raw_best.resize(std::min<size_t>(offer->raw_best.size(), params_.logprobs));
   }
   Adjust(logits);
-  const std::span<float> choices = logits.first(tokens);
+  const std::span<const float> choices = Choices(logits);
   if (!params_.greedy() && !params_.restricted()) {
     Candidate best;
     const uint64_t key = NoiseKey(params_.seed, position);
@@ -110,7 +133,8 @@ void SequenceSampler::MakeOffer(std::span<float> logits, int64_t position, RowOf
 
 void SequenceSampler::CopyChoices(std::span<const float> logits, std::span<float> out) const {
   const int64_t tokens = std::clamp<int64_t>(tokens_.limit - slice_.begin, 0, slice_.size());
-  std::copy_n(logits.begin(), tokens, out.begin());
+  const std::span<const float> choices = constraint_ != nullptr ? allowed_ : logits;
+  std::copy_n(choices.begin(), tokens, out.begin());
   std::fill(out.begin() + tokens, out.end(), kMasked);
 }
 

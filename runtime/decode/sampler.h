@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <unordered_map>
@@ -14,6 +15,7 @@
 #include "runtime/decode/candidates.h"
 #include "runtime/decode/sampling_params.h"
 #include "runtime/decode/thinking_meter.h"
+#include "runtime/decode/token_constraint.h"
 
 namespace lockstep {
 
@@ -29,9 +31,11 @@ struct TokenSet {
 // it, for the ids of this rank's slice.
 class SequenceSampler {
  public:
-  // `params` were validated. `prompt` counts for the repetition penalty.
+  // `params` were validated. `prompt` counts for the repetition penalty. `constraint`: what the
+  // output must follow; null: anything may come.
   SequenceSampler(const SamplingParams& params, const TokenSet& tokens, VocabSlice slice,
-                  std::span<const int32_t> prompt);
+                  std::span<const int32_t> prompt,
+                  std::unique_ptr<TokenConstraint> constraint = nullptr);
 
   const SamplingParams& params() const { return params_; }
   // The token was chosen and is now part of the output.
@@ -39,8 +43,10 @@ class SequenceSampler {
   // The last token was appended as a draft that the model did not confirm: from here on all is as
   // if it had never been. That holds for draws too: noise is a function of the seed and of the
   // position (random.h), so there is no stream to wind back, and a position that is sampled again
-  // meets its old noise.
+  // meets its old noise. Nobody drafts what a constraint has to allow.
   void TakeBack(int32_t token);
+  // Null: anything may come.
+  TokenConstraint* constraint() { return constraint_.get(); }
 
   // Applies penalties (repetition, then presence and frequency), bias, masks and the limit of
   // thinking to this rank's logits in place, and offers its best. `position` is where the sampled
@@ -49,7 +55,7 @@ class SequenceSampler {
   // The model's own logit of an id of the slice that can be sampled, of the row that the last
   // MakeOffer changed.
   float RawLogit(std::span<const float> logits, int32_t id) const;
-  // Copies the adjusted row; ids that are no tokens become -infinity.
+  // Copies the adjusted row; ids that are no tokens, or not allowed, become -infinity.
   void CopyChoices(std::span<const float> logits, std::span<float> out) const;
 
  private:
@@ -58,6 +64,8 @@ class SequenceSampler {
     int32_t in_output = 0;
   };
   void Adjust(std::span<float> logits);
+  // What may be chosen of an adjusted row.
+  std::span<const float> Choices(std::span<const float> logits);
 
   SamplingParams params_;
   ThinkingMeter thinking_;
@@ -66,6 +74,8 @@ class SequenceSampler {
   std::unordered_map<int32_t, Seen> seen_;          // ids of the slice; empty without penalties
   std::unordered_map<int32_t, float> bias_;         // ids of the slice
   std::unordered_map<int32_t, float> raw_changed_;  // raw logits of the ids that Adjust changed
+  std::unique_ptr<TokenConstraint> constraint_;
+  std::vector<float> allowed_;  // the choices, where there is a constraint
 };
 
 // One output row of a step.
