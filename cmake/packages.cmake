@@ -29,6 +29,27 @@ set(LOCKSTEP_PACKAGES_launcher_files nlohmann_json::nlohmann_json)
 set(LOCKSTEP_PACKAGES_runtime_http Boost::headers OpenSSL::SSL)
 set(LOCKSTEP_PACKAGES_runtime_serve nlohmann_json::nlohmann_json OpenSSL::Crypto)
 
+# Sources from PyPI, since Debian has no package: deploy/install_xgrammar.sh. They are compiled as the rest is, sanitizers
+# included, but hardly optimized: that takes a minute and a half of one core instead of three, and what they compute is
+# beside the step.
+set(xgrammar ${PROJECT_SOURCE_DIR}/build/packages/xgrammar-0.2.9)
+if(LOCKSTEP_GRAMMAR AND EXISTS ${xgrammar}/include/xgrammar/xgrammar.h)
+  file(GLOB_RECURSE xgrammar_sources ${xgrammar}/cpp/*.cc)
+  list(FILTER xgrammar_sources EXCLUDE REGEX "/cpp/tvm_ffi/")
+  add_library(xgrammar STATIC EXCLUDE_FROM_ALL ${xgrammar_sources})
+  set_target_properties(xgrammar PROPERTIES CXX_STANDARD 17)
+  target_compile_definitions(xgrammar PRIVATE XGRAMMAR_ENABLE_CPPTRACE=0 XGRAMMAR_ENABLE_INTERNAL_CHECK=0)
+  target_compile_options(xgrammar PRIVATE -w $<IF:$<BOOL:${LOCKSTEP_QUICK}>,-O0,-O1>)
+  target_include_directories(xgrammar SYSTEM PUBLIC ${xgrammar}/include ${xgrammar}/3rdparty/dlpack/include
+    PRIVATE ${xgrammar}/3rdparty/picojson)
+  target_link_libraries(xgrammar PUBLIC Threads::Threads)
+  set(LOCKSTEP_PACKAGES_runtime_grammar xgrammar)
+  list(APPEND LOCKSTEP_EXCLUDED "runtime/grammar/absent\\.cc")
+else()
+  message(STATUS "no xgrammar in build/packages (deploy/install_xgrammar.sh): without structured output")
+  list(APPEND LOCKSTEP_EXCLUDED "runtime/grammar/xgrammar_[^/]*\\.cc")
+endif()
+
 if(LOCKSTEP_MPI)
   find_package(MPI COMPONENTS C)
 endif()

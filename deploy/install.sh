@@ -28,7 +28,13 @@ for package in "${packages[@]}"; do
   state=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
   [[ "$state" == "installed" ]] || missing+=("$package")
 done
+# Not from Debian, and not needed: without it the server refuses what asks for structured output.
+fetch_xgrammar() {
+  "$(dirname "$0")/install_xgrammar.sh" ||
+    echo "install: xgrammar could not be fetched from PyPI: lockstep will have no structured output" >&2
+}
 if [[ ${#missing[@]} -eq 0 ]]; then
+  fetch_xgrammar
   echo "install: everything is there"
   exit 0
 fi
@@ -42,3 +48,4 @@ echo "install: ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 "${run[@]}" apt-get update -q </dev/null
 "${run[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null
+fetch_xgrammar

@@ -39,6 +39,7 @@ FOREIGN = {
     r"openssl/": ["collectives", "runtime/http", "runtime/serve", "tests"],
     r"curl/": ["runtime/weights"],
     r"boost/": ["runtime/http"],
+    r"(xgrammar|dlpack)/": ["runtime/grammar"],
     r"nlohmann/": ["runtime/text", "runtime/weights", "runtime/model", "runtime/serve", "launcher", "bench", "tests"],
     r"benchmark/": ["bench"],
     r"(gtest|gmock)/": ["tests"],
