@@ -56,6 +56,14 @@ Status Engine::Validate(const Request& request) const {
     return RequestError("max_tokens is %d, but must be at least 1", request.stop.max_tokens);
   }
   LOCKSTEP_RETURN_IF_ERROR(ValidateSamplingParams(request.sampling, options_.vocab_size));
+  if (!request.grammar.empty()) {
+    if (options_.constraints == nullptr) {
+      return MakeError(ErrorKind::kRequest, absl::StatusCode::kFailedPrecondition,
+                       "structured output was not built into this server: run "
+                       "deploy/install_xgrammar.sh and build it again");
+    }
+    LOCKSTEP_RETURN_IF_ERROR(options_.constraints->Check(request.grammar));
+  }
   for (const int32_t token : request.prompt) {
     if (token < 0 || token >= options_.vocab_size) {
       return RequestError("the prompt has token id %d, but the model's ids are 0 .. %d", token,
@@ -276,6 +284,7 @@ void Engine::TakeNews() {
     request.client = active->request.client;
     request.weight = active->request.weight;
     request.priority = active->request.priority;
+    request.grammar = active->request.grammar;
     scheduler_.Add(std::move(request));
     active_[id] = std::move(active);
   }
@@ -318,6 +327,12 @@ Status Engine::RunPlan(const StepPlan& plan) {
     FinishReason reason = FinishReason::kNone;
     Publish(*active_[*id], outcome_.tokens[i], now_ns, &reason);
     if (reason != FinishReason::kNone) End(*id, reason, OkStatus());
+  }
+  for (const int32_t slot : outcome_.too_slow) {
+    const std::optional<uint64_t> id = scheduler_.RequestAt(slot);
+    if (!id) continue;
+    End(*id, FinishReason::kError,
+        RequestError("the answer's grammar is too slow for this server: simplify the schema"));
   }
   return OkStatus();
 }

@@ -36,7 +36,8 @@ class TokenDecoder {
 struct EngineOptions {
   SchedulerLimits limits;
   int64_t vocab_size = 0;
-  TokenSet token_set;       // which ids may be sampled
+  TokenSet token_set;                       // which ids may be sampled
+  TokenConstraints* constraints = nullptr;  // what keeps grammars; null: none can be kept
   int64_t max_queue = 256;  // requests that may wait; more are refused (RESOURCE_EXHAUSTED)
   // Makes the decoder of one answer; empty: answers have ids only.
   std::function<std::unique_ptr<TokenDecoder>()> make_decoder;

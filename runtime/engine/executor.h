@@ -15,6 +15,7 @@ struct StepOutcome {
   // The sampled rows, in the plan's span order.
   std::vector<int32_t> slots;
   std::vector<SampledToken> tokens;  // beside slots
+  std::vector<int32_t> too_slow;     // of these slots, whose constraint keeps the others waiting
   // The raw rows (SpanOutput::kRaw and above), in the plan's order.
   int64_t raw_rows = 0;
   std::vector<float> raw_logits;               // [raw_rows, vocab_size]

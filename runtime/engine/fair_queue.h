@@ -19,6 +19,7 @@ struct ScheduledRequest {
   int64_t max_tokens = 0;       // still to sample, at least 1
   TokenSet token_set;
   SamplingParams params;
+  std::string grammar;   // what the answer must follow; empty: nothing
   std::string client;    // whose request it is; shares are fair between clients
   double weight = 1;     // of the client's share, above 0
   int32_t priority = 0;  // lower is better

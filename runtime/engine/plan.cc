@@ -76,6 +76,9 @@ Status GetStarted(ByteReader* reader, StepPlan* plan) {
     sequence.token_set.unknown = reader->GetVector<int32_t>();
     LOCKSTEP_RETURN_IF_ERROR(GetSampling(reader, &sequence.params));
     sequence.shared = reader->GetVector<int32_t>();
+    sequence.grammar = reader->GetString();
+    if (sequence.grammar.size() > kMaxGrammarBytes)
+      return InternalError("step plan: a grammar of %d bytes", sequence.grammar.size());
     plan->started.push_back(std::move(sequence));
   }
   return failed ? InternalError("step plan: malformed list of new sequences") : OkStatus();
@@ -131,6 +134,7 @@ void EncodePlan(const StepPlan& plan, std::vector<std::byte>* message) {
     writer.PutVector(sequence.token_set.unknown);
     PutSampling(sequence.params, &writer);
     writer.PutVector(sequence.shared);
+    writer.PutString(sequence.grammar);
   }
   writer.Put(static_cast<uint32_t>(plan.growth.size()));
   for (const BlockGrowth& growth : plan.growth) {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "runtime/base/status.h"
@@ -39,6 +40,7 @@ struct NewSequence {
   // KV blocks that hold the prompt's first tokens already: its first rows come behind them. Others
   // may hold them too, so they are only read.
   std::vector<int32_t> shared;
+  std::string grammar;  // what the answer must follow (token_constraint.h); empty: nothing
 };
 
 // KV blocks that a sequence gets now, appended to its table.

@@ -24,7 +24,7 @@ BlockTokens TokensOf(const std::vector<int32_t>& tokens, size_t block) {
 // 4-byte numbers that a plan carries for this request.
 int64_t PlanTokens(const ScheduledRequest& request) {
   return static_cast<int64_t>(request.tokens.size() + request.token_set.unknown.size() +
-                              3 * request.params.logit_bias.size());
+                              3 * request.params.logit_bias.size() + request.grammar.size() / 4);
 }
 
 struct Need {
@@ -209,7 +209,7 @@ bool Scheduler::Enter(StepPlan* plan) {
   running.request = queue_.Pop();
   const ScheduledRequest& entered = running.request;
   plan->started.push_back({slot, entered.tokens, static_cast<int32_t>(entered.sampled),
-                           entered.token_set, entered.params, running.blocks});
+                           entered.token_set, entered.params, running.blocks, entered.grammar});
   slot_of_[entered.id] = slot;
   order_.push_back(slot);
   slots_[slot] = std::move(running);

@@ -1,14 +1,21 @@
 #include "runtime/engine/sequence_table.h"
 
 #include <algorithm>
+#include <memory>
+#include <utility>
 
 #include "runtime/base/check.h"
 #include "runtime/base/digest.h"
 
 namespace lockstep {
 
-SequenceTable::SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice)
-    : limits_(limits), vocab_size_(vocab_size), slice_(slice), blocks_(limits.kv_blocks) {}
+SequenceTable::SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice,
+                             TokenConstraints* constraints)
+    : limits_(limits),
+      vocab_size_(vocab_size),
+      slice_(slice),
+      constraints_(constraints),
+      blocks_(limits.kv_blocks) {}
 
 // What the sequence's block of that index holds, behind those before it; never 0.
 uint64_t SequenceTable::ContentOf(const Sequence& sequence, int64_t block) const {
@@ -61,10 +68,19 @@ Status SequenceTable::Start(const NewSequence& start) {
   if (!std::is_sorted(start.token_set.unknown.begin(), start.token_set.unknown.end())) {
     return InternalError("step plan has an unsorted token set");
   }
+  std::unique_ptr<TokenConstraint> constraint;
+  if (!start.grammar.empty()) {
+    if (constraints_ == nullptr)
+      return InternalError("step plan constrains slot %d, which this rank cannot", start.slot);
+    constraint = constraints_->Start(start.grammar);
+  }
   if (static_cast<int64_t>(sequences_.size()) <= start.slot) sequences_.resize(start.slot + 1);
   const auto prompt = std::span(start.tokens).first(start.tokens.size() - start.sampled);
   sequences_[start.slot].emplace(Sequence{
-      start.tokens, {}, 0, SequenceSampler(start.params, start.token_set, slice_, prompt)});
+      start.tokens,
+      {},
+      0,
+      SequenceSampler(start.params, start.token_set, slice_, prompt, std::move(constraint))});
   for (const int32_t token : std::span(start.tokens).subspan(prompt.size()))
     sequences_[start.slot]->sampler.Append(token);
   // Room for what the sequence may become, so that appending never moves it within a step.

@@ -24,7 +24,9 @@ struct OutputRow {
 // Not thread-safe; one per rank.
 class SequenceTable {
  public:
-  SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice);
+  // `constraints` (null: none can be kept) makes those of new sequences.
+  SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice,
+                TokenConstraints* constraints = nullptr);
 
   // Checks the plan against the state, applies it, and makes the batch of its rows. An
   // InternalError means that the ranks no longer agree; nothing may be computed then.
@@ -72,6 +74,7 @@ class SequenceTable {
   ModelLimits limits_;
   int64_t vocab_size_;
   VocabSlice slice_;
+  TokenConstraints* constraints_;
   std::vector<std::optional<Sequence>> sequences_;  // by slot
   std::vector<Block> blocks_;
   std::vector<bool> in_step_;  // by slot: has rows in the current plan

@@ -19,6 +19,7 @@ struct Introduction {
   VocabSlice slice;
   ModelLimits limits;
   bool draft_layer = false;
+  uint64_t constraints = 0;  // their digest
 };
 
 Status CheckIntroductions(const std::vector<Introduction>& all,
@@ -47,6 +48,14 @@ Status CheckIntroductions(const std::vector<Introduction>& all,
           "%s has %s draft layer, unlike rank 0; start all ranks with the same --draft", names[r],
           all[r].draft_layer ? "a" : "no");
     }
+    if (all[0].constraints != 0 && all[0].constraints != all[r].constraints) {
+      return UsageError(
+          "%s %s, unlike rank 0; give all ranks the same tokenizer, and build lockstep on all "
+          "nodes "
+          "after deploy/install_xgrammar.sh or on none",
+          names[r],
+          all[r].constraints == 0 ? "is built without structured output" : "has another tokenizer");
+    }
     if (all[r].slice.begin != next || all[r].slice.end < next) {
       return InternalError("%s holds the vocabulary rows %d .. %d, but the ranks before end at %d",
                            names[r], all[r].slice.begin, all[r].slice.end, next);
@@ -62,27 +71,28 @@ Status CheckIntroductions(const std::vector<Introduction>& all,
 
 StatusOr<std::unique_ptr<TensorParallelExecutor>> TensorParallelExecutor::Create(
     Model& model, Group& group, VocabSlice slice, std::vector<std::string> rank_names,
-    RankMeter* meter) {
-  const Introduction mine = {slice, model.limits(), model.has_draft_layer()};
+    RankMeter* meter, TokenConstraints* constraints) {
+  const Introduction mine = {slice, model.limits(), model.has_draft_layer(),
+                             constraints == nullptr ? 0 : constraints->digest()};
   std::vector<Introduction> all(group.size());
   LOCKSTEP_RETURN_IF_ERROR(AllGather(group, std::as_bytes(std::span<const Introduction>(&mine, 1)),
                                      std::as_writable_bytes(std::span(all))));
   LOCKSTEP_RETURN_IF_ERROR(CheckIntroductions(all, rank_names, model.config().vocab_size));
   std::vector<VocabSlice> slices;
   for (const Introduction& rank : all) slices.push_back(rank.slice);
-  return std::unique_ptr<TensorParallelExecutor>(
-      new TensorParallelExecutor(model, group, std::move(slices), std::move(rank_names), meter));
+  return std::unique_ptr<TensorParallelExecutor>(new TensorParallelExecutor(
+      model, group, std::move(slices), std::move(rank_names), meter, constraints));
 }
 
 TensorParallelExecutor::TensorParallelExecutor(Model& model, Group& group,
                                                std::vector<VocabSlice> slices,
                                                std::vector<std::string> rank_names,
-                                               RankMeter* meter)
+                                               RankMeter* meter, TokenConstraints* constraints)
     : model_(model),
       group_(group),
       meter_(meter),
       slices_(std::move(slices)),
-      table_(model.limits(), model.config().vocab_size, slices_[group.rank()]),
+      table_(model.limits(), model.config().vocab_size, slices_[group.rank()], constraints),
       sampler_(group, slices_, std::move(rank_names)) {}
 
 // Whoever cannot go on tells the others at once, so that they stop waiting for it.
@@ -176,9 +186,19 @@ Status TensorParallelExecutor::Sample(const StepPlan& plan, const StepOutput& ou
   const size_t width = static_cast<size_t>(slices_[group_.rank()].size());
   const std::vector<OutputRow>& outputs = table_.outputs();
   rows_.clear();
-  if (outcome != nullptr) outcome->slots.clear();
+  if (outcome != nullptr) {
+    outcome->slots.clear();
+    outcome->too_slow.clear();
+  }
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (outputs[i].kind != SpanOutput::kSample) continue;
+    if (TokenConstraint* constraint = table_.sampler(outputs[i].slot).constraint()) {
+      // A rank that allows other tokens is found out with this step.
+      const std::span<const uint32_t> allowed = constraint->Allowed();
+      digest = DigestOf(allowed.data(), allowed.size(), digest);
+      if (outcome != nullptr && constraint->too_slow())
+        outcome->too_slow.push_back(outputs[i].slot);
+    }
     rows_.push_back({&table_.sampler(outputs[i].slot), output.logits.subspan(i * width, width),
                      outputs[i].position + 1});
     if (outcome != nullptr) outcome->slots.push_back(outputs[i].slot);

@@ -22,10 +22,11 @@ class TensorParallelExecutor final : public Executor {
   // Collective: all ranks of `group` create theirs together. `rank_names` name the ranks in errors.
   // `group` and `model` must outlive it. `slice` is the vocabulary range whose logits this rank's
   // model gives. `meter` counts the decode steps (null: nothing does); it outlives the executor,
-  // and the exchanges of `group` count in it.
+  // and the exchanges of `group` count in it. `constraints` (null: sequences have none) outlives it
+  // too.
   static StatusOr<std::unique_ptr<TensorParallelExecutor>> Create(
       Model& model, Group& group, VocabSlice slice, std::vector<std::string> rank_names,
-      RankMeter* meter = nullptr);
+      RankMeter* meter = nullptr, TokenConstraints* constraints = nullptr);
 
   // Rank 0.
   Status Execute(const StepPlan& plan, StepOutcome* outcome) override;
@@ -39,7 +40,8 @@ class TensorParallelExecutor final : public Executor {
 
  private:
   TensorParallelExecutor(Model& model, Group& group, std::vector<VocabSlice> slices,
-                         std::vector<std::string> rank_names, RankMeter* meter);
+                         std::vector<std::string> rank_names, RankMeter* meter,
+                         TokenConstraints* constraints);
   // The model's part of a step, measured.
   StatusOr<StepOutput> StepModel(int64_t* compute_ns);
   // Every rank: one step. `outcome` is filled on rank 0 only and may be null elsewhere.

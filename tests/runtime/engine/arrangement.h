@@ -35,6 +35,7 @@ struct Arrangement {
   std::function<Status()> health;
   std::function<std::unique_ptr<TokenDecoder>()> make_decoder;  // instead of letters
   std::function<void(int rank, FakeModel*)> prepare;  // changes a rank's model before it starts
+  std::function<TokenConstraints*(int rank)> constraints;  // what keeps grammars there
 };
 
 inline EngineOptions OptionsOf(const Arrangement& setup) {
@@ -59,13 +60,17 @@ inline std::vector<Status> WithEngine(const Arrangement& setup,
     FakeModel model({limits.max_rows, limits.max_outputs, limits.max_model_len, limits.kv_blocks},
                     slice);
     if (setup.prepare) setup.prepare(group.rank(), &model);
-    auto executor = TensorParallelExecutor::Create(model, group, slice, FakeNames(setup.ranks));
+    TokenConstraints* constraints = setup.constraints ? setup.constraints(group.rank()) : nullptr;
+    auto executor = TensorParallelExecutor::Create(model, group, slice, FakeNames(setup.ranks),
+                                                   nullptr, constraints);
     ASSERT_TRUE(executor.ok()) << executor.status();
     if (group.rank() != 0) {
       ends[group.rank()] = (*executor)->RunWorker();
       return;
     }
-    Engine engine(OptionsOf(setup), executor->get());
+    EngineOptions options = OptionsOf(setup);
+    options.constraints = constraints;
+    Engine engine(std::move(options), executor->get());
     body(engine);
   });
   return ends;

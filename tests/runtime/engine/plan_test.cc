@@ -36,6 +36,7 @@ StepPlan FullPlan() {
   start.params.logprobs = 5;
   start.params.thinking = {100, 4, 6};
   start.shared = {7, 1};
+  start.grammar = "{\"start\": \"content\"}";
   plan.started = {start};
   plan.growth = {{3, {0, 2}}};
   plan.spans = {{3, 0, 3, SpanOutput::kSample},
@@ -76,6 +77,7 @@ TEST(Plan, ComesBackAsItWas) {
   EXPECT_EQ(plan->started[0].token_set, expected.started[0].token_set);
   EXPECT_EQ(plan->started[0].params, expected.started[0].params);
   EXPECT_EQ(plan->started[0].shared, expected.started[0].shared);
+  EXPECT_EQ(plan->started[0].grammar, expected.started[0].grammar);
   ASSERT_EQ(plan->growth.size(), 1u);
   EXPECT_EQ(plan->growth[0].blocks, expected.growth[0].blocks);
   ASSERT_EQ(plan->spans.size(), 3u);
