@@ -60,6 +60,7 @@ StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs
   };
   TextSession opened;
   LOCKSTEP_ASSIGN_OR_RETURN(opened.session, OpenSession(options, needs));
+  opened.constraints = MakeTokenConstraints(*(*kept)->tokenizer, (*kept)->stop_token_ids);
   if (opened.session->rank() != 0) {
     kept->reset();
     return opened;
@@ -69,15 +70,17 @@ StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs
   return opened;
 }
 
-StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(Session& session) {
+StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(Session& session,
+                                                               TokenConstraints* constraints) {
   const Range vocab = CutModel(session.model().config(), session.shares()).vocab[session.rank()];
   std::vector<std::string> names;
   for (const RankInfo& rank : session.membership().ranks()) names.push_back(rank.Name());
   return TensorParallelExecutor::Create(session.model(), session.group(), {vocab.begin, vocab.end},
-                                        std::move(names), &session.membership().meter());
+                                        std::move(names), &session.membership().meter(),
+                                        constraints);
 }
 
-Status WorkForRankZero(Session& session, int64_t patience_ms) {
+Status WorkForRankZero(Session& session, int64_t patience_ms, TokenConstraints* constraints) {
   std::atomic<bool> done{false};
   const InterruptScope scope([&] {
     for (int64_t waited_ms = 0; waited_ms < patience_ms && !done; waited_ms += 20) {
@@ -91,7 +94,7 @@ Status WorkForRankZero(Session& session, int64_t patience_ms) {
   });
   const auto work = [&]() -> Status {
     LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<TensorParallelExecutor> executor,
-                              MakeExecutor(session));
+                              MakeExecutor(session, constraints));
     return executor->RunWorker();
   };
   const Status status = work();
@@ -99,9 +102,9 @@ Status WorkForRankZero(Session& session, int64_t patience_ms) {
   return status;
 }
 
-Status WorkThroughLosses(Session& session, int64_t patience_ms) {
+Status WorkThroughLosses(Session& session, int64_t patience_ms, TokenConstraints* constraints) {
   while (true) {
-    const Status end = session.FinalStatus(WorkForRankZero(session, patience_ms));
+    const Status end = session.FinalStatus(WorkForRankZero(session, patience_ms, constraints));
     if (!session.CanReopen(end)) return end;
     LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
   }
@@ -131,8 +134,9 @@ SchedulerLimits LimitsOf(Session& session) {
 }
 
 std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Executor* executor,
-                                   int64_t probe_ms) {
+                                   int64_t probe_ms, TokenConstraints* constraints) {
   EngineOptions options;
+  options.constraints = constraints;
   options.limits = LimitsOf(session);
   options.vocab_size = session.model().config().vocab_size;
   options.prefill_delay_s = static_cast<double>(session.options().prefill_delay_ms) * 1e-3;

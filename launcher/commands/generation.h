@@ -13,6 +13,7 @@
 #include "runtime/base/status.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/tensor_parallel.h"
+#include "runtime/grammar/constraints.h"
 #include "runtime/text/model_text.h"
 #include "runtime/text/reply_parser.h"
 
@@ -24,12 +25,15 @@ namespace lockstep {
 struct TextSession {
   std::unique_ptr<Session> session;
   std::shared_ptr<ModelText> text;
+  std::unique_ptr<TokenConstraints> constraints;  // on every rank; null: there can be none
 };
 // `needs`: whatever the session needs beside the limits.
 StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs = {});
 
-// Collective: every rank of the session makes its executor.
-StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(Session& session);
+// Collective: every rank of the session makes its executor. `constraints` must outlive it; where
+// rank 0 gives them, all ranks do.
+StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(
+    Session& session, TokenConstraints* constraints = nullptr);
 
 // How long ranks 1.. leave the end to rank 0 after a signal, if it does not let answers end first.
 inline constexpr int64_t kEndAtOnceMs = 2'000;
@@ -37,10 +41,11 @@ inline constexpr int64_t kEndAtOnceMs = 2'000;
 // Ranks 1..: computes plans until rank 0 ends. Ctrl-C and SIGTERM leave the end to rank 0, which
 // gets the same signal as a rule; if it has not ended after `patience_ms`, this rank tells the
 // others that it goes.
-Status WorkForRankZero(Session& session, int64_t patience_ms = kEndAtOnceMs);
+Status WorkForRankZero(Session& session, int64_t patience_ms = kEndAtOnceMs,
+                       TokenConstraints* constraints = nullptr);
 
 // The same through losses of other ranks, where --recover mends them.
-Status WorkThroughLosses(Session& session, int64_t patience_ms);
+Status WorkThroughLosses(Session& session, int64_t patience_ms, TokenConstraints* constraints);
 // A UsageError where --recover cannot be kept.
 Status CheckRecover(const Options& options);
 
@@ -48,7 +53,7 @@ Status CheckRecover(const Options& options);
 SchedulerLimits LimitsOf(Session& session);
 // The engine of rank 0 over `executor`. All must outlive it. `probe_ms` as EngineOptions has it.
 std::unique_ptr<Engine> MakeEngine(Session& session, const ModelText& text, Executor* executor,
-                                   int64_t probe_ms = 0);
+                                   int64_t probe_ms = 0, TokenConstraints* constraints = nullptr);
 
 // Ids without a token: padding of the vocabulary and holes in the tokenizer.
 TokenSet SampledTokens(const Tokenizer& tokenizer, int64_t vocab_size);

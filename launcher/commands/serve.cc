@@ -121,7 +121,8 @@ ClusterWatch::Source FactsOf(Session& session) {
 // WatchUntilTheEnd through losses of ranks, where --recover mends them. Meanwhile requests are
 // refused with the loss.
 Status ServeThroughLosses(Session& session, Engine& engine, ClusterWatch& watch, GrpcServer& server,
-                          std::unique_ptr<TensorParallelExecutor>* executor) {
+                          std::unique_ptr<TensorParallelExecutor>* executor,
+                          TokenConstraints* constraints) {
   while (true) {
     const Status end = WatchUntilTheEnd(engine);
     if (!session.CanReopen(end)) return end;
@@ -129,7 +130,7 @@ Status ServeThroughLosses(Session& session, Engine& engine, ClusterWatch& watch,
     watch.SetSource({});
     executor->reset();
     LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
-    LOCKSTEP_ASSIGN_OR_RETURN(*executor, MakeExecutor(session));
+    LOCKSTEP_ASSIGN_OR_RETURN(*executor, MakeExecutor(session, constraints));
     engine.Resume(LimitsOf(session), executor->get());
     watch.SetSource(FactsOf(session));
     server.SetServing(true);
@@ -137,14 +138,16 @@ Status ServeThroughLosses(Session& session, Engine& engine, ClusterWatch& watch,
   }
 }
 
-Status ServeOnRankZero(const Options& options, Session& session, const ModelText& text,
-                       Access& access) {
+Status ServeOnRankZero(const Options& options, const TextSession& opened, Access& access) {
+  Session& session = *opened.session;
+  const ModelText& text = *opened.text;
+  TokenConstraints* const constraints = opened.constraints.get();
   if (!text.chat_warning.empty()) log::Warning("%s", text.chat_warning);
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<TensorParallelExecutor> executor,
-                            MakeExecutor(session));
+                            MakeExecutor(session, constraints));
   // A third of what makes an idle service count as not ready.
   const std::unique_ptr<Engine> engine =
-      MakeEngine(session, text, executor.get(), Engine::kReadyMs / 3);
+      MakeEngine(session, text, executor.get(), Engine::kReadyMs / 3, constraints);
   const ServedModel model = {ModelName(options), session.model().limits().max_model_len,
                              session.model().config().vocab_size, options.max_num_seqs,
                              session.size()};
@@ -157,7 +160,7 @@ Status ServeOnRankZero(const Options& options, Session& session, const ModelText
   }
   WarnOfOpenDoors(options);
   PrintReady(model, ends->http->port(), ends->grpc->port());
-  Status end = ServeThroughLosses(session, *engine, watch, *ends->grpc, &executor);
+  Status end = ServeThroughLosses(session, *engine, watch, *ends->grpc, &executor, constraints);
   ends->grpc->SetServing(false);
   // After a signal: was a lost rank its cause? What is known is told before anything takes time.
   end = session.FinalStatus(end);
@@ -192,8 +195,9 @@ Status ServeCommand(const Options& options) {
   const InterruptScope scope;
   Session& session = *opened.session;
   return session.Close(session.rank() == 0
-                           ? ServeOnRankZero(options, session, *opened.text, access)
-                           : WorkThroughLosses(session, options.drain_timeout_ms + kEndAtOnceMs));
+                           ? ServeOnRankZero(options, opened, access)
+                           : WorkThroughLosses(session, options.drain_timeout_ms + kEndAtOnceMs,
+                                               opened.constraints.get()));
 }
 
 }  // namespace lockstep

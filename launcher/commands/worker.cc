@@ -9,8 +9,8 @@ namespace lockstep {
 Status WorkerCommand(const Options& options) {
   LOCKSTEP_RETURN_IF_ERROR(CheckRecover(options));
   LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options, {.worker = true}));
-  return opened.session->Close(
-      WorkThroughLosses(*opened.session, options.drain_timeout_ms + kEndAtOnceMs));
+  return opened.session->Close(WorkThroughLosses(
+      *opened.session, options.drain_timeout_ms + kEndAtOnceMs, opened.constraints.get()));
 }
 
 }  // namespace lockstep

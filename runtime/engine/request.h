@@ -35,7 +35,7 @@ struct Request {
   double weight = 1;
   int32_t priority = 0;
   std::string grammar;  // what the answer must follow (token_constraint.h); empty: nothing
-  std::string id;  // of the call that it belongs to, for logs
+  std::string id;       // of the call that it belongs to, for logs
   // Called once when the request has ended, before its stream tells that, from the engine's thread:
   // it must not block. Not called for requests that were not taken.
   std::function<void(const Summary& summary)> ended;

@@ -259,9 +259,10 @@ StatusOr<std::string> MakeReplyGrammar(const ReplyRules& rules, ReplyStart start
       Combined("or", {Json(rules.schema), CallsOnly(std::move(calls), several, writer.gap())}));
 }
 
-StatusOr<std::string> MakeTextGrammar(const JsonValue& schema, const std::string& schema_name) {
-  LOCKSTEP_RETURN_IF_ERROR(CheckSchema(schema, schema_name));
-  return Finished("content", false, Json(schema));
+StatusOr<std::string> MakeTextGrammar(const ReplyRules& rules) {
+  if (rules.schema.is_null()) return std::string();
+  LOCKSTEP_RETURN_IF_ERROR(CheckSchema(rules.schema, rules.schema_name));
+  return Finished("content", false, Json(rules.schema));
 }
 
 }  // namespace lockstep

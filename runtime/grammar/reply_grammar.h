@@ -27,7 +27,7 @@ struct ReplyRules {
 // Empty: the reply is free. A RequestError names the schema and what of it cannot be kept.
 StatusOr<std::string> MakeReplyGrammar(const ReplyRules& rules, ReplyStart start,
                                        ChatFamily family);
-// The same for text that is no chat's.
-StatusOr<std::string> MakeTextGrammar(const JsonValue& schema, const std::string& schema_name);
+// The same for text that is no chat's: only the schema counts. Empty: there is none.
+StatusOr<std::string> MakeTextGrammar(const ReplyRules& rules);
 
 }  // namespace lockstep

@@ -203,6 +203,7 @@ Status AddTools(JsonFields& fields, JsonValue* chat) {
       if (const JsonValue* description = inner.Get("description"))
         function.Set("description", *description);
       function.Set("parameters", *schema);
+      if (const JsonValue* strict = inner.Get("strict")) function.Set("strict", *strict);
       tools.AsArray().push_back(
           JsonValue::MakeObject({{"type", Text("function")}, {"function", std::move(function)}}));
     }
@@ -212,7 +213,27 @@ Status AddTools(JsonFields& fields, JsonValue* chat) {
   LOCKSTEP_RETURN_IF_ERROR(fields.ReadObject("tool_choice", &choice));
   if (choice == nullptr) return OkStatus();
   LOCKSTEP_ASSIGN_OR_RETURN(std::string type, TypeOf(*choice, "tool_choice"));
-  chat->Set("tool_choice", Text(std::move(type)));
+  if (type == "tool") {
+    LOCKSTEP_ASSIGN_OR_RETURN(std::string name, StringOf(*choice, "name", "tool_choice"));
+    chat->Set("tool_choice",
+              JsonValue::MakeObject({{"type", Text("function")}, {"name", Text(std::move(name))}}));
+  } else {
+    chat->Set("tool_choice", Text(type == "any" ? "required" : std::move(type)));
+  }
+  JsonFields inner(*choice, "tool_choice.");
+  std::optional<bool> single;
+  LOCKSTEP_RETURN_IF_ERROR(inner.Read("disable_parallel_tool_use", &single));
+  if (single.has_value()) chat->Set("parallel_tool_calls", JsonValue::Bool(!*single));
+  return OkStatus();
+}
+
+// output_config.format, or the older output_format.
+Status AddFormat(JsonFields& fields, JsonValue* chat) {
+  const JsonValue *config = nullptr, *format = nullptr;
+  LOCKSTEP_RETURN_IF_ERROR(fields.ReadObject("output_format", &format));
+  LOCKSTEP_RETURN_IF_ERROR(fields.ReadObject("output_config", &config));
+  if (config != nullptr && config->Find("format") != nullptr) format = config->Find("format");
+  if (format != nullptr) chat->Set("response_format", *format);
   return OkStatus();
 }
 
@@ -224,6 +245,7 @@ StatusOr<JsonValue> ChatFromMessages(const JsonValue& body, std::vector<std::str
   LOCKSTEP_ASSIGN_OR_RETURN(JsonValue messages, ToMessages(fields, notes));
   chat.Set("messages", std::move(messages));
   LOCKSTEP_RETURN_IF_ERROR(AddTools(fields, &chat));
+  LOCKSTEP_RETURN_IF_ERROR(AddFormat(fields, &chat));
   static constexpr std::pair<const char*, const char*> kSame[] = {
       {"model", "model"},         {"max_tokens", "max_tokens"}, {"temperature", "temperature"},
       {"top_p", "top_p"},         {"top_k", "top_k"},           {"stream", "stream"},
@@ -244,7 +266,7 @@ StatusOr<JsonValue> ChatFromMessages(const JsonValue& body, std::vector<std::str
   }
   how.Set("type", Text(std::move(type)));
   chat.Set("thinking", std::move(how));
-  for (const char* known : {"metadata", "service_tier", "container", "betas", "output_config"})
+  for (const char* known : {"metadata", "service_tier", "container", "betas"})
     (void)fields.Get(known);
   for (const std::string& name : fields.Unread()) notes->push_back(NoMeaning(name));
   return chat;

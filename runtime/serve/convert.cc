@@ -111,8 +111,9 @@ StatusOr<ChatRequest> ToChatRequest(const v1::ChatRequest& chat) {
     LOCKSTEP_ASSIGN_OR_RETURN(JsonValue message, ToJson(chat.messages(i), i));
     request.messages.AsArray().push_back(std::move(message));
   }
-  if (!chat.tools().empty()) request.tools = JsonValue::MakeArray();
-  for (int i = 0; i < chat.tools_size(); ++i) {
+  const bool tools = !chat.tools().empty() && chat.tool_choice() != "none";
+  if (tools) request.tools = JsonValue::MakeArray();
+  for (int i = 0; tools && i < chat.tools_size(); ++i) {
     StatusOr<JsonValue> tool = ParseJson(chat.tools(i), kStrangersJson);
     if (!tool.ok()) return RequestError("tools[%d] is not JSON: %s", i, MessageOf(tool.status()));
     if (!tool->is_object())
@@ -122,6 +123,33 @@ StatusOr<ChatRequest> ToChatRequest(const v1::ChatRequest& chat) {
   if (chat.has_enable_thinking()) request.enable_thinking = chat.enable_thinking();
   if (chat.has_clear_thinking()) request.clear_thinking = chat.clear_thinking();
   return request;
+}
+
+Status FillSchema(const std::string& schema, ReplyRules* rules) {
+  if (schema.empty()) return OkStatus();
+  StatusOr<JsonValue> parsed = ParseJson(schema, kStrangersJson);
+  if (!parsed.ok())
+    return RequestError("response_schema is not JSON: %s", MessageOf(parsed.status()));
+  if (parsed->is_null()) return RequestError("response_schema is null, but must be a schema");
+  rules->schema = *std::move(parsed);
+  rules->schema_name = "response_schema";
+  return OkStatus();
+}
+
+Status FillRules(const v1::ChatRequest& chat, ReplyRules* rules) {
+  LOCKSTEP_RETURN_IF_ERROR(FillSchema(chat.response_schema(), rules));
+  const std::string& choice = chat.tool_choice();
+  if (choice == "required") {
+    rules->calls = ReplyRules::Calls::kRequired;
+  } else if (choice == "tool") {
+    rules->calls = ReplyRules::Calls::kNamed;
+    rules->tool = chat.tool_name();
+  } else if (!choice.empty() && choice != "auto" && choice != "none") {
+    return RequestError("tool_choice is '%s', but must be one of auto, none, required, tool",
+                        choice);
+  }
+  rules->parallel_calls = !chat.has_parallel_tool_calls() || chat.parallel_tool_calls();
+  return OkStatus();
 }
 
 v1::FinishReason ToProto(FinishReason reason, bool tool_calls) {

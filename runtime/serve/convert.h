@@ -6,6 +6,7 @@
 #include "lockstep/v1/inference.pb.h"
 #include "runtime/base/status.h"
 #include "runtime/engine/request.h"
+#include "runtime/grammar/reply_grammar.h"
 #include "runtime/text/chat_template.h"
 #include "runtime/text/model_text.h"
 
@@ -19,6 +20,10 @@ Status FillRequest(const v1::SamplingOptions& sampling, const v1::StopOptions& s
 // The conversation for the chat template. A RequestError names the message or tool that is at
 // fault.
 StatusOr<ChatRequest> ToChatRequest(const v1::ChatRequest& chat);
+
+// What the reply must be, beside its tools.
+Status FillRules(const v1::ChatRequest& chat, ReplyRules* rules);
+Status FillSchema(const std::string& schema, ReplyRules* rules);
 
 v1::FinishReason ToProto(FinishReason reason, bool tool_calls);
 void ToProto(const Summary& summary, v1::Usage* usage, v1::Timings* timings);

@@ -51,6 +51,11 @@ StatusOr<PreparedChat> ToRequest(const v1::ChatRequest& chat, const ModelText& t
   LOCKSTEP_ASSIGN_OR_RETURN(prepared.request.prompt, EncodePrompt(prompt, text, max_model_len));
   prepared.start = ReplyStartOf(prompt);
   prepared.tools = conversation.tools;
+  ReplyRules rules;
+  rules.tools = conversation.tools;
+  LOCKSTEP_RETURN_IF_ERROR(FillRules(chat, &rules));
+  LOCKSTEP_ASSIGN_OR_RETURN(prepared.request.grammar,
+                            MakeReplyGrammar(rules, prepared.start, *text.chat_family));
   return prepared;
 }
 
@@ -69,6 +74,9 @@ StatusOr<Request> ToRequest(const v1::GenerateRequest& generate, const ModelText
     case v1::GenerateRequest::PROMPT_NOT_SET:
       return RequestError("the prompt is missing: set text or token_ids");
   }
+  ReplyRules rules;
+  LOCKSTEP_RETURN_IF_ERROR(FillSchema(generate.response_schema(), &rules));
+  LOCKSTEP_ASSIGN_OR_RETURN(request.grammar, MakeTextGrammar(rules));
   return request;
 }
 

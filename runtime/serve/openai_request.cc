@@ -9,6 +9,7 @@
 #include "runtime/serve/convert.h"
 #include "runtime/serve/http_errors.h"
 #include "runtime/serve/json_fields.h"
+#include "runtime/serve/reply_rules.h"
 
 namespace lockstep {
 namespace {
@@ -25,13 +26,11 @@ constexpr const char* kTolerated[] = {"user",
                                       "request_id",
                                       "safety_identifier",
                                       "prompt_cache_key",
-                                      "parallel_tool_calls",
                                       "tool_stream",
                                       "skip_special_tokens",
                                       "spaces_between_special_tokens",
                                       "sensitive_word_check",
                                       "meta",
-
                                       "verbosity"};
 
 Status ReadStops(JsonFields& fields, v1::StopOptions* stop) {
@@ -265,9 +264,7 @@ StatusOr<JsonValue> ToTemplate(const JsonValue& message, const std::string& wher
 Status ReadTools(JsonFields& fields, ChatRequest* chat) {
   const JsonValue* tools = nullptr;
   LOCKSTEP_RETURN_IF_ERROR(fields.ReadArray("tools", &tools));
-  const JsonValue* choice = fields.Get("tool_choice");
-  if (choice != nullptr && !(choice->is_string() && IsOneOf(choice->AsString(), {"auto", "none"})))
-    return RequestError("tool_choice: only \"auto\" and \"none\" can be kept so far");
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool off, ToolsAreOff(fields));
   if (tools == nullptr || tools->AsArray().empty()) return OkStatus();
   if (tools->AsArray().size() > kMaxTools)
     return RequestError("tools has %d entries, but may have at most %d", tools->AsArray().size(),
@@ -281,7 +278,7 @@ Status ReadTools(JsonFields& fields, ChatRequest* chat) {
           "tools[%d] must be {\"type\": \"function\", \"function\": {\"name\": ..., ...}}", i);
     }
   }
-  if (choice == nullptr || choice->AsString() != "none") chat->tools = *tools;
+  if (!off) chat->tools = *tools;
   return OkStatus();
 }
 
@@ -362,17 +359,6 @@ StatusOr<ChatRequest> ReadConversation(JsonFields& fields) {
   return chat;
 }
 
-Status ReadResponseFormat(JsonFields& fields) {
-  const JsonValue* format = nullptr;
-  LOCKSTEP_RETURN_IF_ERROR(fields.ReadObject("response_format", &format));
-  if (format == nullptr) return OkStatus();
-  JsonFields inner(*format, "response_format.");
-  std::optional<std::string> type;
-  LOCKSTEP_RETURN_IF_ERROR(inner.Read("type", &type));
-  if (type.has_value() && *type == "text") return OkStatus();
-  return RequestError("response_format: only {\"type\": \"text\"} can be kept so far");
-}
-
 // The ids of one prompt: text, or ids.
 StatusOr<std::vector<int32_t>> PromptIds(const JsonValue& prompt, const ModelText& text,
                                          int64_t max_model_len) {
@@ -443,7 +429,6 @@ StatusOr<OpenAiRequest> ParseChatCompletion(const JsonValue& given, const ModelT
   LOCKSTEP_RETURN_IF_ERROR(ReadGeneration(fields, &sampling, &stop));
   LOCKSTEP_RETURN_IF_ERROR(ReadThinkingBudget(fields, &sampling));
   LOCKSTEP_RETURN_IF_ERROR(ReadDelivery(fields, &request));
-  LOCKSTEP_RETURN_IF_ERROR(ReadResponseFormat(fields));
   std::optional<bool> logprobs;
   std::optional<int64_t> best, choices;
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("logprobs", &logprobs));
@@ -456,10 +441,16 @@ StatusOr<OpenAiRequest> ParseChatCompletion(const JsonValue& given, const ModelT
   LOCKSTEP_ASSIGN_OR_RETURN(const std::string prompt, RenderChat(*text.chat_family, chat));
   request.start = ReplyStartOf(prompt);
   request.tools = chat.tools;
+  ReplyRules rules;
+  rules.tools = chat.tools;
+  LOCKSTEP_RETURN_IF_ERROR(ReadReplyRules(fields, &rules));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string grammar,
+                            MakeReplyGrammar(rules, request.start, *text.chat_family));
   NoteUnknown(fields, &request);
   LOCKSTEP_ASSIGN_OR_RETURN(std::vector<int32_t> ids, EncodePrompt(prompt, text, max_model_len));
   LOCKSTEP_RETURN_IF_ERROR(AddChoices({std::move(ids)}, choices.value_or(1), sampling, stop, text,
                                       max_model_len, &request));
+  for (Request& one : request.requests) one.grammar = grammar;
   return request;
 }
 
@@ -475,7 +466,8 @@ StatusOr<OpenAiRequest> ParseCompletion(const JsonValue& given, const ModelText&
   // The older API's default, unlike that of chats.
   if (!stop.has_max_tokens()) stop.set_max_tokens(16);
   LOCKSTEP_RETURN_IF_ERROR(ReadDelivery(fields, &request));
-  LOCKSTEP_RETURN_IF_ERROR(ReadResponseFormat(fields));
+  ReplyRules rules;
+  LOCKSTEP_RETURN_IF_ERROR(ReadSchema(fields, &rules));
   std::optional<int64_t> best, choices;
   LOCKSTEP_RETURN_IF_ERROR(fields.Read("logprobs", &best, 0, kMaxLogprobs));
   if (best.has_value()) sampling.set_logprobs(static_cast<int32_t>(*best));
@@ -491,6 +483,8 @@ StatusOr<OpenAiRequest> ParseCompletion(const JsonValue& given, const ModelText&
   NoteUnknown(fields, &request);
   LOCKSTEP_RETURN_IF_ERROR(
       AddChoices(prompts, choices.value_or(1), sampling, stop, text, max_model_len, &request));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::string grammar, MakeTextGrammar(rules));
+  for (Request& one : request.requests) one.grammar = grammar;
   return request;
 }
 

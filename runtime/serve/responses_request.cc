@@ -173,7 +173,7 @@ Status AddTools(JsonFields& fields, JsonValue* chat) {
           "tools[%d] must be of type function: tools that OpenAI runs do not exist here", i);
     }
     JsonValue function = JsonValue::MakeObject();
-    for (const char* name : {"name", "description", "parameters"}) {
+    for (const char* name : {"name", "description", "parameters", "strict"}) {
       if (const JsonValue* value = tool.Find(name)) function.Set(name, *value);
     }
     tools.AsArray().push_back(
@@ -210,6 +210,7 @@ StatusOr<JsonValue> ChatFromResponses(const JsonValue& body, std::vector<std::st
       {"top_p", "top_p"},
       {"stream", "stream"},
       {"tool_choice", "tool_choice"},
+      {"parallel_tool_calls", "parallel_tool_calls"},
       {"max_output_tokens", "max_tokens"},
       // Of vLLM and Z.ai.
       {"seed", "seed"},
@@ -231,8 +232,8 @@ StatusOr<JsonValue> ChatFromResponses(const JsonValue& body, std::vector<std::st
     if (const JsonValue* format = text->Find("format")) chat.Set("response_format", *format);
   }
   for (const char* known :
-       {"store", "metadata", "include", "truncation", "user", "service_tier", "parallel_tool_calls",
-        "prompt_cache_key", "safety_identifier", "stream_options", "client_metadata"}) {
+       {"store", "metadata", "include", "truncation", "user", "service_tier", "prompt_cache_key",
+        "safety_identifier", "stream_options", "client_metadata"}) {
     (void)fields.Get(known);
   }
   for (const std::string& name : fields.Unread()) notes->push_back(NoMeaning(name));

@@ -95,7 +95,9 @@ class ConstraintsTest : public ::testing::Test {
   }
 
   std::string JsonGrammar(const std::string& schema) {
-    return MakeTextGrammar(Parse(schema), "schema").value();
+    ReplyRules rules;
+    rules.schema = Parse(schema);
+    return MakeTextGrammar(rules).value();
   }
 
   std::unique_ptr<ModelText> text_;

@@ -163,7 +163,7 @@ TEST_F(ResponsesTest, WhatIsWrongIsNamed) {
       {{{"reasoning", {{"effort", "huge"}}}}, 400, "reasoning_effort is 'huge'"},
       {{{"previous_response_id", "resp_1"}}, 400, "nothing is stored"},
       {{{"background", true}}, 400, "background"},
-      {{{"text", {{"format", {{"type", "json_object"}}}}}}, 400, "response_format"},
+      {{{"text", {{"format", {{"type", "yaml"}}}}}}, 400, "response_format"},
   };
   for (const auto& [body, status, words] : cases) {
     EXPECT_THAT(Post(Question(body)),
