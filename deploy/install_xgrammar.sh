@@ -15,7 +15,7 @@ mkdir -p build/packages
 cd build/packages
 if [[ -f xgrammar-$version/include/xgrammar/xgrammar.h ]]; then exit 0; fi
 archive=xgrammar-$version.tar.gz
-if ! sha256sum --check --quiet <<<"$sha256  $archive" 2>/dev/null; then
+if ! sha256sum --check --status <<<"$sha256  $archive" 2>/dev/null; then
   rm -f "$archive"
   # A Debian without pip has one in every virtual environment.
   python=${PYTHON:-python3}

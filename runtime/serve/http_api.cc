@@ -20,7 +20,7 @@
 #include "runtime/serve/metrics_text.h"
 #include "runtime/serve/openai_reply.h"
 #include "runtime/serve/openai_request.h"
-#include "runtime/serve/openapi_generated.h"
+#include "runtime/serve/openapi.h"
 #include "runtime/serve/page.h"
 #include "runtime/serve/responses_reply.h"
 #include "runtime/serve/responses_request.h"
@@ -124,8 +124,7 @@ class Api final : public HttpApi {
     std::shared_ptr<Call> call;  // null on open routes
   };
 
-  // Who is answered.
-  enum class Audience {
+  enum class Audience {  // whom a route answers
     kAnyone,
     kWithoutKey,  // but where there are no keys, only this machine
     kWithKey,
@@ -234,10 +233,10 @@ class Api final : public HttpApi {
   Reply Live(const HttpCall&, const Context&) { return JsonReply(200, {{"status", "ok"}}); }
 
   Reply Ready(const HttpCall&, const Context&) {
-    const Status status = engine_.Readiness();
-    if (status.ok()) return JsonReply(200, {{"status", "ok"}});
-    // Who has no key hears no more than that.
-    return ErrorReply(ErrorShape::kOpenAi, 503, "not ready", {{"Retry-After", "5"}});
+    // Who has no key hears no more than this.
+    return engine_.Readiness().ok()
+               ? JsonReply(200, {{"status", "ok"}})
+               : ErrorReply(ErrorShape::kOpenAi, 503, "not ready", {{"Retry-After", "5"}});
   }
 
   Reply Health(const HttpCall&, const Context&) {
@@ -256,7 +255,9 @@ class Api final : public HttpApi {
     return JsonReply(200, {{"version", SourceVersion()}});
   }
 
-  Reply OpenApi(const HttpCall&, const Context&) { return HttpText(200, kJsonType, kOpenApi); }
+  Reply OpenApi(const HttpCall&, const Context&) {
+    return HttpText(200, kJsonType, std::string(OpenApiText()));
+  }
 
   Reply Metrics(const HttpCall&, const Context&) {
     return HttpText(200, "text/plain; version=0.0.4; charset=utf-8",

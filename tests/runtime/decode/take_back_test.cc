@@ -143,8 +143,9 @@ TEST(SequenceSamplerTakeBack, APositionThatIsSampledAgainGetsItsToken) {
     lockstep::testing::OnRanks(2, [&](Group& group) {
       const std::vector<VocabSlice> slices = {{0, 10}, {10, kVocab}};
       const VocabSlice slice = slices[group.rank()];
-      SequenceSampler straight(params, {kVocab, {}}, slice, std::vector<int32_t>{1, 2});
-      SequenceSampler drafting = straight;
+      const std::vector<int32_t> prompt = {1, 2};
+      SequenceSampler straight(params, {kVocab, {}}, slice, prompt);
+      SequenceSampler drafting(params, {kVocab, {}}, slice, prompt);
       TokenSampler sampler(group, slices, {"rank 0", "rank 1"});
       const auto sample = [&](SequenceSampler* sequence, int64_t position) {
         std::vector<float> mine(rows[position].begin() + slice.begin,

@@ -111,7 +111,8 @@ TEST(ApiKeysTest, EveryRouteButLivenessAndReadinessAsksForAKey) {
   ASSERT_TRUE(api.ok()) << api.status();
   const int port = (*api)->port();
   for (const std::string& path :
-       std::vector<std::string>{"/v1/models", "/metrics", "/health", "/version", "/nothing", "/"}) {
+       std::vector<std::string>{"/v1/models", "/metrics", "/health", "/version", "/nothing",
+                                "/cluster", "/openapi.json"}) {
     EXPECT_THAT(Ask(port, "GET", path),
                 AllOf(StartsWith("HTTP/1.1 401"), HasSubstr("authentication_error")));
     for (const std::string& wrong :

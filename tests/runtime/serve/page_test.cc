@@ -54,8 +54,9 @@ std::string DigestOf(const std::string& text) {
 class PageTest : public ::testing::Test {
  protected:
   void Start(const ApiKeys* keys, HttpApiOptions options = {}) {
+    access_.emplace(keys);
     auto api = StartHttpApi(options, {"tiny", testing::kScriptedContext, 2048, 4, 1},
-                            *scripted_.text, keys, *scripted_.engine);
+                            *scripted_.text, &*access_, *scripted_.engine);
     ASSERT_TRUE(api.ok()) << api.status();
     api_ = std::move(*api);
   }
@@ -67,6 +68,7 @@ class PageTest : public ::testing::Test {
   }
 
   ScriptedEngine scripted_;
+  std::optional<Access> access_;
   std::unique_ptr<HttpApi> api_;
 };
 
