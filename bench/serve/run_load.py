@@ -194,6 +194,12 @@ def verdicts(held, over, options):
     if held:
         if held["wrong"] or held["lost"] or held["fewest_streams"] < options.streams:
             yield f"of the held streams {len(held['wrong'])} answers were wrong, {held['lost']} lost; fewest {held['fewest_streams']}"
+        if held["ends"].get("refused"):
+            yield f"{held['ends']['refused']} of the held streams were refused, although there is a place for each"
+        for name, _ in KINDS:
+            wanted = ", left" if name in ("cancelled", "vanishing") else ", right"
+            if not held["ends"].get(name + wanted):
+                yield f"no {name} stream ended as it should"
         for rank, memory in enumerate(held["memory_mb"]):
             if (memory["slope_per_minute"] or 0) > options.most_slope:
                 yield f"rank {rank} grows by {memory['slope_per_minute']:.2f} MB a minute"

@@ -72,11 +72,19 @@ void SequenceSampler::Adjust(std::span<float> logits) {
   for (const int32_t id : tokens_.unknown) {
     if (Holds(slice_, id)) change(id, kMasked);
   }
-  if (!thinking_.must_end()) return;
+  // Where a grammar forbids that end, there is no thinking to end.
   const int32_t end = params_.thinking.end;
+  if (!thinking_.must_end() || !Allows(end)) return;
   if (Holds(slice_, end)) raw_changed_.try_emplace(end, logits[end - slice_.begin]);
   std::fill(logits.begin(), logits.end(), kMasked);
   if (Holds(slice_, end)) logits[end - slice_.begin] = 0;
+}
+
+bool SequenceSampler::Allows(int32_t id) {
+  if (constraint_ == nullptr) return true;
+  const std::span<const uint32_t> allowed = constraint_->Allowed();
+  const auto word = static_cast<size_t>(id / 32);
+  return word < allowed.size() && (allowed[word] >> (id % 32) & 1) != 0;
 }
 
 std::span<const float> SequenceSampler::Choices(std::span<const float> logits) {

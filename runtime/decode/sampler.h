@@ -64,6 +64,7 @@ class SequenceSampler {
     int32_t in_output = 0;
   };
   void Adjust(std::span<float> logits);
+  bool Allows(int32_t id);
   // What may be chosen of an adjusted row.
   std::span<const float> Choices(std::span<const float> logits);
 

@@ -22,12 +22,6 @@ double Seconds(int64_t from_ns, int64_t to_ns) {
   return from_ns > 0 && to_ns > from_ns ? static_cast<double>(to_ns - from_ns) * 1e-9 : 0.0;
 }
 
-int64_t PromptRows(const StepPlan& plan) {
-  int64_t rows = 0;
-  for (const RowSpan& span : plan.spans) rows += span.count > 1 ? span.count : 0;
-  return rows;
-}
-
 }  // namespace
 
 Engine::Engine(EngineOptions options, Executor* executor)
@@ -311,7 +305,7 @@ Status Engine::RunPlan(const StepPlan& plan) {
   }
   LOCKSTEP_RETURN_IF_ERROR(executor_->Execute(plan, &outcome_));
   const int64_t now_ns = NowNs();
-  const auto prompt_rows = PromptRows(plan);
+  const auto prompt_rows = plan.prompt_rows();
   prefill_budget_.Learn(plan.rows() - prompt_rows, prompt_rows, Seconds(begin_ns, now_ns));
   {
     const std::lock_guard lock(mutex_);

@@ -32,7 +32,10 @@ FairQueue::Client* FairQueue::Best() {
     Client* best = nullptr;
     for (auto& [name, client] : of.clients) {
       if (client.waiting.empty()) continue;
-      if (best == nullptr || client.service < best->service) best = &client;
+      const auto turn = [](const Client& of_client) {
+        return std::pair(of_client.service, of_client.waiting.front().id);
+      };
+      if (best == nullptr || turn(client) < turn(*best)) best = &client;
     }
     return best;
   }

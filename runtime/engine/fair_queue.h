@@ -1,5 +1,6 @@
 // Who waits, and whose turn it is: the best priority first, and within a priority the client that
-// got the least so far. A pure state machine, like the scheduler, whose part it is.
+// got the least so far; of equals the one whose request came first, by ids. A pure state machine,
+// like the scheduler, whose part it is.
 #pragma once
 
 #include <cstdint>

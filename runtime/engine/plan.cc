@@ -103,6 +103,10 @@ Status GetSpans(ByteReader* reader, StepPlan* plan) {
   return failed ? InternalError("step plan: malformed list of rows") : OkStatus();
 }
 
+bool GivesToken(const RowSpan& span) {
+  return span.count == 1 && span.output == SpanOutput::kSample;
+}
+
 }  // namespace
 
 int64_t StepPlan::rows() const {
@@ -111,11 +115,14 @@ int64_t StepPlan::rows() const {
   return rows;
 }
 
+int64_t StepPlan::prompt_rows() const {
+  int64_t rows = 0;
+  for (const RowSpan& span : spans) rows += GivesToken(span) ? 0 : span.count;
+  return rows;
+}
+
 bool StepPlan::IsDecode() const {
-  const auto gives_token = [](const RowSpan& span) {
-    return span.count == 1 && span.output == SpanOutput::kSample;
-  };
-  return !spans.empty() && std::all_of(spans.begin(), spans.end(), gives_token);
+  return !spans.empty() && std::all_of(spans.begin(), spans.end(), GivesToken);
 }
 
 void EncodePlan(const StepPlan& plan, std::vector<std::byte>* message) {

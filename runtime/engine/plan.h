@@ -68,6 +68,8 @@ struct StepPlan {
   std::vector<RowSpan> spans;  // at most one per slot
 
   int64_t rows() const;
+  // Those of prompts: all but single rows that give a token.
+  int64_t prompt_rows() const;
   // Every row gives a token, so that the step's time is that of one token.
   bool IsDecode() const;
 };

@@ -21,8 +21,6 @@ constexpr int kStrangersShare = 4;
 constexpr int64_t kLingerMs = 5'000;
 // Of the next request, while the last is being answered.
 constexpr size_t kMostBytesAhead = 16 << 10;
-// Requests up to here are understood in a moment, where they were read.
-constexpr size_t kSmallBodyBytes = 64 << 10;
 
 std::chrono::milliseconds Ms(int64_t value) { return std::chrono::milliseconds(value); }
 
@@ -211,14 +209,14 @@ void HttpConnection::HaveRequest() {
   unread_ = false;
   request_.body = std::move(parser_->get().body());
   BeginAnswer();
-  if (request_.body.size() > kSmallBodyBytes) return AnswerElsewhere();
+  if (!request_.body.empty()) return AnswerElsewhere();
   std::unique_ptr<HttpReply> reply = shared_.handler.answer(std::move(request_), Waker());
   LetGoOfBody();
   Begin(std::move(reply));
 }
 
-// So that a long prompt holds up nobody's stream. Connections and the bytes of all bodies bound
-// what waits.
+// So that a long prompt, or a schema that takes long to compile, holds up nobody's stream.
+// Connections and the bytes of all bodies bound what waits.
 void HttpConnection::AnswerElsewhere() {
   asio::post(*shared_.workers, [self = shared_from_this(), wake = Waker()]() mutable {
     std::unique_ptr<HttpReply> reply;

@@ -32,7 +32,7 @@ bool Has(const std::vector<uint32_t>& set, int64_t id) {
 }
 
 SampledToken Sample(int ranks, const SamplingParams& params, const std::vector<float>& logits,
-                    const std::vector<uint32_t>* set) {
+                    const std::vector<uint32_t>* set, const std::vector<int32_t>& prompt = {}) {
   SampledToken token;
   testing::OnRanks(ranks, [&](Group& group) {
     std::vector<VocabSlice> slices;
@@ -44,7 +44,7 @@ SampledToken Sample(int ranks, const SamplingParams& params, const std::vector<f
     const VocabSlice slice = slices[group.rank()];
     std::unique_ptr<TokenConstraint> constraint;
     if (set != nullptr) constraint = std::make_unique<FixedSet>(*set);
-    SequenceSampler sequence(params, {kVocab - 3, {7}}, slice, {}, std::move(constraint));
+    SequenceSampler sequence(params, {kVocab - 3, {7}}, slice, prompt, std::move(constraint));
     std::vector<float> mine(logits.begin() + slice.begin, logits.begin() + slice.end);
     std::vector<SamplingRow> rows = {{&sequence, mine, 11}};
     TokenSampler sampler(group, slices, names);
@@ -89,6 +89,20 @@ TEST(Constraint, TheDrawIsThatOfTheAllowedTokensAlone) {
       EXPECT_NEAR(got.logprob, logits[got.id] - std::log(sum), 1e-9);
       EXPECT_EQ(got.best, free.best);
     }
+  }
+}
+
+// The budget of thinking would leave </think> alone, and the grammar everything but that.
+TEST(Constraint, AnEndOfThinkingThatIsNotAllowedDoesNotCome) {
+  SamplingParams params;
+  params.temperature = 0;
+  params.thinking = {0, 1, 2};
+  std::vector<float> logits(kVocab, 0);
+  logits[40] = 5;
+  for (const bool allowed : {true, false}) {
+    std::vector<uint32_t> set = {allowed ? 4u : 0u, 1u << 8 | 1u << 9};
+    for (int ranks = 1; ranks <= 3; ++ranks)
+      EXPECT_EQ(Sample(ranks, params, logits, &set, {1}).id, allowed ? 2 : 40) << ranks;
   }
 }
 

@@ -99,8 +99,19 @@ TEST(FairQueue, ClientsTakeTurnsHoweverManyRequestsEachHas) {
   server.Add(Ask(7, {"few"}, 10, 2));
   server.Add(Ask(8, {"few"}, 10, 2));
   while (server.scheduler.waiting() + server.scheduler.running() > 0) server.Step();
-  // Equal service goes by name.
-  EXPECT_THAT(server.ended, ElementsAre(7, 1, 8, 2, 3, 4, 5, 6));
+  EXPECT_THAT(server.ended, ElementsAre(1, 7, 2, 8, 3, 4, 5, 6));
+}
+
+TEST(FairQueue, ALargeRequestWhoseTurnItIsIsNotOvertakenByEquals) {
+  SchedulerLimits limits = Limits();
+  limits.kv_blocks = 12;
+  Server server(limits);
+  server.Add(Ask(1, {"z"}, 90, 20));  // 7 blocks
+  server.Step();
+  server.Add(Ask(2, {"b"}, 150, 30));  // 12
+  for (uint64_t id = 3; id <= 9; ++id) server.Add(Ask(id, {"a"}, 10, 2));
+  while (server.ended.empty()) server.Step();
+  EXPECT_EQ(server.Step(), std::vector<uint64_t>{2});
 }
 
 TEST(FairQueue, BeingAwaySavesNothingUp) {

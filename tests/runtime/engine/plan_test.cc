@@ -57,6 +57,7 @@ TEST(StepPlan, IsADecodeStepWhenEveryRowGivesAToken) {
   const RowSpan token = {.slot = 0, .begin = 9, .count = 1, .output = SpanOutput::kSample};
   plan.spans = {token, token};
   EXPECT_TRUE(plan.IsDecode());
+  EXPECT_EQ(plan.prompt_rows(), 0);
   plan.spans[1].count = 2;
   EXPECT_FALSE(plan.IsDecode());
   plan.spans[1] = token;

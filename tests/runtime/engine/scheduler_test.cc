@@ -303,7 +303,8 @@ class Walk {
     int64_t held = 0, slots = 0;
     for (const auto& [slot, id] : running_) {
       if (priorities_[id] > best) continue;
-      held += blocks_[id];
+      // Who computed what another one published before holds that beside its own.
+      held += limits_.prefix_cache ? 2 * blocks_[id] : blocks_[id];
       ++slots;
     }
     const int64_t most = std::min({limits_.max_sequences, limits_.max_rows, limits_.max_outputs});
