@@ -23,7 +23,9 @@ if ! sha256sum --check --status <<<"$sha256  $archive" 2>/dev/null; then
     "$python" -m venv pip
     python=pip/bin/python
   fi
-  "$python" -m pip download --quiet --no-deps --no-binary xgrammar "xgrammar==$version" </dev/null
+  # With the hash pip refuses another file before it unpacks it and asks it for its metadata.
+  echo "xgrammar==$version --hash=sha256:$sha256" >requirements.txt
+  "$python" -m pip download --quiet --no-deps --no-binary xgrammar --require-hashes -r requirements.txt </dev/null
   sha256sum --check --quiet <<<"$sha256  $archive"
 fi
 # Renamed when it is whole.
@@ -31,4 +33,4 @@ rm -rf unpacked && mkdir unpacked
 tar xzf "$archive" -C unpacked \
   "xgrammar-$version"/{LICENSE,NOTICE,include,cpp,3rdparty/picojson,3rdparty/dlpack/include}
 mv "unpacked/xgrammar-$version" .
-rm -rf unpacked pip
+rm -rf unpacked pip requirements.txt

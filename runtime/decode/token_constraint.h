@@ -18,11 +18,11 @@ class TokenConstraint {
   // The token comes next. The set behind it is computed beside the caller.
   virtual void Append(int32_t token) = 0;
   // The ids that may come next, id i at bit i % 32 of word i / 32; ids behind the last word may
-  // not. Waits until the set is there. Never empty: where the grammar leaves no token, those that
-  // end the answer. Holds until the next Append.
+  // not. Waits until the set is there, for a bounded time. Never empty: where the grammar leaves no
+  // token, those that end the answer. Holds until the next Append.
   virtual std::span<const uint32_t> Allowed() = 0;
-  // A set took so long that the steps of other sequences had to wait: nothing bounds what a hostile
-  // grammar can make of the next one.
+  // The sets took so long that the steps of other sequences had to wait: nothing bounds what a
+  // hostile grammar can make of the next one.
   virtual bool too_slow() const = 0;
 };
 

@@ -313,6 +313,13 @@ Status Engine::RunPlan(const StepPlan& plan) {
     load_.rows += static_cast<uint64_t>(plan.rows());
     last_step_ns_ = now_ns;
   }
+  // First: the token of one that was not waited for ends it as if it were whole.
+  for (const int32_t slot : outcome_.too_slow) {
+    const std::optional<uint64_t> id = scheduler_.RequestAt(slot);
+    if (!id) continue;
+    End(*id, FinishReason::kError,
+        RequestError("the answer's grammar is too slow for this server: simplify the schema"));
+  }
   for (size_t i = 0; i < outcome_.slots.size(); ++i) {
     const int32_t slot = outcome_.slots[i];
     const std::optional<uint64_t> id = scheduler_.RequestAt(slot);
@@ -321,12 +328,6 @@ Status Engine::RunPlan(const StepPlan& plan) {
     FinishReason reason = FinishReason::kNone;
     Publish(*active_[*id], outcome_.tokens[i], now_ns, &reason);
     if (reason != FinishReason::kNone) End(*id, reason, OkStatus());
-  }
-  for (const int32_t slot : outcome_.too_slow) {
-    const std::optional<uint64_t> id = scheduler_.RequestAt(slot);
-    if (!id) continue;
-    End(*id, FinishReason::kError,
-        RequestError("the answer's grammar is too slow for this server: simplify the schema"));
   }
   return OkStatus();
 }

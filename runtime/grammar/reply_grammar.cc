@@ -1,6 +1,8 @@
 #include "runtime/grammar/reply_grammar.h"
 
 #include <algorithm>
+#include <set>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -12,6 +14,8 @@ namespace {
 
 // Between two tokens of JSON; models that are kept to JSON are known to write spaces without end.
 constexpr int64_t kMostSpaces = 24;
+// Less than a call or an argument takes around its name and its value.
+constexpr size_t kAroundBytes = 100;
 
 JsonValue Text(std::string text) { return JsonValue::String(std::move(text)); }
 std::string Tag(std::string_view name) { return kTagMark + std::string(name); }
@@ -64,13 +68,37 @@ JsonValue Pattern(std::string pattern) {
   return JsonValue::MakeObject({{"type", Text("regex")}, {"pattern", Text(std::move(pattern))}});
 }
 
+Status TooLarge() {
+  return RequestError("tools: the schemas have more than %d KiB in all", kMaxGrammarBytes >> 10);
+}
+
+// Whether something in the schema is the whole schema again.
+bool NamesItsRoot(const JsonValue& schema) {
+  if (schema.is_array()) {
+    return std::any_of(schema.AsArray().begin(), schema.AsArray().end(), NamesItsRoot);
+  }
+  if (!schema.is_object()) return false;
+  return std::any_of(schema.AsObject().begin(), schema.AsObject().end(), [](const auto& member) {
+    return (member.key == "$ref" && member.value == Text("#")) || NamesItsRoot(member.value);
+  });
+}
+
+// What of parameters without properties lets arguments come all the same; null: nothing.
+const char* OtherArguments(const JsonValue& parameters) {
+  for (const char* keyword : {"$ref", "anyOf", "oneOf", "allOf", "enum", "const"}) {
+    if (parameters.Find(keyword) != nullptr) return keyword;
+  }
+  const JsonValue* more = parameters.Find("additionalProperties");
+  return more != nullptr && *more != JsonValue::Bool(false) ? "additionalProperties" : nullptr;
+}
+
 // How a family writes calls.
 class CallWriter {
  public:
   explicit CallWriter(ChatFamily family) : gap_(family == ChatFamily::kGlm46 ? "\n" : "") {}
 
   // One call of any of the tools.
-  StatusOr<JsonValue::Array> Calls(const JsonValue& tools) const {
+  StatusOr<JsonValue::Array> Calls(const JsonValue& tools) {
     JsonValue::Array calls;
     for (size_t i = 0; i < tools.AsArray().size(); ++i) {
       LOCKSTEP_ASSIGN_OR_RETURN(JsonValue call,
@@ -82,16 +110,21 @@ class CallWriter {
   const std::string& gap() const { return gap_; }
 
  private:
-  StatusOr<JsonValue> Call(const JsonValue& tool, const std::string& where) const;
-  StatusOr<JsonValue> Arguments(const JsonValue* parameters, bool strict,
-                                const std::string& where) const;
+  StatusOr<JsonValue> Call(const JsonValue& tool, const std::string& where);
+  StatusOr<JsonValue> Arguments(const JsonValue* parameters, bool strict, const std::string& where);
   // The value and what encloses it.
   StatusOr<JsonValue> Value(const JsonValue& schema, const JsonValue& parameters, bool strict,
-                            const std::string& where) const;
-  // Text as it is, which goes to the end of the value.
+                            const std::string& where);
+  // Of what is written, so that it is never much more than what may be sent.
+  Status Count(size_t bytes) {
+    return (bytes_ += bytes) > kMaxGrammarBytes ? TooLarge() : OkStatus();
+  }
+  // Text as it is, which goes to the end of the value. Thinking does not begin or end in it.
   JsonValue RawText(int64_t most_characters) const {
     JsonValue text = JsonValue::MakeObject(
-        {{"type", Text("any_text")}, {"excludes", JsonValue::MakeArray({Text("</arg_value>")})}});
+        {{"type", Text("any_text")},
+         {"excludes",
+          JsonValue::MakeArray({Text("</arg_value>"), Text("<think>"), Text("</think>")})}});
     if (most_characters >= 0) text.Set("max_chars", JsonValue::Int(most_characters));
     return Enclosed(std::move(text));
   }
@@ -101,14 +134,16 @@ class CallWriter {
   std::string KeyEnd() const { return Tag("</arg_key>") + gap_; }
 
   const std::string gap_;
+  size_t bytes_ = 0;
 };
 
-StatusOr<JsonValue> CallWriter::Call(const JsonValue& tool, const std::string& where) const {
+StatusOr<JsonValue> CallWriter::Call(const JsonValue& tool, const std::string& where) {
   const JsonValue* inner = tool.Find("function");
   const JsonValue& function = inner != nullptr ? *inner : tool;
   const JsonValue *name = function.Find("name"), *strict = function.Find("strict");
   if (name == nullptr || !name->is_string() || name->AsString().find('<') != std::string::npos)
     return RequestError("%s.name must be a string without '<'", where);
+  LOCKSTEP_RETURN_IF_ERROR(Count(name->AsString().size() + kAroundBytes));
   LOCKSTEP_ASSIGN_OR_RETURN(
       JsonValue arguments, Arguments(function.Find("parameters"),
                                      strict != nullptr && strict->Truthy(), where + ".parameters"));
@@ -117,29 +152,44 @@ StatusOr<JsonValue> CallWriter::Call(const JsonValue& tool, const std::string& w
 }
 
 StatusOr<JsonValue> CallWriter::Arguments(const JsonValue* parameters, bool strict,
-                                          const std::string& where) const {
+                                          const std::string& where) {
   if (parameters == nullptr || parameters->is_null()) return Constant("");
   if (strict) LOCKSTEP_RETURN_IF_ERROR(CheckSchema(*parameters, where));
   const JsonValue *properties = parameters->Find("properties"),
                   *required = parameters->Find("required");
-  if (properties == nullptr || !properties->is_object()) {
+  const bool listed = properties != nullptr && properties->is_object();
+  const char* others = OtherArguments(*parameters);
+  if (!listed || (properties->AsObject().empty() && others != nullptr)) {
+    if (strict && others != nullptr) {
+      return RequestError(
+          "%s: '%s' is not kept at the top of a strict tool's parameters: list them "
+          "as properties",
+          where, others);
+    }
     if (strict) return Constant("");
     return Repeated(
         "star", Combined("sequence", {Constant(Tag("<arg_key>")), Pattern("[A-Za-z0-9_.-]{1,64}"),
                                       Constant(KeyEnd()), RawText(-1)}));
   }
+  if (properties->AsObject().size() > kMostProperties)
+    return RequestError("%s.properties has more than %d of them", where, kMostProperties);
+  std::set<std::string_view> musts;
+  if (required != nullptr && required->is_array()) {
+    for (const JsonValue& name : required->AsArray()) {
+      if (name.is_string()) musts.insert(name.AsString());
+    }
+  }
   JsonValue::Array arguments;
   for (const JsonMember& property : properties->AsObject()) {
     if (property.key.find('<') != std::string::npos)
       return RequestError("%s.properties has a name with '<'", where);
+    LOCKSTEP_RETURN_IF_ERROR(Count(property.key.size() + kAroundBytes));
     LOCKSTEP_ASSIGN_OR_RETURN(JsonValue value, Value(property.value, *parameters, strict,
                                                      where + ".properties." + property.key));
     JsonValue argument = Combined(
         "sequence", {Constant(Tag("<arg_key>") + property.key + KeyEnd()), std::move(value)});
-    const bool must = required != nullptr && required->is_array() &&
-                      std::any_of(required->AsArray().begin(), required->AsArray().end(),
-                                  [&](const JsonValue& one) { return one == Text(property.key); });
-    arguments.push_back(must ? std::move(argument) : Repeated("optional", std::move(argument)));
+    arguments.push_back(musts.contains(property.key) ? std::move(argument)
+                                                     : Repeated("optional", std::move(argument)));
   }
   if (arguments.empty()) return Constant("");
   return Combined("sequence", std::move(arguments));
@@ -148,21 +198,30 @@ StatusOr<JsonValue> CallWriter::Arguments(const JsonValue* parameters, bool stri
 // The parser of replies takes the text of arguments whose type is "string", and reads all others as
 // JSON: so they are written.
 StatusOr<JsonValue> CallWriter::Value(const JsonValue& schema, const JsonValue& parameters,
-                                      bool strict, const std::string& where) const {
+                                      bool strict, const std::string& where) {
+  const std::string written = schema.Dump();
   JsonValue whole = schema;
-  for (const char* keyword : {"$defs", "definitions"}) {
-    const JsonValue* definitions = parameters.Find(keyword);
-    if (definitions != nullptr && whole.is_object() && whole.Find(keyword) == nullptr &&
-        schema.Dump().find("\"$ref\"") != std::string::npos)
+  if (whole.is_object() && written.find("\"$ref\"") != std::string::npos) {
+    for (const char* keyword : {"$defs", "definitions"}) {
+      const JsonValue* definitions = parameters.Find(keyword);
+      if (definitions == nullptr) continue;
+      LOCKSTEP_RETURN_IF_ERROR(Count(definitions->Dump().size()));
       whole.Set(keyword, *definitions);
+    }
   }
-  if (const Status kept = CheckSchema(whole, where); !kept.ok()) {
+  Status kept = CheckSchema(whole, where);
+  // Each argument is a schema of its own here, and "#" would be that argument's.
+  if (kept.ok() && NamesItsRoot(whole))
+    kept = RequestError("%s: a $ref to '#' is not kept in arguments; use #/$defs/NAME", where);
+  if (!kept.ok()) {
     if (strict) return kept;
     return RawText(-1);
   }
   const JsonValue* type = schema.Find("type");
-  if (type == nullptr || !type->is_string() || type->AsString() != "string")
+  if (type == nullptr || !type->is_string() || type->AsString() != "string") {
+    LOCKSTEP_RETURN_IF_ERROR(Count(written.size()));
     return Enclosed(Json(whole));
+  }
   if (strict && (schema.Find("minLength") != nullptr || schema.Find("format") != nullptr)) {
     return RequestError("%s: of a string argument only enum, const, pattern and maxLength are kept",
                         where);
@@ -171,7 +230,10 @@ StatusOr<JsonValue> CallWriter::Value(const JsonValue& schema, const JsonValue& 
   if (const JsonValue* value = schema.Find("const")) texts = {*value};
   if (const JsonValue* values = schema.Find("enum")) texts = values->AsArray();
   if (!texts.empty()) {
-    for (JsonValue& text : texts) text = Constant(text.AsString());
+    for (JsonValue& text : texts) {
+      LOCKSTEP_RETURN_IF_ERROR(Count(text.AsString().size()));
+      text = Constant(text.AsString());
+    }
     return Enclosed(Combined("or", std::move(texts)));
   }
   if (const JsonValue* pattern = schema.Find("pattern"))
@@ -220,8 +282,7 @@ StatusOr<std::string> Finished(const char* start, bool tabs, JsonValue format) {
       JsonValue::MakeObject(
           {{"start", Text(start)}, {"tabs", JsonValue::Bool(tabs)}, {"format", std::move(format)}})
           .Dump();
-  if (text.size() > kMaxGrammarBytes)
-    return RequestError("tools: the schemas have more than %d KiB in all", kMaxGrammarBytes >> 10);
+  if (text.size() > kMaxGrammarBytes) return TooLarge();
   return text;
 }
 
@@ -247,7 +308,7 @@ StatusOr<std::string> MakeReplyGrammar(const ReplyRules& rules, ReplyStart start
     return RequestError("tool_choice demands a call, but tools has none that it could be");
   if (json && rules.calls == Calls::kAuto)
     LOCKSTEP_RETURN_IF_ERROR(CheckSchema(rules.schema, rules.schema_name));
-  const CallWriter writer(family);
+  CallWriter writer(family);
   LOCKSTEP_ASSIGN_OR_RETURN(JsonValue::Array calls, writer.Calls(tools));
   const bool several = rules.parallel_calls && rules.calls != Calls::kNamed;
   if (rules.calls != Calls::kAuto)

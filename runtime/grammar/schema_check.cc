@@ -12,11 +12,10 @@ namespace lockstep {
 namespace {
 
 // Bounds of what a grammar costs, measured with the vocabulary of GLM-4.7 (docs/adr/0025).
-constexpr int kMostSchemas = 1000;    // schemas within one
-constexpr int kMostDepth = 24;        // one within another
-constexpr int kMostProperties = 128;  // of an object
-constexpr int kMostValues = 1000;     // of all enums
-constexpr int kMostSimilar = 8;       // alternatives that may begin alike
+constexpr int kMostSchemas = 1000;  // schemas within one
+constexpr int kMostDepth = 24;      // one within another
+constexpr int kMostValues = 1000;   // of all enums
+constexpr int kMostSimilar = 8;     // alternatives that may begin alike
 constexpr int64_t kMostLength = 100'000;
 constexpr int64_t kMostItems = 10'000;
 constexpr int64_t kMostMultiple = 1000;
@@ -93,6 +92,8 @@ Status CheckPattern(std::string_view pattern, const std::string& where) {
   return OkStatus();
 }
 
+using Types = std::set<std::string>;
+
 class Checker {
  public:
   explicit Checker(const JsonValue& root) : root_(root) {}
@@ -114,9 +115,12 @@ class Checker {
   Status CheckCount(const JsonValue& schema, const char* keyword, int64_t most,
                     const std::string& where) const;
   Status CheckDefinitions(const JsonValue& schema, const std::string& where, int depth);
-  // The types that values of the schema may have; of a reference those of what it names.
-  std::set<std::string> TypesOf(const JsonValue& schema, int hops) const;
-  bool Exclude(const JsonValue& a, const JsonValue& b) const;
+  const JsonValue& Resolved(const JsonValue& schema) const;
+  // Adds the types that values of the schema may have; of a reference those of what it names. Each
+  // schema counts once: references can name one in numberless ways, and in circles.
+  void AddTypes(const JsonValue& schema, std::set<const JsonValue*>* visited, Types* types) const;
+  bool Exclude(const JsonValue& a, const Types& types, const JsonValue& b,
+               const Types& others) const;
 
   const JsonValue& root_;
   int schemas_ = 0;
@@ -153,48 +157,52 @@ StatusOr<std::vector<std::string>> ReadTypes(const JsonValue& type, const std::s
   return types;
 }
 
-std::set<std::string> Checker::TypesOf(const JsonValue& schema, int hops) const {
-  if (const JsonValue* reference = schema.Find("$ref");
-      reference != nullptr && reference->is_string() && hops < 8) {
-    const JsonValue* target = ResolveReference(root_, reference->AsString());
-    return target == nullptr ? std::set<std::string>() : TypesOf(*target, hops + 1);
+const JsonValue& Checker::Resolved(const JsonValue& schema) const {
+  const JsonValue* reference = schema.Find("$ref");
+  if (reference == nullptr || !reference->is_string()) return schema;
+  const JsonValue* target = ResolveReference(root_, reference->AsString());
+  return target == nullptr ? schema : *target;
+}
+
+void Checker::AddTypes(const JsonValue& schema, std::set<const JsonValue*>* visited,
+                       Types* types) const {
+  if (!visited->insert(&schema).second) return;
+  if (const JsonValue& target = Resolved(schema); &target != &schema) {
+    AddTypes(target, visited, types);
+    return;
   }
-  std::set<std::string> types;
-  if (const JsonValue* value = schema.Find("const")) return {std::string(TypeOf(*value))};
+  if (const JsonValue* value = schema.Find("const")) {
+    types->emplace(TypeOf(*value));
+    return;
+  }
   if (const JsonValue* values = schema.Find("enum"); values != nullptr && values->is_array()) {
-    for (const JsonValue& value : values->AsArray()) types.emplace(TypeOf(value));
-    return types;
+    for (const JsonValue& value : values->AsArray()) types->emplace(TypeOf(value));
+    return;
   }
   if (const JsonValue* type = schema.Find("type")) {
     if (const StatusOr<std::vector<std::string>> read = ReadTypes(*type, ""); read.ok())
-      types.insert(read->begin(), read->end());
-    return types;
+      types->insert(read->begin(), read->end());
+    return;
   }
   for (const char* keyword : {"anyOf", "oneOf", "allOf"}) {
     const JsonValue* options = schema.Find(keyword);
-    if (options == nullptr || !options->is_array() || hops >= 8) continue;
-    for (const JsonValue& option : options->AsArray()) types.merge(TypesOf(option, hops + 1));
-    return types;
+    if (options == nullptr || !options->is_array()) continue;
+    for (const JsonValue& option : options->AsArray()) AddTypes(option, visited, types);
+    return;
   }
-  if (schema.Find("properties") != nullptr) return {"object"};
-  return {"any"};
+  types->insert(schema.Find("properties") != nullptr ? "object" : "any");
 }
 
 // Whether no value can be of both: of other types, or objects that tell themselves apart by the
 // value of a property that both must have.
-bool Checker::Exclude(const JsonValue& a, const JsonValue& b) const {
-  const auto resolved = [&](const JsonValue& schema) -> const JsonValue& {
-    const JsonValue* reference = schema.Find("$ref");
-    if (reference == nullptr || !reference->is_string()) return schema;
-    const JsonValue* target = ResolveReference(root_, reference->AsString());
-    return target == nullptr ? schema : *target;
+bool Checker::Exclude(const JsonValue& a, const Types& types, const JsonValue& b,
+                      const Types& others) const {
+  const JsonValue &one = Resolved(a), &other = Resolved(b);
+  const auto number = [](const Types& set) {
+    return set.contains("number") || set.contains("integer");
   };
-  const JsonValue &one = resolved(a), &other = resolved(b);
-  std::set<std::string> types = TypesOf(one, 0), others = TypesOf(other, 0);
-  for (std::set<std::string>* set : {&types, &others}) {
-    if (set->erase("integer") > 0) set->insert("number");
-  }
   const bool alike = types.contains("any") || others.contains("any") ||
+                     (number(types) && number(others)) ||
                      std::any_of(types.begin(), types.end(),
                                  [&](const std::string& type) { return others.contains(type); });
   if (!alike) return true;
@@ -214,9 +222,11 @@ bool Checker::Exclude(const JsonValue& a, const JsonValue& b) const {
   const JsonValue *properties = one.Find("properties"), *required = one.Find("required"),
                   *other_properties = other.Find("properties"),
                   *other_required = other.Find("required");
-  if (types != std::set<std::string>{"object"} || others != types || properties == nullptr ||
-      required == nullptr || !required->is_array() || other_properties == nullptr ||
-      other_required == nullptr || !other_required->is_array())
+  const auto short_list = [](const JsonValue* names) {
+    return names != nullptr && names->is_array() && names->AsArray().size() <= kMostProperties;
+  };
+  if (types != Types{"object"} || others != types || properties == nullptr ||
+      other_properties == nullptr || !short_list(required) || !short_list(other_required))
     return false;
   const auto has = [](const JsonValue& list, const JsonValue& name) {
     return std::find(list.AsArray().begin(), list.AsArray().end(), name) != list.AsArray().end();
@@ -297,21 +307,26 @@ Status Checker::CheckAlternatives(const JsonValue& schema, const char* keyword,
   if (name == "allOf" && list.size() > 1)
     return RequestError("%s.allOf is kept with one schema only; write them as one", where);
   std::set<std::string> seen;
+  std::vector<Types> types(list.size());
   for (size_t i = 0; i < list.size(); ++i) {
     const std::string at = absl::StrFormat("%s.%s[%d]", where, keyword, i);
     LOCKSTEP_RETURN_IF_ERROR(Check(list[i], at, depth + 1));
-    for (const std::string& type : TypesOf(list[i], 0)) similar_ += !seen.insert(type).second;
+    std::set<const JsonValue*> visited;
+    AddTypes(list[i], &visited, &types[i]);
+    for (const std::string& type : types[i]) similar_ += !seen.insert(type).second;
+    similar_ += types[i].empty();  // nothing but a circle of references
+    if (similar_ > kMostSimilar) {
+      return RequestError("%s.%s: more than %d alternatives of the schema begin alike", where,
+                          keyword, kMostSimilar);
+    }
     for (size_t k = 0; name == "oneOf" && k < i; ++k) {
-      if (!Exclude(list[k], list[i])) {
+      if (!Exclude(list[k], types[k], list[i], types[i])) {
         return RequestError(
             "%s.oneOf: alternatives %d and %d are not seen to exclude each other; use anyOf", where,
             k, i);
       }
     }
   }
-  if (similar_ > kMostSimilar)
-    return RequestError("%s.%s: more than %d alternatives of the schema begin alike", where,
-                        keyword, kMostSimilar);
   return OkStatus();
 }
 
@@ -380,7 +395,8 @@ Status Checker::CheckObject(const JsonValue& schema, const std::string& where, i
     }
   }
   if (required != nullptr) {
-    if (!required->is_array()) return RequestError("%s.required must be a list", where);
+    if (!required->is_array() || required->AsArray().size() > kMostProperties)
+      return RequestError("%s.required must be a list of at most %d", where, kMostProperties);
     for (const JsonValue& name : required->AsArray()) {
       if (!name.is_string() || properties == nullptr || !properties->Find(name.AsString()))
         return RequestError("%s.required has %s, which is none of the properties", where,

@@ -9,6 +9,8 @@
 
 namespace lockstep {
 
+inline constexpr int kMostProperties = 128;  // of an object
+
 // Kept: type (one or several), properties, required, additionalProperties, items, prefixItems,
 // minItems, maxItems, minLength, maxLength, pattern, format, minimum, maximum, exclusiveMinimum,
 // exclusiveMaximum, multipleOf (of integers), enum, const, anyOf, oneOf whose alternatives exclude

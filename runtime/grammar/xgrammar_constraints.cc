@@ -3,8 +3,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <exception>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -27,14 +31,18 @@ constexpr std::array<std::string_view, 8> kTags = {kThinkOpen,     kThinkClose, 
                                                    "<arg_value>",  "</arg_value>"};
 // Compiled grammars that are kept for the next request with the same one.
 constexpr int64_t kCacheBytes = int64_t{128} << 20;
-constexpr double kSlowSeconds = 3.0;
+// What a set may cost unnoticed beside a forward pass, and what an answer's compiling and its
+// dearer sets may cost beyond, in all.
+constexpr int64_t kUnnoticedNs = 50'000'000, kMostLateNs = 3'000'000'000;
+// The longest that a step waits for a set: well below what ranks wait for each other (30 s).
+constexpr std::chrono::seconds kLongestWait(10);
 
 using Mask = std::vector<uint32_t>;
 
 void Allow(Mask& mask, int32_t id) { mask[static_cast<size_t>(id) / 32] |= 1u << (id % 32); }
 void Forbid(Mask& mask, int32_t id) { mask[static_cast<size_t>(id) / 32] &= ~(1u << (id % 32)); }
 
-enum class Phase { kOpening, kThinking, kGrammar };
+enum class Phase { kOpening, kOpened, kThinking, kGrammar };
 
 struct Grammar {
   Phase first = Phase::kGrammar;
@@ -94,11 +102,12 @@ class Grammars {
  public:
   Grammars(const Tokenizer& tokenizer, const std::vector<int32_t>& end_tokens)
       : end_tokens_(end_tokens), ends_((tokenizer.vocab_size() + 31) / 32) {
-    free_ = opening_ = ends_;
+    free_ = opening_ = opened_ = ends_;
     for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
       bytes_.push_back(BytesOf(tokenizer, id));
       if (tokenizer.HasToken(id)) Allow(free_, id);
       const std::string_view text = tokenizer.TokenBytes(id);
+      if (text == kThinkOpen) Allow(opened_, id);
       if (text == kThinkOpen || text == "\n") Allow(opening_, id);
       if (text == "<tool_call>") Forbid(free_, id);
       digest_ = Digest64(std::as_bytes(std::span(bytes_.back())), digest_);
@@ -107,6 +116,9 @@ class Grammars {
       Forbid(free_, id);
       Allow(ends_, id);
     }
+    // A vocabulary without <think> cannot begin as it must.
+    if (std::all_of(opened_.begin(), opened_.end(), [](uint32_t word) { return word == 0; }))
+      opening_ = opened_ = ends_;
     digest_ = Digest64(std::as_bytes(std::span<const uint32_t>(ends_)), digest_);
   }
 
@@ -117,6 +129,7 @@ class Grammars {
 
   const Mask& free() const { return free_; }        // while thinking
   const Mask& opening() const { return opening_; }  // before it
+  const Mask& opened() const { return opened_; }    // before it, behind a newline
   const Mask& ends() const { return ends_; }        // what ends a reply
   // Of a token, without the mark.
   std::string_view TextOf(int32_t id) const {
@@ -126,7 +139,13 @@ class Grammars {
   }
   uint64_t digest() const { return std::max<uint64_t>(digest_, 1); }
 
-  TaskThread compiling, masking;
+  // Tasks for one thread, which computes the sets, and for one that only compiles.
+  void PostMasking(std::function<void()> task) { masking_.Post(std::move(task)); }
+  void PostCompiling(std::function<void()> task) { compiling_.Post(std::move(task)); }
+
+  // A set was waited for in vain, and the thread is still at it: who waits behind it gives up too,
+  // so that a step waits once.
+  std::atomic<bool> stuck = false;
 
  private:
   // Sorting the vocabulary takes a fifth of a second, and most servers never need both.
@@ -147,21 +166,27 @@ class Grammars {
 
   const std::vector<int32_t> end_tokens_;
   std::vector<std::string> bytes_;
-  Mask free_, opening_, ends_;
+  Mask free_, opening_, opened_, ends_;
   uint64_t digest_ = 0;
   std::mutex mutex_;
   std::array<std::optional<xgrammar::GrammarCompiler>, 2> compilers_;
+  // Last, since their tasks use the others; and who compiles posts to who computes sets.
+  TaskThread masking_;
+  TaskThread compiling_;
 };
 
 // What the threads share of one sequence: outlives its constraint while a task is under way.
 struct Sequence {
   explicit Sequence(Grammars& shared) : grammars(shared), mask(shared.ends()) {}
 
+  // On the compiling thread, so that the sets of other sequences do not wait for it.
+  static void Compile(const std::shared_ptr<Sequence>& sequence);
   // Takes the tokens that wait and computes the set behind them. On the masking thread.
   void Advance();
 
   Grammars& grammars;
   Grammar grammar;
+  std::atomic<bool> abandoned = false;  // the answer ended: what is left to do is not wanted
   std::mutex mutex;
   std::condition_variable done;
   bool compiled = false;         // a matcher is there, or cannot be had
@@ -170,14 +195,44 @@ struct Sequence {
   std::optional<xgrammar::GrammarMatcher> matcher;  // none: the grammar could not be kept
   bool over = false;                                // only the end may follow
   Mask mask;
-  bool slow = false;
+  int64_t late_ns = 0;  // of its work, what others had to wait for
 
  private:
   void Take(int32_t token);
   void Fill();
 };
 
+void Sequence::Compile(const std::shared_ptr<Sequence>& sequence) {
+  if (sequence->abandoned) return;
+  const int64_t begin_ns = NowNs();
+  std::optional<xgrammar::CompiledGrammar> compiled;
+  try {
+    compiled = sequence->grammars.Compile(sequence->grammar);
+  } catch (const std::exception&) {
+    // Rank 0 has compiled it: this rank differs, which the comparison of the sets will tell.
+  }
+  const int64_t compile_ns = NowNs() - begin_ns;
+  sequence->grammars.PostMasking([sequence, compiled, compile_ns] {
+    try {
+      if (compiled.has_value() && !sequence->abandoned) sequence->matcher.emplace(*compiled);
+    } catch (const std::exception&) {
+      sequence->matcher.reset();
+    }
+    {
+      const std::lock_guard lock(sequence->mutex);
+      sequence->compiled = true;
+      sequence->late_ns += compile_ns;
+    }
+    sequence->Advance();
+  });
+}
+
 void Sequence::Advance() {
+  if (abandoned) {
+    grammars.stuck = false;
+    return;
+  }
+  const int64_t begin_ns = NowNs();
   std::vector<int32_t> tokens;
   {
     const std::lock_guard lock(mutex);
@@ -185,7 +240,9 @@ void Sequence::Advance() {
   }
   for (const int32_t token : tokens) Take(token);
   Fill();
+  grammars.stuck = false;
   const std::lock_guard lock(mutex);
+  late_ns += std::max<int64_t>(NowNs() - begin_ns - kUnnoticedNs, 0);
   --pending;
   done.notify_one();
 }
@@ -203,7 +260,6 @@ void Sequence::Take(int32_t token) {
 }
 
 void Sequence::Fill() {
-  const int64_t begin_ns = NowNs();
   mask = grammars.ends();
   if (!over && matcher.has_value() && !matcher->IsTerminated()) {
     std::vector<uint32_t> next(mask.size());
@@ -218,7 +274,6 @@ void Sequence::Fill() {
     const bool any = std::any_of(next.begin(), next.end(), [](uint32_t word) { return word != 0; });
     if (any) mask = std::move(next);
   }
-  slow = slow || static_cast<double>(NowNs() - begin_ns) * 1e-9 > kSlowSeconds;
 }
 
 class XgrammarConstraint final : public TokenConstraint {
@@ -228,8 +283,9 @@ class XgrammarConstraint final : public TokenConstraint {
     phase_ = grammar.first;
     sequence_->grammar = std::move(grammar);
     sequence_->pending = 1;
-    grammars_.compiling.Post([sequence = sequence_] { Compile(sequence); });
+    grammars_.PostCompiling([sequence = sequence_] { Sequence::Compile(sequence); });
   }
+  ~XgrammarConstraint() override { sequence_->abandoned = true; }
 
   void Append(int32_t token) override {
     if (phase_ != Phase::kGrammar) {
@@ -241,55 +297,42 @@ class XgrammarConstraint final : public TokenConstraint {
     // Who compiles takes what waits.
     if (!sequence_->compiled || sequence_->waiting.size() > 1) return;
     ++sequence_->pending;
-    grammars_.masking.Post([sequence = sequence_] { sequence->Advance(); });
+    grammars_.PostMasking([sequence = sequence_] { sequence->Advance(); });
   }
 
   std::span<const uint32_t> Allowed() override {
     if (phase_ == Phase::kOpening) return grammars_.opening();
+    if (phase_ == Phase::kOpened) return grammars_.opened();
     if (phase_ == Phase::kThinking) return grammars_.free();
     std::unique_lock lock(sequence_->mutex);
-    sequence_->done.wait(lock, [this] { return sequence_->pending == 0; });
+    const auto there = [this] { return sequence_->pending == 0; };
+    if (!gave_up_ && !there()) {
+      const auto wait = grammars_.stuck ? std::chrono::seconds(0) : kLongestWait;
+      gave_up_ = !sequence_->done.wait_for(lock, wait, there);
+      if (gave_up_ && sequence_->compiled) grammars_.stuck = true;
+    }
+    if (gave_up_) return grammars_.ends();
     return sequence_->mask;
   }
 
   bool too_slow() const override {
     const std::lock_guard lock(sequence_->mutex);
-    return sequence_->pending == 0 && sequence_->slow;
+    return gave_up_ || sequence_->late_ns > kMostLateNs;
   }
 
  private:
   // By the tokens that mark it, as the limit of thinking is counted.
   void Think(int32_t token) {
     const std::string_view text = grammars_.TextOf(token);
+    if (phase_ == Phase::kOpening) phase_ = Phase::kOpened;
     if (text == kThinkOpen) phase_ = Phase::kThinking;
     if (text == kThinkClose) phase_ = Phase::kGrammar;
-  }
-
-  // On a thread of its own, so that the sets of other sequences do not wait for it.
-  static void Compile(const std::shared_ptr<Sequence>& sequence) {
-    std::optional<xgrammar::CompiledGrammar> compiled;
-    try {
-      compiled = sequence->grammars.Compile(sequence->grammar);
-    } catch (const std::exception&) {
-      // Rank 0 has compiled it: this rank differs, which the comparison of the sets will tell.
-    }
-    sequence->grammars.masking.Post([sequence, compiled] {
-      try {
-        if (compiled.has_value()) sequence->matcher.emplace(*compiled);
-      } catch (const std::exception&) {
-        sequence->matcher.reset();
-      }
-      {
-        const std::lock_guard lock(sequence->mutex);
-        sequence->compiled = true;
-      }
-      sequence->Advance();
-    });
   }
 
   Grammars& grammars_;
   const std::shared_ptr<Sequence> sequence_;
   Phase phase_ = Phase::kGrammar;
+  bool gave_up_ = false;  // the set that a step wanted was not there in time
 };
 
 class XgrammarConstraints final : public TokenConstraints {

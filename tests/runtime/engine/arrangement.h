@@ -23,6 +23,21 @@ class LetterDecoder final : public TokenDecoder {
   std::string Finish() override { return {}; }
 };
 
+// Calls `act` with the number of each token that the engine turns into text, on its thread.
+class ActingDecoder final : public TokenDecoder {
+ public:
+  explicit ActingDecoder(std::function<void(int)> act) : act_(std::move(act)) {}
+  std::string Push(int32_t) override {
+    act_(++tokens_);
+    return {};
+  }
+  std::string Finish() override { return {}; }
+
+ private:
+  const std::function<void(int)> act_;
+  int tokens_ = 0;
+};
+
 struct Arrangement {
   int ranks = 1;
   SchedulerLimits limits{.max_sequences = 6,

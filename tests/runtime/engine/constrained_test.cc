@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -106,19 +105,25 @@ TEST_F(ConstrainedTest, AnswersFollowOnAnyNumberOfRanksBesideOthersThatAreFree) 
 
 TEST_F(ConstrainedTest, AnAnswerThatWasPreemptedGoesOnWhereItWas) {
   Arrangement setup = On(2);
-  setup.limits.kv_blocks = 6;
+  setup.limits.max_sequences = 1;
+  Engine* running = nullptr;
+  std::shared_ptr<OutputStream> urgent;
+  // The first is at its 20th token when one that is more urgent wants its place.
+  setup.make_decoder = [&, made = 0]() mutable -> std::unique_ptr<TokenDecoder> {
+    if (made++ > 0) return std::make_unique<testing::LetterDecoder>();
+    return std::make_unique<testing::ActingDecoder>([&](int token) {
+      if (token == 20) urgent = running->Submit(Ask({1, 2}, 40)).value();
+    });
+  };
   testing::WithEngine(setup, [&](Engine& engine) {
-    Request large = Constrained({5, 6, 7}, 60);
-    large.priority = 1;
-    const auto stream = engine.Submit(std::move(large)).value();
-    while (stream->Take().ids.size() < 1) stream->WaitFor(10);
-    const Answer small = testing::Submit(engine, Ask({1, 2}, 40));
-    EXPECT_EQ(small.all.ids, testing::GreedyReference({1, 2}, 40));
-    const Answer rest = testing::Collect(*stream);
-    const std::vector<int32_t> want = Reference({5, 6, 7}, 60);
-    ASSERT_FALSE(rest.all.ids.empty());
-    EXPECT_TRUE(std::equal(rest.all.ids.rbegin(), rest.all.ids.rend(), want.rbegin()));
-    EXPECT_EQ(rest.summary.usage.completion_tokens, 60);
+    running = &engine;
+    Request request = Constrained({5, 6, 7}, 60);
+    request.priority = 1;
+    const Answer answer = testing::Submit(engine, std::move(request));
+    EXPECT_EQ(answer.all.ids, Reference({5, 6, 7}, 60));
+    ASSERT_NE(urgent, nullptr);
+    EXPECT_EQ(testing::Collect(*urgent).all.ids, testing::GreedyReference({1, 2}, 40));
+    EXPECT_GE(engine.counts().preemptions, 1u);
   });
 }
 
@@ -163,7 +168,10 @@ TEST_F(ConstrainedTest, WhatCannotBeKeptIsRefusedBeforeItRuns) {
 
 TEST_F(ConstrainedTest, AnAnswerWhoseGrammarIsTooSlowEndsAlone) {
   testing::WithEngine(On(2), [](Engine& engine) {
-    const auto slow = engine.Submit(Constrained({5, 6, 7}, 20, "slow")).value();
+    // Though its token of that step would end it otherwise.
+    Request request = Constrained({5, 6, 7}, 20, "slow");
+    request.stop.token_ids = {Reference({5, 6, 7}, 4)[3]};
+    const auto slow = engine.Submit(std::move(request)).value();
     const auto other = engine.Submit(Constrained({9}, 12)).value();
     const Answer answer = testing::Collect(*slow);
     EXPECT_EQ(answer.summary.reason, FinishReason::kError);

@@ -18,6 +18,7 @@
 namespace lockstep {
 namespace {
 
+using testing::ActingDecoder;
 using testing::Answer;
 using testing::Arrangement;
 using testing::Ask;
@@ -107,21 +108,6 @@ TEST(Engine, ARequestsTokensDependOnNothingButTheRequest) {
     EXPECT_EQ(engine.load().kv_blocks, 200);
   });
 }
-
-// Runs `act` when the engine turns the token of that number into text, on its own thread.
-class ActingDecoder final : public TokenDecoder {
- public:
-  explicit ActingDecoder(std::function<void(int)> act) : act_(std::move(act)) {}
-  std::string Push(int32_t) override {
-    act_(++tokens_);
-    return {};
-  }
-  std::string Finish() override { return {}; }
-
- private:
-  const std::function<void(int)> act_;
-  int tokens_ = 0;
-};
 
 // Penalties count what was said before, and draws go on where they were.
 TEST(Engine, APreemptedRequestGoesOnWithTheSameTokens) {

@@ -5,9 +5,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <random>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "runtime/grammar/reply_grammar.h"
@@ -175,8 +177,51 @@ TEST_F(ConstraintsTest, OlderModelsOpenTheirThinkingThemselves) {
       MakeReplyGrammar(rules, ReplyStart::kUndecided, ChatFamily::kGlm46).value());
   EXPECT_FALSE(Has(constraint->Allowed(), Id("Ġthe")));
   EXPECT_TRUE(Has(constraint->Allowed(), Id("<think>")));
+  // A newline may stand before it, and no second one.
+  ASSERT_TRUE(Has(constraint->Allowed(), Id("Ċ")));
+  constraint->Append(Id("Ċ"));
+  for (int32_t id = 0; id < tokenizer().vocab_size(); ++id)
+    EXPECT_EQ(Has(constraint->Allowed(), id), id == Id("<think>")) << id;
   constraint->Append(Id("<think>"));
   EXPECT_TRUE(Has(constraint->Allowed(), Id("Ġthe")));
+}
+
+TEST_F(ConstraintsTest, ThinkingNeitherBeginsNorEndsWithinACall) {
+  ReplyRules rules;
+  rules.calls = ReplyRules::Calls::kRequired;
+  rules.parallel_calls = false;
+  rules.tools = Parse(R"([{"function": {"name": "say", "parameters": {"type": "object",
+                          "properties": {"text": {"type": "string"}}, "required": ["text"]}}}])");
+  const auto constraint = constraints_->Start(
+      MakeReplyGrammar(rules, ReplyStart::kContent, ChatFamily::kGlm47).value());
+  for (const int32_t id : tokenizer().Encode("<tool_call>say<arg_key>text</arg_key><arg_value>the"))
+    constraint->Append(id);
+  EXPECT_TRUE(Has(constraint->Allowed(), Id("Ġthe")));
+  EXPECT_TRUE(Has(constraint->Allowed(), Id("</arg_value>")));
+  EXPECT_FALSE(Has(constraint->Allowed(), Id("<think>")));
+  EXPECT_FALSE(Has(constraint->Allowed(), Id("</think>")));
+  // Nor spelled by other tokens.
+  for (const char byte : std::string("</think")) constraint->Append(Id(std::string(1, byte)));
+  EXPECT_FALSE(Has(constraint->Allowed(), Id(">")));
+  EXPECT_TRUE(Has(constraint->Allowed(), Id("Ġthe")));
+}
+
+// What compiles or computes sets uses what all constraints share.
+TEST_F(ConstraintsTest, TheyMayEndWhileOneCompiles) {
+  std::string large = R"({"type": "object", "properties": {)";
+  for (int i = 0; i < 100; ++i)
+    large += absl::StrFormat(R"(%s"name%d": {"type": "string", "maxLength": %d})",
+                             i > 0 ? ", " : "", i, i + 1);
+  const std::string grammar = JsonGrammar(large + "}}");
+  for (int turn = 0; turn < 20; ++turn) {
+    auto constraints = MakeTokenConstraints(tokenizer(), text_->stop_token_ids);
+    std::vector<std::unique_ptr<TokenConstraint>> begun;
+    for (int i = 0; i < 3; ++i) begun.push_back(constraints->Start(grammar));
+    std::this_thread::sleep_for(std::chrono::milliseconds(turn));
+    begun.clear();
+    constraints.reset();
+  }
+  EXPECT_TRUE(Has(constraints_->Start(grammar)->Allowed(), Id("{")));
 }
 
 TEST_F(ConstraintsTest, AfterTheEndOnlyTheEndMayCome) {

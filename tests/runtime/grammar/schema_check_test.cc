@@ -70,6 +70,37 @@ TEST(CheckSchema, NamesWhatIsNotKept) {
   }
 }
 
+// References may name one schema in numberless ways. Each of these ended, or did not, by the size
+// of what they name: a test that hangs is how it fails.
+TEST(CheckSchema, TakesEachSchemaOnceHoweverOftenItIsNamed) {
+  const auto repeated = [](const std::string& what, int times) {
+    std::string list = what;
+    for (int i = 1; i < times; ++i) list += ", " + what;
+    return "[" + list + "]";
+  };
+  const std::string self = R"({"$ref": "#/$defs/a"})";
+  EXPECT_THAT(MessageOf(CheckText(R"({"$defs": {"a": {"anyOf": )" + repeated(self, 64) +
+                                  R"(}}, "$ref": "#/$defs/a"})")),
+              HasSubstr("begin alike"));
+  EXPECT_THAT(MessageOf(CheckText(R"({"$defs": {"a": {"oneOf": )" + repeated(self, 64) +
+                                  R"(}}, "$ref": "#/$defs/a"})")),
+              HasSubstr("oneOf"));
+  // Thirty definitions, each of which names the next one twice; at the end two types.
+  std::string chain;
+  for (int i = 0; i < 30; ++i)
+    chain +=
+        absl::StrFormat(R"("d%d": {"anyOf": [{"$ref": "#/$defs/d%d"}, {"$ref": "#/$defs/d%d"}]}, )",
+                        i, i + 1, i + 1);
+  chain += R"("d30": {"type": ["string", "null"]})";
+  EXPECT_THAT(MessageOf(CheckText(R"({"$defs": {)" + chain + R"(}, "$ref": "#/$defs/d0"})")),
+              HasSubstr("begin alike"));
+  // Objects that are told apart by one of many names.
+  std::string names = repeated("\"k\"", 9000);
+  EXPECT_THAT(MessageOf(CheckText(R"({"type": "object", "properties": {"k": {}}, "required": )" +
+                                  names + "}")),
+              HasSubstr("at most 128"));
+}
+
 TEST(CheckSchema, BoundsWhatItCosts) {
   std::string deep = "{}", wide = R"({"type": "object", "properties": {)", list = R"({"enum": [)",
               alike = R"({"anyOf": [)";
