@@ -238,8 +238,10 @@ void Sequence::Advance() {
     const std::lock_guard lock(mutex);
     tokens.swap(waiting);
   }
-  for (const int32_t token : tokens) Take(token);
-  Fill();
+  for (const int32_t token : tokens) {
+    if (!abandoned) Take(token);
+  }
+  if (!abandoned) Fill();
   grammars.stuck = false;
   const std::lock_guard lock(mutex);
   late_ns += std::max<int64_t>(NowNs() - begin_ns - kUnnoticedNs, 0);
