@@ -1,4 +1,5 @@
 // lockstep serve: the model behind HTTP and gRPC until SIGTERM or Ctrl-C.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -10,6 +11,7 @@
 #include "launcher/commands/generation.h"
 #include "launcher/process.h"
 #include "launcher/world.h"
+#include "runtime/base/clock.h"
 #include "runtime/base/log.h"
 #include "runtime/engine/cluster_watch.h"
 #include "runtime/serve/call.h"
@@ -164,7 +166,9 @@ Status ServeOnRankZero(const Options& options, const TextSession& opened, Access
   ends->grpc->SetServing(false);
   // After a signal: was a lost rank its cause? What is known is told before anything takes time.
   end = session.FinalStatus(end);
+  int64_t drained_ns = NowNs();
   if (KindOf(end) == ErrorKind::kInterrupted) {
+    drained_ns += options.drain_timeout_ms * 1'000'000;
     log::Info("ending: no new requests, running ones have %.3g s",
               static_cast<double>(options.drain_timeout_ms) / 1000);
     engine->Drain(options.drain_timeout_ms);
@@ -173,9 +177,10 @@ Status ServeOnRankZero(const Options& options, const TextSession& opened, Access
   }
   if (KindOf(end) != ErrorKind::kInterrupted) TellFinalError(end);
   const StatusOr<std::vector<uint64_t>> digests = engine->Stop(KindOf(end));
-  // The answers' last words are written; what is still open now does not read.
-  ends->http->Shutdown(500);
-  ends->grpc->Shutdown(500);
+  // Answers are made, but may not be read yet: they have what is left of the time to end.
+  const auto left_ms = [&] { return std::max<int64_t>((drained_ns - NowNs()) / 1'000'000, 500); };
+  ends->http->Shutdown(left_ms());
+  ends->grpc->Shutdown(left_ms());
   if (KindOf(end) != ErrorKind::kInterrupted || digests.ok()) return end;
   return digests.status();
 }

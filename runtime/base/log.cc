@@ -1,7 +1,13 @@
 #include "runtime/base/log.h"
 
+#include <fcntl.h>
+#include <poll.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <memory>
+#include <mutex>
+#include <utility>
 
 #include "runtime/base/log_event.h"
 #include "spdlog/sinks/stdout_sinks.h"
@@ -12,6 +18,9 @@ namespace {
 
 std::atomic<Level> g_level{Level::kInfo};
 std::atomic<Form> g_form{Form::kText};
+
+constexpr int kPipeBytes = 1 << 20;
+constexpr int kMessageWaitMs = 1000;  // they are rare and matter more than events
 
 void SetPattern(spdlog::logger& logger, int rank) {
   const std::string number = std::to_string(rank);
@@ -36,10 +45,34 @@ spdlog::logger& Logger() {
   return *logger;
 }
 
-void WriteLine(Level level, const std::string& line) {
+std::string MessageText(const std::string& message) {
+  return g_form == Form::kJson ? R"("message":)" + Quoted(message) : message;
+}
+
+// Whether a line can be written without waiting for who reads stderr.
+bool HasRoom(int wait_ms) {
+  pollfd room = {STDERR_FILENO, POLLOUT, 0};
+  return poll(&room, 1, wait_ms) != 0;
+}
+
+// Threads that answer clients write lines, too: a reader that has stopped costs lines, not time.
+void WriteLine(Level level, const std::string& line, int wait_ms) {
   constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::debug, spdlog::level::info,
                                                    spdlog::level::warn, spdlog::level::err};
   if (level == Level::kOff) return;
+  if (wait_ms > 0) (void)HasRoom(wait_ms);
+  static std::mutex mutex;
+  static int64_t lost = 0;
+  const std::lock_guard lock(mutex);
+  if (!HasRoom(0)) {
+    ++lost;
+    return;
+  }
+  if (const int64_t before = std::exchange(lost, 0); before > 0) {
+    const std::string told =
+        absl::StrFormat("%d lines of the log are missing here: stderr was not being read", before);
+    Logger().warn("{}", MessageText(told));
+  }
   Logger().log(kLevels[static_cast<int>(level)], "{}", line);
 }
 
@@ -68,6 +101,10 @@ size_t CharacterBytes(std::string_view text) {
 void Configure(Level level, int rank) {
   g_level = level;
   SetPattern(Logger(), rank);
+#ifdef F_SETPIPE_SZ
+  // Bursts fit; where stderr is no pipe this does nothing.
+  (void)fcntl(STDERR_FILENO, F_SETPIPE_SZ, kPipeBytes);
+#endif
 }
 
 void SetForm(Form form) { g_form = form; }
@@ -75,7 +112,7 @@ void SetForm(Form form) { g_form = form; }
 bool Enabled(Level level) { return level >= g_level.load(std::memory_order_relaxed); }
 
 void Write(Level level, const std::string& message) {
-  WriteLine(level, g_form == Form::kJson ? R"("message":)" + Quoted(message) : message);
+  WriteLine(level, MessageText(message), kMessageWaitMs);
 }
 
 void Event(Level level, std::string_view what, std::span<const Fact> facts) {
@@ -90,7 +127,7 @@ void Event(Level level, std::string_view what, std::span<const Fact> facts) {
                        Quoted(fact.value()).size() == fact.value().size() + 2;
     line += fact.is_text() && (json || !plain) ? Quoted(fact.value()) : fact.value();
   }
-  WriteLine(level, line);
+  WriteLine(level, line, 0);
 }
 
 std::string Quoted(std::string_view text) {

@@ -317,9 +317,6 @@ std::string HttpConnection::HeadText(const HttpHead& head) const {
       absl::StrFormat("HTTP/1.%d %d %s\r\n", old ? 0 : 1, head.status, std::string(View(reason)));
   for (const HttpField& field : head.fields) text += field.name + ": " + field.value + "\r\n";
   text += "X-Content-Type-Options: nosniff\r\nReferrer-Policy: no-referrer\r\n";
-  // Browsers keep this for all ports of a name, so it is not said in the name of this machine.
-  if (stream_.encrypted() && !IsLoopbackName(View(request[http::field::host])))
-    text += "Strict-Transport-Security: max-age=31536000\r\n";
   if (head.body_bytes.has_value())
     text += absl::StrFormat("Content-Length: %d\r\n", *head.body_bytes);
   if (chunked_) text += "Transfer-Encoding: chunked\r\n";

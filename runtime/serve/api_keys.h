@@ -1,8 +1,11 @@
 // Who may use the server, and how much of it: keys from a file that holds their SHA-256 only.
 //
-//     # one key a line: a name, what `printf %s KEY | sha256sum` prints, and limits if there are
-//     any alice  9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08 bob
-//     d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa  requests=4 priority=1
+// One key a line: a name, what `printf %s KEY | sha256sum` prints, and limits if there are any.
+//
+// clang-format off
+//     alice  9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
+//     bob    d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa  requests=4
+// clang-format on
 //
 // The file is read again when it changes, so keys and limits come and go without a restart; one
 // that cannot be read or understood then leaves them as they were, and is logged.

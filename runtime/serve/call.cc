@@ -118,6 +118,10 @@ void Call::Ended(const Summary& summary) {
   usage_.prompt_tokens += summary.usage.prompt_tokens;
   usage_.cached_tokens += summary.usage.cached_tokens;
   usage_.completion_tokens += summary.usage.completion_tokens;
+  // Who hangs up before the first token has had its prompt computed. A prompt that was found in the
+  // cache counts all the same, as at OpenAI.
+  if (summary.timings.prefill_s > 0)
+    used_tokens_ += summary.usage.prompt_tokens + summary.usage.completion_tokens;
   queue_s_ = std::max(queue_s_, summary.timings.queue_s);
   first_token_s_ = std::max(first_token_s_, summary.timings.queue_s + summary.timings.prefill_s);
   // Of several the worst counts.
@@ -128,10 +132,7 @@ void Call::Ended(const Summary& summary) {
 void Call::GiveBackLocked() {
   const int64_t taken = std::exchange(taken_tokens_, -1);
   if (taken < 0) return;
-  // A prompt that was found in the cache was not computed; it counts all the same, as at OpenAI.
-  const int64_t used =
-      usage_.completion_tokens > 0 ? usage_.prompt_tokens + usage_.completion_tokens : 0;
-  access_.quotas().GiveBack(*client_, taken, used, NowNs());
+  access_.quotas().GiveBack(*client_, taken, used_tokens_, NowNs());
 }
 
 void Call::SetStatus(const log::Fact& status) {

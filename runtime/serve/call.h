@@ -98,6 +98,7 @@ class Call : public std::enable_shared_from_this<Call> {
   std::mutex mutex_;
   std::optional<log::Fact> outcome_;
   int64_t taken_tokens_ = -1;  // of the client's; -1: nothing
+  int64_t used_tokens_ = 0;    // of these, by requests that have ended
   size_t left_ = 0;            // requests that have not ended
   FinishReason reason_ = FinishReason::kNone;
   Usage usage_;  // of all requests

@@ -4,6 +4,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>
@@ -31,6 +32,10 @@ namespace {
 constexpr int kHandshakeMs = 10'000;
 constexpr int kProbeMs = 30'000;  // after so much silence the client is asked whether it is there
 constexpr int kProbeAnswerMs = 10'000;
+constexpr int kIdleMs = 300'000;
+// Of all that connections hold. A key is looked at when its message is whole, so strangers could
+// fill the memory with halves; beyond this gRPC ends streams.
+constexpr size_t kMostHeldBytes = 256 << 20;
 
 struct PreparedChat {
   Request request;
@@ -46,6 +51,7 @@ StatusOr<PreparedChat> ToRequest(const v1::ChatRequest& chat, const ModelText& t
   }
   PreparedChat prepared;
   LOCKSTEP_RETURN_IF_ERROR(FillRequest(chat.sampling(), chat.stop(), text, &prepared.request));
+  prepared.request.priority = chat.priority();
   LOCKSTEP_ASSIGN_OR_RETURN(const ChatRequest conversation, ToChatRequest(chat));
   LOCKSTEP_ASSIGN_OR_RETURN(const std::string prompt, RenderChat(*text.chat_family, conversation));
   LOCKSTEP_ASSIGN_OR_RETURN(prepared.request.prompt, EncodePrompt(prompt, text, max_model_len));
@@ -63,6 +69,7 @@ StatusOr<Request> ToRequest(const v1::GenerateRequest& generate, const ModelText
                             int64_t max_model_len) {
   Request request;
   LOCKSTEP_RETURN_IF_ERROR(FillRequest(generate.sampling(), generate.stop(), text, &request));
+  request.priority = generate.priority();
   switch (generate.prompt_case()) {
     case v1::GenerateRequest::kText: {
       LOCKSTEP_ASSIGN_OR_RETURN(request.prompt, EncodePrompt(generate.text(), text, max_model_len));
@@ -253,6 +260,8 @@ class RunningServer final : public GrpcServer {
     builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeMs);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kProbeMs);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kProbeAnswerMs);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleMs);
+    builder.SetResourceQuota(grpc::ResourceQuota("clients").Resize(kMostHeldBytes));
     builder.SetMaxReceiveMessageSize(options.max_receive_bytes);
     builder.AddListeningPort(AddressOf(options.host, options.port), CredentialsOf(options.tls),
                              &port_);

@@ -19,8 +19,8 @@ struct GrpcServerOptions {
   std::string host = "127.0.0.1";
   int64_t port = 0;  // 0: a free one
   int max_receive_bytes = 16 << 20;
-  int max_concurrent_streams = 1024;  // per connection
-  int64_t part_ms = 30'000;           // a client that takes no part of its answer is dropped
+  int max_concurrent_streams = 256;  // per connection
+  int64_t part_ms = 30'000;          // a client that takes no part of its answer is dropped
   TlsFiles tls;
 };
 

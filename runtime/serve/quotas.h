@@ -31,13 +31,15 @@ class Quotas {
   QuotaState Of(const Client& client, int64_t now_ns);
 
  private:
+  // The limit is that of the latest call taken: calls that began before a change end by it, too.
   struct Account {
     int64_t running = 0;
-    double tokens = 0;  // in the bucket
+    int64_t tokens_per_minute = 0;
+    double tokens = 0;  // in the bucket; means nothing without a limit
     int64_t filled_ns = 0;
   };
-  // The client's account with its bucket filled up to now.
-  Account& Filled(const Client& client, int64_t now_ns);
+  // The client's account with its bucket, if there is one, filled up to now.
+  Account& Filled(const std::string& name, int64_t now_ns);
 
   std::mutex mutex_;
   std::map<std::string, Account> accounts_;  // by name: no more than there are in the key files

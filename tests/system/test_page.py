@@ -179,6 +179,15 @@ class Page(TestCase):
         time.sleep(1.5)
         self.assertFalse(page.run("document.querySelector('#settings').open"))
         page.click("#open-settings")
+        # What cannot be kept is told before the dialog closes, by whatever key.
+        for field, text, said in (("tools", "[1", "Tools:"), ("key", "a\u2603", "API key:")):
+            page.run(f"document.querySelector('#{field}').focus()")
+            page.type(text)
+            page.press("Escape")
+            page.until(f"document.querySelector('#settings-error').textContent.startsWith('{said}')")
+            self.assertTrue(page.run("document.querySelector('#settings').open"))
+            self.assertEqual(page.run("document.activeElement.id"), field)
+            page.run("document.activeElement.value = ''")
         page.run("document.querySelector('#key').focus()")
         page.type("another")
         page.press("Enter")

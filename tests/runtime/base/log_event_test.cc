@@ -1,5 +1,10 @@
 #include "runtime/base/log_event.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -43,6 +48,40 @@ TEST(LogEventTest, ProgramsReadAnObjectALine) {
               AllOf(HasSubstr(R"("level":"warning","message":"a \"b\"\u000a"})"),
                     testing::Not(HasSubstr("rank"))));
   EXPECT_EQ(Logged(log::Form::kJson, -1, [] { log::Event(log::Level::kDebug, "no", {}); }), "");
+}
+
+TEST(LogEventTest, AReaderThatHasStoppedCostsLinesAndNoTime) {
+  int ends[2];
+  ASSERT_EQ(pipe(ends), 0);
+  const int own = dup(STDERR_FILENO);
+  dup2(ends[1], STDERR_FILENO);
+  const auto begin = std::chrono::steady_clock::now();
+  const std::string id(100, 'x');
+  const std::vector<log::Fact> facts = {{"id", id}};
+  constexpr int kEvents = 20'000;  // of more than 100 bytes: the pipe holds half of them at most
+  for (int i = 0; i < kEvents; ++i) log::Event(log::Level::kInfo, "request", facts);
+  const auto passed = std::chrono::steady_clock::now() - begin;
+  fcntl(ends[0], F_SETFL, O_NONBLOCK);
+  std::string read_so_far(4 << 20, '\0');
+  const auto drain = [&] {
+    size_t size = 0;
+    ssize_t got = 0;
+    while ((got = read(ends[0], read_so_far.data() + size, read_so_far.size() - size)) > 0)
+      size += static_cast<size_t>(got);
+    const std::string_view text(read_so_far.data(), size);
+    return std::count(text.begin(), text.end(), '\n');
+  };
+  const auto before = drain();
+  log::Event(log::Level::kInfo, "request", facts);
+  const auto after = drain();
+  dup2(own, STDERR_FILENO);
+  for (const int fd : {own, ends[0], ends[1]}) close(fd);
+  EXPECT_LT(passed, std::chrono::seconds(5));
+  EXPECT_GT(before, 100);
+  EXPECT_LT(before, kEvents);
+  EXPECT_EQ(after, 2);
+  EXPECT_THAT(read_so_far,
+              HasSubstr(absl::StrFormat("%d lines of the log are missing", kEvents - before)));
 }
 
 TEST(LogEventTest, WhatIsQuotedIsValidWhateverItHolds) {

@@ -410,8 +410,7 @@ TEST_F(HttpServerTest, AnswersTellBrowsersWhatNotToDo) {
     EXPECT_THAT(Ask(port(), "GET", target),
                 AllOf(HasSubstr("\r\nX-Content-Type-Options: nosniff\r\n"),
                       HasSubstr("\r\nReferrer-Policy: no-referrer\r\n"),
-                      HasSubstr("\r\nCache-Control: no-store\r\n"),
-                      Not(HasSubstr("Strict-Transport-Security"))));
+                      HasSubstr("\r\nCache-Control: no-store\r\n")));
   }
 }
 
