@@ -265,15 +265,15 @@ class Guard(TestCase):
                 with open(f"/proc/{server.process.pid}/status") as file:
                     return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmRSS"))
             before = resident()
-            for _ in range(2):
-                halves = Halves(server.ready["grpc_port"], 40)
-                self.addCleanup(halves.socket.close)
-                halves.fill()
-            self.assertLess(resident() - before, 400 << 20)
+            halves = Halves(server.ready["grpc_port"], 64)  # 1 GiB
+            self.addCleanup(halves.socket.close)
+            halves.fill()
+            self.assertLess(resident() - before, 640 << 20)
             self.assertTrue(server.chat(max_tokens=5).choices)
             with grpc.insecure_channel(f"127.0.0.1:{server.ready['grpc_port']}") as channel:
                 ask = question(stop=pb.StopOptions(max_tokens=5))
-                self.assertTrue(list(services.InferenceStub(channel).Chat(ask, metadata=as_metadata("alice"), timeout=60)))
+                stub = services.InferenceStub(channel)
+                self.assertTrue(list(stub.Chat(ask, metadata=as_metadata("alice"), timeout=60)))
 
     def running(self, client):
         with httpx.Client(verify=client.context) as plain:
