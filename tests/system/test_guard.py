@@ -274,6 +274,7 @@ class Guard(TestCase):
                 ask = question(stop=pb.StopOptions(max_tokens=5))
                 stub = services.InferenceStub(channel)
                 self.assertTrue(list(stub.Chat(ask, metadata=as_metadata("alice"), timeout=60)))
+            halves.socket.close()  # or the end would wait for it
 
     def running(self, client):
         with httpx.Client(verify=client.context) as plain:
