@@ -168,7 +168,9 @@ bool IsLongWithOneDash(std::string_view name) {
 }
 
 std::vector<std::string> ReplaceOneDashNames(std::span<const std::string> arguments) {
-  std::map<std::string, std::string> names;
+  // CLI11 would read these two as -c with a value. They have no twin here and are refused later.
+  std::map<std::string, std::string> names = {{"-ctk", "--cache-type-k"},
+                                              {"-ctv", "--cache-type-v"}};
   for (const OptionSpec& spec : OptionTable()) {
     for (const std::string& name : Spellings(spec)) {
       if (IsLongWithOneDash(name)) names[name] = std::string("--") + spec.name;
@@ -193,8 +195,6 @@ constexpr std::pair<std::string_view, const char*> kOfOtherServers[] = {
     {"--no-enable-prefix-caching", "give --prefix-cache=false"},
     {"--cache-type-k", "keys and values have one type, --kv-cache-dtype"},
     {"--cache-type-v", "keys and values have one type, --kv-cache-dtype"},
-    {"-ctk", "keys and values have one type, --kv-cache-dtype"},
-    {"-ctv", "keys and values have one type, --kv-cache-dtype"},
     {"--pipeline-parallel-size", "all ranks compute every layer together, --ranks"},
     {"--gpu-memory-utilization", "memory follows from --max-model-len and --max-num-seqs"},
     {"--tool-call-parser", "tool calls of GLM are always parsed"},

@@ -213,7 +213,7 @@ void SendByteByByte(int fd, const std::atomic<bool>& enough) {
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
 }
 
-TEST(FileServerTest, SlowClientsAreDroppedAndOthersWaitTheirTurn) {
+TEST(FileServerTest, SlowClientsHoldUpNobodyForLong) {
   const TemporaryDirectory directory;
   directory.Write("x.gguf", std::string(64 << 20, 'x'));
   FileServerOptions options;
@@ -235,9 +235,7 @@ TEST(FileServerTest, SlowClientsAreDroppedAndOthersWaitTheirTurn) {
   EXPECT_THAT(
       Exchange(server->port(), "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"),
       HasSubstr("x.gguf"));
-  const auto took = std::chrono::steady_clock::now() - start;
-  EXPECT_GT(took, std::chrono::milliseconds(300));
-  EXPECT_LT(took, std::chrono::seconds(5));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
   enough = true;
   dripping.join();
   for (const int fd : slow) close(fd);
@@ -264,14 +262,14 @@ TEST(FileServerTest, ManyRanksAreServedAtOnce) {
   }
 }
 
-TEST(FileServerTest, StrangersTakeAQuarterOfTheConnectionsAndNotForLong) {
+TEST(FileServerTest, StrangersTakeAQuarterOfTheConnectionsAndPushEachOtherOut) {
   const TemporaryDirectory directory;
   directory.Write("x.gguf", "0123456789");
   FileServerOptions options;
   options.directory = directory.path();
   options.secret = kSecret;
   options.most_connections = 8;
-  options.request_ms = 700;
+  options.request_ms = 1500;
   const auto server = FileServer::Listen(options).value();
   server->Serve();
   const std::string request =
@@ -289,16 +287,14 @@ TEST(FileServerTest, StrangersTakeAQuarterOfTheConnectionsAndNotForLong) {
   for (int i = 0; i < 3; ++i) silent.push_back(ConnectTo(server->port()));
   const auto start = std::chrono::steady_clock::now();
   ask();
-  // Two are let in and dropped after 0.7 s, then the third; beside it there is room.
+  // Two may stay without a word; the third pushed the first out, and who comes now the second.
   EXPECT_THAT(Exchange(server->port(), request + "Connection: close\r\n\r\n"),
               HasSubstr("0123456789"));
-  const auto took = std::chrono::steady_clock::now() - start;
-  EXPECT_GT(took, std::chrono::milliseconds(500));
-  EXPECT_LT(took, std::chrono::milliseconds(1300));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(1300));
   pollfd entry{silent[0], POLLIN, 0};
   EXPECT_EQ(poll(&entry, 1, 5000), 1);
   EXPECT_LE(read(silent[0], part, sizeof part), 0) << "dropped";
-  std::this_thread::sleep_for(std::chrono::milliseconds(800));
+  std::this_thread::sleep_for(std::chrono::milliseconds(1600));
   ask();
   for (const int fd : silent) close(fd);
   close(known);
