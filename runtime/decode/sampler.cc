@@ -14,6 +14,12 @@ namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
+// Whether a set of TokenConstraint::Allowed has the id.
+bool Has(std::span<const uint32_t> allowed, int64_t id) {
+  const auto word = static_cast<size_t>(id / 32);
+  return word < allowed.size() && (allowed[word] >> (id % 32) & 1) != 0;
+}
+
 bool Holds(VocabSlice slice, int64_t id) { return id >= slice.begin && id < slice.end; }
 
 }  // namespace
@@ -74,30 +80,25 @@ void SequenceSampler::Adjust(std::span<float> logits) {
   }
   // Where a grammar forbids that end, there is no thinking to end.
   const int32_t end = params_.thinking.end;
-  if (!thinking_.must_end() || !Allows(end)) return;
+  if (!thinking_.must_end()) return;
+  if (constraint_ != nullptr && !Has(constraint_->Allowed(), end)) return;
   if (Holds(slice_, end)) raw_changed_.try_emplace(end, logits[end - slice_.begin]);
   std::fill(logits.begin(), logits.end(), kMasked);
   if (Holds(slice_, end)) logits[end - slice_.begin] = 0;
 }
 
-bool SequenceSampler::Allows(int32_t id) {
-  if (constraint_ == nullptr) return true;
-  const std::span<const uint32_t> allowed = constraint_->Allowed();
-  const auto word = static_cast<size_t>(id / 32);
-  return word < allowed.size() && (allowed[word] >> (id % 32) & 1) != 0;
+int64_t SequenceSampler::TokenRows() const {
+  return std::clamp<int64_t>(tokens_.limit - slice_.begin, 0, slice_.size());
 }
 
 std::span<const float> SequenceSampler::Choices(std::span<const float> logits) {
-  // The part of the slice that holds tokens; padding stands at the end of the vocabulary.
-  const int64_t tokens = std::clamp<int64_t>(tokens_.limit - slice_.begin, 0, slice_.size());
+  const int64_t tokens = TokenRows();
   logits = logits.first(tokens);
   if (constraint_ == nullptr) return logits;
   const std::span<const uint32_t> allowed = constraint_->Allowed();
   allowed_.assign(tokens, kMasked);
-  const int64_t end = std::min<int64_t>(slice_.begin + tokens, int64_t{32} * allowed.size());
-  for (int64_t id = slice_.begin; id < end; ++id) {
-    if ((allowed[id / 32] >> (id % 32) & 1) != 0)
-      allowed_[id - slice_.begin] = logits[id - slice_.begin];
+  for (int64_t id = slice_.begin; id < slice_.begin + tokens; ++id) {
+    if (Has(allowed, id)) allowed_[id - slice_.begin] = logits[id - slice_.begin];
   }
   return allowed_;
 }
@@ -110,8 +111,7 @@ float SequenceSampler::RawLogit(std::span<const float> logits, int32_t id) const
 void SequenceSampler::MakeOffer(std::span<float> logits, int64_t position, RowOffer* offer) {
   LOCKSTEP_CHECK(static_cast<int64_t>(logits.size()) == slice_.size());
   *offer = RowOffer();
-  // The part of the slice that holds tokens; padding stands at the end of the vocabulary.
-  const int64_t tokens = std::clamp<int64_t>(tokens_.limit - slice_.begin, 0, slice_.size());
+  const int64_t tokens = TokenRows();
   bool ignored = false;
   if (params_.logprobs >= 0) {
     offer->raw_sum = SumExponentials(logits, 1.0);
@@ -140,7 +140,7 @@ void SequenceSampler::MakeOffer(std::span<float> logits, int64_t position, RowOf
 }
 
 void SequenceSampler::CopyChoices(std::span<const float> logits, std::span<float> out) const {
-  const int64_t tokens = std::clamp<int64_t>(tokens_.limit - slice_.begin, 0, slice_.size());
+  const int64_t tokens = TokenRows();
   const std::span<const float> choices = constraint_ != nullptr ? allowed_ : logits;
   std::copy_n(choices.begin(), tokens, out.begin());
   std::fill(out.begin() + tokens, out.end(), kMasked);

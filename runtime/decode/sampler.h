@@ -64,7 +64,8 @@ class SequenceSampler {
     int32_t in_output = 0;
   };
   void Adjust(std::span<float> logits);
-  bool Allows(int32_t id);
+  // The rows of the slice that are tokens; padding stands at the end of the vocabulary.
+  int64_t TokenRows() const;
   // What may be chosen of an adjusted row.
   std::span<const float> Choices(std::span<const float> logits);
 

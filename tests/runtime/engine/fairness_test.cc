@@ -12,10 +12,13 @@
 #include "runtime/engine/prefill_budget.h"
 #include "runtime/engine/scheduler.h"
 #include "runtime/model/model.h"
+#include "tests/runtime/engine/small_limits.h"
 #include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
+
+using testing::SmallLimits;
 
 using ::testing::ElementsAre;
 
@@ -37,15 +40,6 @@ ScheduledRequest Ask(uint64_t id, const Who& who, int64_t prompt, int64_t max_to
   request.max_tokens = max_tokens;
   request.token_set.limit = 100;
   return request;
-}
-
-SchedulerLimits Limits() {
-  return {.max_sequences = 4,
-          .max_rows = 36,
-          .max_outputs = 4,
-          .prefill_rows = 32,
-          .max_model_len = 256,
-          .kv_blocks = 64};
 }
 
 // A scheduler whose requests end after their tokens, with who got how many rows.
@@ -92,7 +86,7 @@ class Server {
 };
 
 TEST(FairQueue, ClientsTakeTurnsHoweverManyRequestsEachHas) {
-  SchedulerLimits limits = Limits();
+  SchedulerLimits limits = SmallLimits();
   limits.max_sequences = 1;
   Server server(limits);
   for (uint64_t id = 1; id <= 6; ++id) server.Add(Ask(id, {"many"}, 10, 2));
@@ -103,7 +97,7 @@ TEST(FairQueue, ClientsTakeTurnsHoweverManyRequestsEachHas) {
 }
 
 TEST(FairQueue, ALargeRequestWhoseTurnItIsIsNotOvertakenByEquals) {
-  SchedulerLimits limits = Limits();
+  SchedulerLimits limits = SmallLimits();
   limits.kv_blocks = 12;
   Server server(limits);
   server.Add(Ask(1, {"z"}, 90, 20));  // 7 blocks
@@ -115,7 +109,7 @@ TEST(FairQueue, ALargeRequestWhoseTurnItIsIsNotOvertakenByEquals) {
 }
 
 TEST(FairQueue, BeingAwaySavesNothingUp) {
-  SchedulerLimits limits = Limits();
+  SchedulerLimits limits = SmallLimits();
   limits.max_sequences = 1;
   Server server(limits);
   for (uint64_t id = 1; id <= 20; ++id) server.Add(Ask(id, {"always"}, 10, 2));
@@ -130,7 +124,7 @@ TEST(FairQueue, BeingAwaySavesNothingUp) {
 TEST(FairQueue, ClientsThatAlwaysHaveWorkGetRowsByWeight) {
   std::mt19937 random(lockstep::testing::TestSeed());
   for (int turn = 0; turn < 10; ++turn) {
-    Server server(Limits());
+    Server server(SmallLimits());
     const std::map<std::string, double> weights = {{"a", 1}, {"b", 2}, {"c", 4}};
     uint64_t id = 0;
     int64_t longest = 0;
@@ -157,13 +151,13 @@ TEST(FairQueue, ClientsThatAlwaysHaveWorkGetRowsByWeight) {
     }
     // Whoever is behind gets the next place, so the distance is bounded by what can be under way at
     // once: a full set of sequences of the lightest client.
-    EXPECT_LE(most - least, static_cast<double>(Limits().max_sequences * longest));
+    EXPECT_LE(most - least, static_cast<double>(SmallLimits().max_sequences * longest));
     EXPECT_GT(least, 5.0 * (most - least)) << "the test ran too short to tell";
   }
 }
 
 TEST(Scheduler, ABetterPriorityStartsFirstAndTakesThePromptRows) {
-  Server server(Limits());
+  Server server(SmallLimits());
   server.Add(Ask(1, {"a", 5}, 200, 2));
   server.Add(Ask(2, {"b", -1}, 40, 2));
   EXPECT_THAT(server.Step(), ElementsAre(2, 1));
@@ -175,7 +169,7 @@ TEST(Scheduler, ABetterPriorityStartsFirstAndTakesThePromptRows) {
 }
 
 TEST(Scheduler, ABetterPriorityTakesThePlaceOfTheYoungestOfTheWorst) {
-  SchedulerLimits limits = Limits();
+  SchedulerLimits limits = SmallLimits();
   limits.max_sequences = 3;
   Server server(limits);
   server.Add(Ask(1, {"a", 1}, 20, 30));
@@ -198,7 +192,7 @@ TEST(Scheduler, ABetterPriorityTakesThePlaceOfTheYoungestOfTheWorst) {
 }
 
 TEST(Scheduler, NobodyIsPreemptedByHisEqualsOrInVain) {
-  SchedulerLimits limits = Limits();
+  SchedulerLimits limits = SmallLimits();
   limits.kv_blocks = 10;
   Server server(limits);
   server.Add(Ask(1, {"a", 1}, 80, 16));  // 6 blocks
@@ -213,7 +207,7 @@ TEST(Scheduler, NobodyIsPreemptedByHisEqualsOrInVain) {
 }
 
 TEST(Scheduler, BesideDecodesPromptsGetWhatIsAllowedAndAloneTheirChunk) {
-  Scheduler scheduler(Limits());
+  Scheduler scheduler(SmallLimits());
   scheduler.Add(Ask(1, {"a"}, 70, 5));
   StepPlan plan;
   ASSERT_TRUE(scheduler.Next(&plan, 0));

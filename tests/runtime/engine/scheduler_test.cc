@@ -9,19 +9,13 @@
 #include <vector>
 
 #include "runtime/engine/sequence_table.h"
+#include "tests/runtime/engine/small_limits.h"
 #include "tests/support/seed.h"
 
 namespace lockstep {
 namespace {
 
-SchedulerLimits Limits() {
-  return {.max_sequences = 4,
-          .max_rows = 36,
-          .max_outputs = 4,
-          .prefill_rows = 32,
-          .max_model_len = 256,
-          .kv_blocks = 64};
-}
+using testing::SmallLimits;
 
 ScheduledRequest Ask(uint64_t id, int64_t prompt, int64_t max_tokens) {
   ScheduledRequest request;
@@ -42,13 +36,13 @@ bool Step(Scheduler* scheduler, StepPlan* plan) {
 }
 
 TEST(Scheduler, NothingToDoGivesNoPlan) {
-  Scheduler scheduler(Limits());
+  Scheduler scheduler(SmallLimits());
   StepPlan plan;
   EXPECT_FALSE(scheduler.Next(&plan));
 }
 
 TEST(Scheduler, CutsPromptsIntoChunks) {
-  Scheduler scheduler(Limits());
+  Scheduler scheduler(SmallLimits());
   scheduler.Add(Ask(1, 70, 2));
   StepPlan plan;
   std::vector<int32_t> counts;
@@ -65,7 +59,7 @@ TEST(Scheduler, CutsPromptsIntoChunks) {
 }
 
 TEST(Scheduler, DecodesKeepTheirRowWhileALongPromptComes) {
-  Scheduler scheduler(Limits());
+  Scheduler scheduler(SmallLimits());
   scheduler.Add(Ask(1, 2, 100));
   StepPlan plan;
   ASSERT_TRUE(Step(&scheduler, &plan));
@@ -79,7 +73,7 @@ TEST(Scheduler, DecodesKeepTheirRowWhileALongPromptComes) {
 }
 
 TEST(Scheduler, AYoungDecodeIsNotHeldUpByAnOlderPrompt) {
-  Scheduler scheduler(Limits());
+  Scheduler scheduler(SmallLimits());
   scheduler.Add(Ask(1, 200, 10));
   scheduler.Add(Ask(2, 1, 50));
   StepPlan plan;
@@ -92,7 +86,7 @@ TEST(Scheduler, AYoungDecodeIsNotHeldUpByAnOlderPrompt) {
 }
 
 TEST(Scheduler, ARequestWaitsUntilItsBlocksAreFree) {
-  SchedulerLimits limits = Limits();
+  SchedulerLimits limits = SmallLimits();
   limits.kv_blocks = 4;
   Scheduler scheduler(limits);
   scheduler.Add(Ask(1, 30, 18));  // 47 positions: 3 blocks
@@ -109,7 +103,7 @@ TEST(Scheduler, ARequestWaitsUntilItsBlocksAreFree) {
 }
 
 TEST(Scheduler, ARemovedRequestHasNoRowsInTheNextPlan) {
-  Scheduler scheduler(Limits());
+  Scheduler scheduler(SmallLimits());
   scheduler.Add(Ask(1, 5, 50));
   scheduler.Add(Ask(2, 5, 50));
   StepPlan plan;
@@ -123,7 +117,7 @@ TEST(Scheduler, ARemovedRequestHasNoRowsInTheNextPlan) {
 }
 
 TEST(Scheduler, RefusesWhatCanNeverRun) {
-  const Scheduler scheduler(Limits());
+  const Scheduler scheduler(SmallLimits());
   EXPECT_TRUE(scheduler.Admissible(255, 1).ok());
   for (const auto& [prompt, max_tokens] : std::vector<std::pair<int64_t, int64_t>>{
            {0, 1}, {256, 1}, {1'000'000, 1}, {255, 2}, {10, 0}, {10, -5}, {10, 1'000'000}}) {
@@ -131,13 +125,13 @@ TEST(Scheduler, RefusesWhatCanNeverRun) {
     EXPECT_FALSE(status.ok()) << prompt << " + " << max_tokens;
     EXPECT_EQ(KindOf(status), ErrorKind::kRequest);
   }
-  SchedulerLimits small = Limits();
+  SchedulerLimits small = SmallLimits();
   small.kv_blocks = 3;
   EXPECT_FALSE(Scheduler(small).Admissible(40, 20).ok());
 }
 
 TEST(Scheduler, APlanCarriesNoMorePromptsThanItMayWeigh) {
-  SchedulerLimits limits = Limits();
+  SchedulerLimits limits = SmallLimits();
   limits.plan_tokens = 100;
   Scheduler scheduler(limits);
   EXPECT_TRUE(scheduler.Admissible(100, 1).ok());
@@ -160,7 +154,7 @@ TEST(Scheduler, APlanCarriesNoMorePromptsThanItMayWeigh) {
 }
 
 TEST(Scheduler, PromptsShareTheRowsOfAStepEvenly) {
-  Scheduler scheduler(Limits());
+  Scheduler scheduler(SmallLimits());
   scheduler.Add(Ask(1, 200, 2));
   scheduler.Add(Ask(2, 4, 2));
   scheduler.Add(Ask(3, 30, 2));
@@ -172,7 +166,7 @@ TEST(Scheduler, PromptsShareTheRowsOfAStepEvenly) {
 }
 
 TEST(Scheduler, WithFewerRowsThanPromptsTheFirstAdmittedComeFirst) {
-  SchedulerLimits limits = Limits();
+  SchedulerLimits limits = SmallLimits();
   limits.prefill_rows = 2;
   Scheduler scheduler(limits);
   for (uint64_t id = 1; id <= 3; ++id) scheduler.Add(Ask(id, 20 - static_cast<int64_t>(id), 2));
@@ -382,7 +376,7 @@ TEST(Scheduler, PlansAlwaysFitTheWorkersStateAndEverythingEnds) {
 }
 
 TEST(Scheduler, APromptBeginsBehindWhatIsThereOfIt) {
-  Scheduler scheduler(Limits());
+  Scheduler scheduler(SmallLimits());
   StepPlan plan;
   ScheduledRequest first = Ask(1, 40, 3);
   for (size_t i = 0; i < first.tokens.size(); ++i) first.tokens[i] = static_cast<int32_t>(i);
@@ -427,7 +421,7 @@ TEST(Scheduler, APromptBeginsBehindWhatIsThereOfIt) {
 
 TEST(Scheduler, TheSameCallsGiveTheSamePlans) {
   const auto run = [] {
-    Scheduler scheduler(Limits());
+    Scheduler scheduler(SmallLimits());
     std::vector<std::byte> all;
     StepPlan plan;
     for (uint64_t id = 1; id <= 9; ++id) {
