@@ -37,6 +37,9 @@ enum Group : unsigned {
   kCut = 1 << 19,
   kJson = 1 << 20,
   kWire = 1 << 21,
+  kLengths = 1 << 22,
+  kPlan = 1 << 23,
+  kChunk = 1 << 24,
 };
 
 struct GroupSpec {
@@ -59,7 +62,8 @@ const std::vector<GroupSpec>& Groups() {
        "Ranks",
        {"collective", "rdma-mode", "interface", "rendezvous", "start-timeout-ms",
         "exchange-timeout-ms", "peer-timeout-ms", "verify-exchanges"}},
-      {kLimits, "Limits", {"max-model-len", "max-num-seqs", "prefill-chunk"}},
+      {kLimits, "Limits", {"max-model-len", "max-num-seqs"}},
+      {kChunk, "Limits", {"prefill-chunk"}},
       {kSecret, "Secret", {"secret-file"}},
       {kListen, "Address", {"host", "port"}},
       {kServing,
@@ -77,10 +81,9 @@ const std::vector<GroupSpec>& Groups() {
       {kLogits, "Logits", {"step", "together", "dump-hidden", "fast", "draft"}},
       {kShard, "Files of ranks", {"quantize", "from"}},
       {kProbe, "Record", {"record"}},
-      {kBench,
-       "Benchmark",
-       {"benchmark", "prompt-tokens", "context", "batch", "repeat", "formats", "rows", "sizes",
-        "dtype"}},
+      {kBench, "Benchmark", {"benchmark", "batch", "repeat", "formats", "rows", "sizes", "dtype"}},
+      {kLengths, "Lengths", {"prompt-tokens", "context"}},
+      {kPlan, "Plan", {"hardware", "weights", "engine", "measured", "users", "draft-acceptance"}},
       {kLinks, "Links", {"transports"}},
       {kFiles, "Files", {"out"}},
       {kJson, "Output", {"json"}},
@@ -105,7 +108,7 @@ struct CommandSpec {
 };
 
 constexpr unsigned kVerify = kModel | kCompute | kArithmetic | kTemplate | kCut | kRanks | kSecret |
-                             kLimits | kProbe | kJson | kOutput;
+                             kLimits | kChunk | kProbe | kJson | kOutput;
 constexpr unsigned kTensorParallel = (kVerify & ~kProbe) | kWire;
 constexpr unsigned kText = kModel | kTemplate | kJson | kOutput;
 
@@ -130,9 +133,11 @@ constexpr CommandSpec kCommands[] = {
     {"verify", "check files of ranks: their checksums and the logits of the probe prompt", "model",
      kVerify},
     {"bench", "measure kernels, exchanges, decode or prefill against what is possible here",
-     "benchmark", kTensorParallel | kTokens | kBench | kLinks | kProbe},
+     "benchmark", kTensorParallel | kTokens | kBench | kLengths | kLinks | kProbe},
     {"doctor", "measure every link between ranks, and say what is wrong and what to use", "",
      kCut | kRanks | kSecret | kLinks | kJson | kOutput},
+    {"plan", "predict what hardware gives with a model: memory, speed, cost", "model",
+     kModel | kArithmetic | kCut | kWire | kChunk | kLengths | kPlan | kJson | kOutput},
     {"version", "print the version and how it was built", "", kJson | kOutput},
 };
 

@@ -252,8 +252,9 @@ Status BenchDecode(const Options& options) {
 Status BenchPrefill(const Options& options) {
   Plan plan;
   plan.chunk = options.prefill_chunk;
-  LOCKSTEP_ASSIGN_OR_RETURN(plan.counts,
-                            ParseCounts(options.prompt_tokens, "--prompt-tokens", kMostTokens));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      plan.counts, ParseCounts(options.prompt_tokens.empty() ? "128,512" : options.prompt_tokens,
+                               "--prompt-tokens", kMostTokens));
   return BenchModel(options, plan);
 }
 

@@ -21,6 +21,7 @@ Status FilesCommand(const Options& options);       // a directory's files by HTT
 Status VerifyCommand(const Options& options);      // the files of ranks: whole, and right
 Status BenchCommand(const Options& options);       // kernels, collectives, ...
 Status DoctorCommand(const Options& options);      // every link between ranks
+Status PlanCommand(const Options& options);        // memory, speed and cost, before buying
 Status VersionCommand(const Options& options);
 
 }  // namespace lockstep

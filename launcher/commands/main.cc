@@ -38,6 +38,7 @@ constexpr Command kCommands[] = {
     {"verify", VerifyCommand},
     {"bench", BenchCommand},
     {"doctor", DoctorCommand},
+    {"plan", PlanCommand},
     {"version", VersionCommand},
 };
 

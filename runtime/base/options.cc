@@ -257,8 +257,15 @@ std::vector<OptionSpec> BenchOptions() {
            &O::benchmark,
            "what to measure",
            {"kernels", "collectives", "decode", "prefill"}},
-          {"prompt-tokens", &O::prompt_tokens, "lengths of the prompts of bench prefill"},
-          {"context", &O::context, "tokens before those of bench decode", {}, 0, 16'777'216},
+          {"prompt-tokens", &O::prompt_tokens,
+           "lengths of the prompts of bench prefill, 128,512; of plan: how many of the context's "
+           "last tokens are the prompt, all"},
+          {"context",
+           &O::context,
+           "tokens before those of bench decode; of plan: of each user, 8192 if not given",
+           {},
+           0,
+           16'777'216},
           {"batch", &O::batch, "sequences that bench decode continues together", {}, 1, 4096},
           {"repeat", &O::repeat, "repetitions of every test, after a warm-up", {}, 1, 1000},
           {"formats", &O::formats, "weight formats of bench kernels, by their names, or all"},
@@ -271,6 +278,29 @@ std::vector<OptionSpec> BenchOptions() {
            &O::dtype,
            "what those values travel as; default: as --wire",
            {"float32", "bf16", "int8"}}};
+}
+
+std::vector<OptionSpec> PlanOptions() {
+  return {
+      {"hardware", &O::hardware,
+       "what the cluster is: a preset (dgx-spark-2, ...; a wrong name lists them) or a YAML file "
+       "of one"},
+      {"weights", &O::weights,
+       "formats of a model that --model names and no files hold: q4_k_m, fp8, ..."},
+      {"engine", &O::engine,
+       "whose speed is predicted: a program that was measured on such hardware; default: the "
+       "first that the hardware's family lists"},
+      {"measured", &O::measured,
+       "file with what doctor, bench decode and bench prefill printed with --json on this cluster, "
+       "in place of published figures"},
+      {"users", &O::users, "users that are answered at once", {}, 1, 4096},
+      {"draft-acceptance",
+       &O::draft_acceptance,
+       "part of the drafts (MTP) that is right, of each further token: 0.9 or 0.9,0.6; default: "
+       "no drafts",
+       {},
+       0,
+       1}};
 }
 
 std::vector<OptionSpec> OutputOptions() {
@@ -313,8 +343,9 @@ std::vector<OptionSpec> OutputOptions() {
 const std::vector<OptionSpec>& Table() {
   static const std::vector<OptionSpec> table = [] {
     std::vector<OptionSpec> all;
-    for (const auto& part : {ModelOptions(), RankOptions(), ExchangeOptions(), LimitOptions(),
-                             ServingOptions(), PromptOptions(), BenchOptions(), OutputOptions()}) {
+    for (const auto& part :
+         {ModelOptions(), RankOptions(), ExchangeOptions(), LimitOptions(), ServingOptions(),
+          PromptOptions(), BenchOptions(), PlanOptions(), OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

@@ -89,7 +89,7 @@ struct Options {
   bool record = false;
   // `bench`.
   std::string benchmark;
-  std::string prompt_tokens = "128,512";
+  std::string prompt_tokens;  // empty: bench prefill 128 and 512, plan the whole context
   int64_t context = 0;
   int64_t batch = 1;
   int64_t repeat = 3;
@@ -98,6 +98,13 @@ struct Options {
   std::string transports = "auto";
   std::string sizes = "4,1024,10240,20480,81920,1048576,5242880,20971520";
   std::string dtype;  // empty: as `wire`
+  // `plan`.
+  std::string hardware;
+  std::string weights;
+  std::string engine;
+  std::string measured;
+  int64_t users = 1;
+  std::vector<double> draft_acceptance;
   // Output.
   bool json = false;
   std::string log_level = "info";

@@ -1,0 +1,100 @@
+#include "launcher/measured.h"
+
+#include <algorithm>
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_format.h"
+#include "runtime/weights/bounded_json.h"
+
+namespace lockstep {
+namespace {
+
+using nlohmann::json;
+
+// What the system and other programs need of a node's memory, as where ranks start.
+constexpr double kKeptBack = 0.06;
+constexpr double kGib = 1024.0 * 1024 * 1024;
+constexpr double kLargest = 1e18;
+constexpr size_t kMostRanks = 1024;
+
+// A number of a printed line; throws json::exception where it is none, and where it is no measure.
+double Positive(const json& value) {
+  const auto number = value.get<double>();
+  if (std::isfinite(number) && number > 0 && number < kLargest) return number;
+  throw json::other_error::create(501, absl::StrFormat("%g is no measure", number), &value);
+}
+
+void CheckRanks(double ranks, const json& line) {
+  if (ranks > kMostRanks)
+    throw json::other_error::create(501, absl::StrFormat("%g ranks", ranks), &line);
+}
+
+void AddBench(const json& line, Measured* measured) {
+  const double ranks = Positive(line.at("ranks"));
+  CheckRanks(ranks, line);
+  const std::string source = "measured by lockstep bench";
+  measured->ranks = static_cast<int>(ranks);
+  const json& read = line.at("read_gb_per_s");
+  measured->gb_per_s = {(Positive(read.at("before")) + Positive(read.at("after"))) / 2 / ranks,
+                        source};
+  measured->tops = {Positive(line.at("peak_gop_per_s")) / 1000 / ranks, source};
+}
+
+void AddDoctor(const json& line, Measured* measured) {
+  const std::string source = "measured by lockstep doctor";
+  const json& nodes = line.at("ranks");
+  double least = kLargest;
+  for (const json& node : nodes) least = std::min(least, Positive(node.at("memory_bytes")));
+  if (least < kLargest) measured->memory_gib = {least / kGib * (1 - kKeptBack), source};
+  CheckRanks(static_cast<double>(nodes.size()), line);
+  if (!nodes.empty()) measured->ranks = static_cast<int>(nodes.size());
+  const auto transport = line.at("collective").get<std::string>();
+  planner::Link link{transport.substr(0, 32)};
+  for (const json& pair : line.at("links")) {
+    if (pair.at("transport").get<std::string>() != transport) continue;
+    const double latency = Positive(pair.at("p50_us"));
+    const double gb_per_s = Positive(pair.at("gb_per_s"));
+    if (latency > link.latency_us.value) link.latency_us = {latency, source};
+    if (!link.gb_per_s.known() || gb_per_s < link.gb_per_s.value)
+      link.gb_per_s = {gb_per_s, source};
+  }
+  if (link.latency_us.known()) measured->link = link;
+}
+
+}  // namespace
+
+StatusOr<Measured> ParseMeasured(std::string_view text, const std::string& name) {
+  Measured measured;
+  int number = 0;
+  while (!text.empty()) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view word = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    ++number;
+    if (word.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+    const json line = ParseBoundedJson(word);
+    try {
+      if (line.is_object() && line.contains("read_gb_per_s") && line.contains("peak_gop_per_s")) {
+        AddBench(line, &measured);
+      } else if (line.is_object() && line.contains("links")) {
+        AddDoctor(line, &measured);
+      } else {
+        return UsageError("%s:%d: not what doctor, bench decode or bench prefill print with --json",
+                          name, number);
+      }
+    } catch (const json::exception& error) {
+      return UsageError("%s:%d: not as the command printed it: %s", name, number, error.what());
+    }
+  }
+  return measured;
+}
+
+void Apply(const Measured& measured, planner::Hardware* hardware) {
+  if (measured.gb_per_s.known()) hardware->node.gb_per_s = measured.gb_per_s;
+  if (measured.tops.known()) hardware->node.tops = measured.tops;
+  if (measured.memory_gib.known()) hardware->node.memory_gib = measured.memory_gib;
+  if (measured.link.latency_us.known()) hardware->link = measured.link;
+}
+
+}  // namespace lockstep

@@ -1,0 +1,373 @@
+#include "runtime/planner/predict.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "runtime/planner/seats.h"
+
+namespace lockstep::planner {
+namespace {
+
+constexpr double kGib = 1024.0 * 1024 * 1024;
+
+double Gib(uint64_t bytes) { return static_cast<double>(bytes) / kGib; }
+
+Parts operator+(const Parts& a, const Parts& b) {
+  return {a.read + b.read, a.slow_read + b.slow_read, a.arithmetic + b.arithmetic,
+          a.exchange + b.exchange};
+}
+
+Parts operator*(double factor, const Parts& parts) {
+  return {factor * parts.read, factor * parts.slow_read, factor * parts.arithmetic,
+          factor * parts.exchange};
+}
+
+bool Shorter(const Parts& a, const Parts& b) { return a.total() < b.total(); }
+
+// The parts of a seat's weights that lie in slow memory: experts first, of which a row reads few.
+struct SlowParts {
+  double always = 0;
+  double experts = 0;
+};
+
+// What all ways share.
+class Predictor {
+ public:
+  Predictor(const CountedModel& model, const Hardware& hardware, const Engine& engine,
+            const Load& load)
+      : hardware_(hardware),
+        engine_(engine),
+        load_(load),
+        work_(WorkOf(model.config)),
+        hidden_(static_cast<double>(model.config.hidden_size)),
+        layers_(static_cast<double>(model.config.num_hidden_layers)),
+        most_positions_(model.config.max_position_embeddings) {}
+
+  Way Examine(std::string name, const std::vector<Seat>& seats) const;
+
+ private:
+  double AvailableBytes() const {
+    return (hardware_.node.memory_gib.value + hardware_.node.slow_gib.value) * kGib;
+  }
+  bool Fits(const std::vector<Seat>& seats, int64_t context) const;
+  void CheckMemory(const std::vector<Seat>& seats, Way* way) const;
+  std::string WhyNot(const Way& way) const;
+  void PredictDecode(const std::vector<Seat>& seats, Way* way) const;
+  void PredictPrompt(const std::vector<Seat>& seats, Way* way) const;
+  void PredictCost(size_t ranks, Way* way) const;
+
+  SlowParts SlowOf(const Seat& seat) const;
+  double ReadSeconds(double bytes) const {
+    return bytes / (hardware_.node.gb_per_s.value * 1e9 * engine_.read_share.value);
+  }
+  double ArithmeticSeconds(double operations) const;
+  Parts ReadParts(const Seat& seat, const LayerBytes& reads, double head, double cache) const;
+  // One step that continues so many users, without exchanges. Draft layers run where the head is.
+  Parts DecodeParts(const Seat& seat, double users) const;
+  // The rows [begin, end) of a prompt, without exchanges.
+  Parts ChunkParts(const Seat& seat, double begin, double end) const;
+  // A sum over all ranks of so many bytes, and a message to the next stage.
+  double SumSeconds(double bytes, double ranks) const;
+  double HopSeconds(double bytes) const;
+  double ExchangesPerStep() const { return 2 * layers_ + 1; }  // and one for the next token
+  double BytesOfRows(double rows) const { return rows * hidden_ * load_.wire_bytes; }
+
+  Parts TensorStep(const std::vector<Seat>& seats, double users) const;
+  Parts PipelineRound(const std::vector<Seat>& seats, double users) const;
+  Parts TensorPrompt(const std::vector<Seat>& seats) const;
+  Parts PipelinePrompt(const std::vector<Seat>& seats) const;
+  template <typename Visit>
+  void ForEachChunk(const Visit& visit) const;
+
+  const Hardware& hardware_;
+  const Engine& engine_;
+  const Load& load_;
+  const RowWork work_;
+  const double hidden_, layers_;
+  const int64_t most_positions_;
+};
+
+bool Predictor::Fits(const std::vector<Seat>& seats, int64_t context) const {
+  return std::all_of(seats.begin(), seats.end(), [&](const Seat& seat) {
+    return static_cast<double>(MemoryOf(seat, load_, load_.users, context).total()) <=
+           AvailableBytes();
+  });
+}
+
+void Predictor::CheckMemory(const std::vector<Seat>& seats, Way* way) const {
+  for (const Seat& seat : seats)
+    way->ranks.push_back(MemoryOf(seat, load_, load_.users, load_.context));
+  int64_t lowest = 1, highest = most_positions_;
+  while (lowest <= highest) {
+    const int64_t middle = lowest + (highest - lowest) / 2;
+    if (Fits(seats, middle)) {
+      lowest = middle + 1;
+    } else {
+      highest = middle - 1;
+    }
+  }
+  way->max_context = highest;
+  way->fits = load_.context <= way->max_context;
+  if (!way->fits) way->reason = WhyNot(*way);
+}
+
+std::string Predictor::WhyNot(const Way& way) const {
+  if (load_.context > most_positions_)
+    return absl::StrFormat("the model has %d positions; lower --context", most_positions_);
+  const auto largest =
+      std::max_element(way.ranks.begin(), way.ranks.end(),
+                       [](const auto& a, const auto& b) { return a.total() < b.total(); });
+  const std::string needs = absl::StrFormat(
+      "rank %d needs %.1f GiB (weights %.1f, KV cache of %d x %d positions %.1f, scratch %.1f) and "
+      "may use %.1f GiB",
+      largest - way.ranks.begin(), Gib(largest->total()), Gib(largest->weight_bytes), load_.users,
+      load_.context, Gib(largest->kv_bytes), Gib(largest->scratch_bytes), AvailableBytes() / kGib);
+  if (way.max_context > 0)
+    return absl::StrFormat("%s; --context %d would fit", needs, way.max_context);
+  return needs + "; its weights need more nodes, more memory or fewer bits";
+}
+
+SlowParts Predictor::SlowOf(const Seat& seat) const {
+  const MemoryPlan plan = MemoryOf(seat, load_, load_.users, load_.context);
+  double over = static_cast<double>(plan.total()) - hardware_.node.memory_gib.value * kGib;
+  if (over <= 0) return {};
+  double experts = 0, always = static_cast<double>(seat.bytes.head);
+  for (const LayerBytes& layer : seat.bytes.layers) {
+    experts += static_cast<double>(layer.experts);
+    always += static_cast<double>(layer.always);
+  }
+  SlowParts slow;
+  if (experts > 0) slow.experts = std::min(1.0, over / experts);
+  over -= slow.experts * experts;
+  if (always > 0) slow.always = std::clamp(over / always, 0.0, 1.0);
+  return slow;
+}
+
+double Predictor::ArithmeticSeconds(double operations) const {
+  const double peak = hardware_.node.tops.value * 1e12 * engine_.arithmetic_share.value;
+  return peak > 0 ? operations / peak : 0;
+}
+
+Parts Predictor::ReadParts(const Seat& seat, const LayerBytes& reads, double head,
+                           double cache) const {
+  const SlowParts slow = SlowOf(seat);
+  const double always = static_cast<double>(reads.always) + head;
+  const auto experts = static_cast<double>(reads.experts);
+  Parts parts;
+  parts.read = ReadSeconds((1 - slow.always) * always + (1 - slow.experts) * experts + cache);
+  const double behind = slow.always * always + slow.experts * experts;
+  if (behind > 0) {
+    parts.slow_read =
+        behind / (hardware_.node.slow_gb_per_s.value * 1e9 * engine_.read_share.value);
+  }
+  return parts;
+}
+
+Parts Predictor::DecodeParts(const Seat& seat, double users) const {
+  const auto depth = static_cast<double>(load_.draft_acceptance.size());
+  const double rows = users * (1 + depth);
+  const auto context = static_cast<double>(load_.context);
+  LayerBytes reads = LayerReadsOf(seat, rows);
+  auto head = static_cast<double>(seat.bytes.head);
+  if (depth > 0 && seat.bytes.head > 0 && !seat.bytes.layers.empty()) {
+    // A draft layer is as large as the last one, and reads the head again.
+    Seat draft = seat;
+    draft.bytes.layers = {seat.bytes.layers.back()};
+    const LayerBytes once = LayerReadsOf(draft, users);
+    reads.always += static_cast<uint64_t>(depth * static_cast<double>(once.always));
+    reads.experts += static_cast<uint64_t>(depth * static_cast<double>(once.experts));
+    head += depth * head;
+  }
+  const double cache = users * context * CacheBytesOf(seat, load_.cache);
+  Parts parts = ReadParts(seat, reads, head, cache);
+  parts.arithmetic = ArithmeticSeconds(
+      rows *
+      (2 * (seat.layer_work * work_.layer_parameters + seat.head_work * work_.head_parameters) +
+       seat.layer_work * work_.attention_per_position * context));
+  // With few rows products wait for memory all the time; what takes longer hides the other.
+  if (parts.arithmetic < parts.read + parts.slow_read) {
+    parts.arithmetic = 0;
+  } else {
+    parts.read = parts.slow_read = 0;
+  }
+  return parts;
+}
+
+Parts Predictor::ChunkParts(const Seat& seat, double begin, double end) const {
+  const double rows = end - begin;
+  const double cache = end * CacheBytesOf(seat, load_.cache);
+  Parts parts = ReadParts(seat, LayerReadsOf(seat, rows), 0, cache);
+  const double positions = rows * (begin + end) / 2;
+  parts.arithmetic =
+      ArithmeticSeconds(seat.layer_work * (2 * rows * work_.layer_parameters +
+                                           positions * work_.attention_per_position));
+  return parts;
+}
+
+double Predictor::SumSeconds(double bytes, double ranks) const {
+  if (ranks < 2) return 0;
+  const double latency = hardware_.link.latency_us.value * 1e-6;
+  const double byte = 1 / (hardware_.link.gb_per_s.value * 1e9);
+  const double scattered = 2 * (ranks - 1) / ranks * bytes * byte;
+  const double own = engine_.exchange_us.value * 1e-6;
+  if (engine_.ring) return own + 2 * (ranks - 1) * latency + scattered;
+  return own + std::min(latency + (ranks - 1) * bytes * byte, 2 * latency + scattered);
+}
+
+double Predictor::HopSeconds(double bytes) const {
+  return 1e-6 * (hardware_.link.latency_us.value + engine_.exchange_us.value) +
+         bytes / (hardware_.link.gb_per_s.value * 1e9);
+}
+
+Parts Predictor::TensorStep(const std::vector<Seat>& seats, double users) const {
+  Parts slowest;
+  for (const Seat& seat : seats) slowest = std::max(slowest, DecodeParts(seat, users), Shorter);
+  const double rows = users * static_cast<double>(1 + load_.draft_acceptance.size());
+  slowest.exchange =
+      ExchangesPerStep() * SumSeconds(BytesOfRows(rows), static_cast<double>(seats.size()));
+  return slowest;
+}
+
+Parts Predictor::PipelineRound(const std::vector<Seat>& seats, double users) const {
+  const auto stages = static_cast<double>(seats.size());
+  const double groups = engine_.in_turns ? std::min(users, stages) : 1;
+  const double rows = users / groups * static_cast<double>(1 + load_.draft_acceptance.size());
+  Parts once, slowest;
+  for (const Seat& seat : seats) {
+    Parts stage = DecodeParts(seat, users / groups);
+    stage.exchange = HopSeconds(BytesOfRows(rows));
+    once = once + stage;
+    slowest = std::max(slowest, stage, Shorter);
+  }
+  // A group goes through all stages before its next token; the slowest stage takes all groups.
+  return std::max(once, groups * slowest, Shorter);
+}
+
+template <typename Visit>
+void Predictor::ForEachChunk(const Visit& visit) const {
+  const int64_t chunk = std::max<int64_t>(1, load_.chunk);
+  for (int64_t at = load_.context - load_.prompt; at < load_.context; at += chunk) {
+    visit(static_cast<double>(at), static_cast<double>(std::min(at + chunk, load_.context)));
+  }
+}
+
+Parts Predictor::TensorPrompt(const std::vector<Seat>& seats) const {
+  Parts all;
+  ForEachChunk([&](double begin, double end) {
+    Parts slowest;
+    for (const Seat& seat : seats)
+      slowest = std::max(slowest, ChunkParts(seat, begin, end), Shorter);
+    slowest.exchange = ExchangesPerStep() *
+                       SumSeconds(BytesOfRows(end - begin), static_cast<double>(seats.size()));
+    all = all + slowest;
+  });
+  return all;
+}
+
+Parts Predictor::PipelinePrompt(const std::vector<Seat>& seats) const {
+  Parts all, slowest, last;  // of all stages, of the slowest one, and of the last chunk
+  for (const Seat& seat : seats) {
+    Parts stage, chunk;
+    ForEachChunk([&](double begin, double end) {
+      chunk = ChunkParts(seat, begin, end);
+      chunk.exchange = HopSeconds(BytesOfRows(end - begin));
+      stage = stage + chunk;
+    });
+    all = all + stage;
+    last = last + chunk;
+    slowest = std::max(slowest, stage, Shorter);
+  }
+  if (!engine_.in_turns) return all;
+  // The last chunk leaves the slowest stage after all others, and goes on through the rest.
+  const double rest = 1 - 1 / static_cast<double>(seats.size());
+  const Parts turns = slowest + rest * last;
+  return std::min(all, turns, Shorter);
+}
+
+void Predictor::PredictDecode(const std::vector<Seat>& seats, Way* way) const {
+  double tokens = 1, right = 1;  // of one user's step
+  for (const double acceptance : load_.draft_acceptance) tokens += right *= acceptance;
+  std::vector<int64_t> counts;
+  for (int64_t users = 1; users < load_.users; users *= 2) counts.push_back(users);
+  counts.push_back(load_.users);
+  for (const int64_t count : counts) {
+    const auto users = static_cast<double>(count);
+    const Parts step =
+        way->name == "pipeline" ? PipelineRound(seats, users) : TensorStep(seats, users);
+    way->decode.push_back({count, users * tokens / step.total(), step});
+  }
+}
+
+void Predictor::PredictPrompt(const std::vector<Seat>& seats, Way* way) const {
+  way->prefill = way->name == "pipeline" ? PipelinePrompt(seats) : TensorPrompt(seats);
+  way->prefill_tokens_per_s = static_cast<double>(load_.prompt) / way->prefill.total();
+  way->ttft_s = way->prefill.total() + way->decode.front().step.total();
+}
+
+void Predictor::PredictCost(size_t ranks, Way* way) const {
+  const auto nodes = static_cast<double>(ranks);
+  const double watts = nodes * hardware_.node.watts.value;
+  way->joules_per_token = watts / way->decode.front().tokens_per_s;
+  const double hours = hardware_.hours_per_day.value * 365 / 12;
+  way->power_usd_per_month = watts * 1e-3 * hours * hardware_.usd_per_kwh.value;
+  way->purchase_usd = hardware_.price_usd.value * nodes / hardware_.nodes;
+  const double saved = hardware_.cloud_usd_per_month.value - way->power_usd_per_month;
+  if (hardware_.cloud_usd_per_month.known() && saved > 0)
+    way->months_to_break_even = way->purchase_usd / saved;
+}
+
+Way Predictor::Examine(std::string name, const std::vector<Seat>& seats) const {
+  Way way;
+  way.name = std::move(name);
+  CheckMemory(seats, &way);
+  if (way.name != "single" && seats.size() < 2) {
+    way.fits = false;
+    way.max_context = 0;
+    way.reason = "one node has nobody to divide the model with; --ranks says how many there are";
+  }
+  if (!way.fits) return way;
+  PredictDecode(seats, &way);
+  PredictPrompt(seats, &way);
+  PredictCost(seats.size(), &way);
+  return way;
+}
+
+}  // namespace
+
+std::string Parts::Longest() const {
+  const std::pair<double, const char*> parts[] = {{read, "memory bandwidth"},
+                                                  {slow_read, "memory behind the card"},
+                                                  {arithmetic, "arithmetic"},
+                                                  {exchange, "exchange"}};
+  return std::max_element(std::begin(parts), std::end(parts),
+                          [](const auto& a, const auto& b) { return a.first < b.first; })
+      ->second;
+}
+
+StatusOr<CountedModel> CountModel(const Checkpoint& checkpoint, const std::vector<double>& shares) {
+  CountedModel model;
+  LOCKSTEP_ASSIGN_OR_RETURN(model.config, ConfigOf(checkpoint));
+  model.shares = shares;
+  const CutUnits units = CutUnitsOf(checkpoint);
+  model.whole_cuts = CutModel(model.config, {1}, units);
+  model.cuts = CutModel(model.config, shares, units);
+  LOCKSTEP_ASSIGN_OR_RETURN(model.whole, CountBytes(model.config, checkpoint, model.whole_cuts, 0));
+  for (size_t rank = 0; rank < shares.size(); ++rank) {
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        model.slices.emplace_back(),
+        CountBytes(model.config, checkpoint, model.cuts, static_cast<int>(rank)));
+  }
+  return model;
+}
+
+Answer Predict(const CountedModel& model, const Hardware& hardware, const Engine& engine,
+               const Load& load) {
+  const Predictor predictor(model, hardware, engine, load);
+  return {predictor.Examine("single", WholeModel(model)),
+          predictor.Examine("pipeline", PipelineStages(model)),
+          predictor.Examine("tensor", TensorSlices(model))};
+}
+
+}  // namespace lockstep::planner

@@ -1,0 +1,83 @@
+#include "launcher/measured.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace lockstep {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr char kBench[] =
+    R"({"benchmark": "decode", "ranks": 2, "read_gb_per_s": {"before": 30, "after": 34},
+"peak_gop_per_s": 600})";
+constexpr char kDoctor[] =
+    R"({"ranks": [{"memory_bytes": 214748364800}, {"memory_bytes": 107374182400},
+{"memory_bytes": 214748364800}], "collective": "rdma", "links": [
+{"transport": "tcp", "p50_us": 90, "gb_per_s": 1},
+{"transport": "rdma", "p50_us": 4, "gb_per_s": 9},
+{"transport": "rdma", "p50_us": 5, "gb_per_s": 11},
+{"transport": "rdma", "p50_us": 3, "gb_per_s": 8}]})";
+
+std::string Line(std::string text) {
+  std::erase(text, '\n');
+  return text + "\n";
+}
+
+StatusOr<Measured> Parse(const std::string& text) { return ParseMeasured(text, "m.json"); }
+
+TEST(Measured, BenchSaysWhatARankReadsAndComputes) {
+  const StatusOr<Measured> measured = Parse(Line(kBench));
+  ASSERT_TRUE(measured.ok()) << measured.status();
+  EXPECT_EQ(measured->ranks, 2);
+  EXPECT_EQ(measured->gb_per_s.value, 16);
+  EXPECT_EQ(measured->tops.value, 0.3);
+  EXPECT_THAT(measured->gb_per_s.source, HasSubstr("lockstep bench"));
+  EXPECT_FALSE(measured->link.latency_us.known());
+}
+
+TEST(Measured, DoctorSaysWhatTheSlowestLinkOfItsChoiceAndTheSmallestNodeGive) {
+  const StatusOr<Measured> measured = Parse(Line(kBench) + "\n" + Line(kDoctor));
+  ASSERT_TRUE(measured.ok()) << measured.status();
+  EXPECT_EQ(measured->ranks, 3);
+  EXPECT_EQ(measured->gb_per_s.value, 16);
+  EXPECT_EQ(measured->link.name, "rdma");
+  EXPECT_EQ(measured->link.latency_us.value, 5);
+  EXPECT_EQ(measured->link.gb_per_s.value, 8);
+  EXPECT_NEAR(measured->memory_gib.value, 94, 1e-9);
+}
+
+TEST(Measured, ReplacesWhatWasPublishedAndNothingElse) {
+  planner::Hardware hardware;
+  hardware.node.gb_per_s = {273, "datasheet"};
+  hardware.node.memory_gib = {110, "datasheet"};
+  hardware.link.latency_us = {9, "datasheet"};
+  const StatusOr<Measured> measured = Parse(Line(kBench));
+  ASSERT_TRUE(measured.ok());
+  Apply(*measured, &hardware);
+  EXPECT_EQ(hardware.node.gb_per_s.value, 16);
+  EXPECT_EQ(hardware.node.memory_gib.value, 110);
+  EXPECT_EQ(hardware.link.latency_us.value, 9);
+}
+
+TEST(Measured, OtherLinesAreRefusedWithTheirNumber) {
+  const auto error = [](const std::string& text) {
+    const StatusOr<Measured> measured = Parse(text);
+    EXPECT_FALSE(measured.ok()) << text;
+    return MessageOf(measured.status());
+  };
+  EXPECT_THAT(error(Line(kBench) + "{\"a\": 1}\n"), HasSubstr("m.json:2: not what doctor"));
+  EXPECT_THAT(error("no json\n"), HasSubstr("m.json:1"));
+  for (const char* bad :
+       {R"({"ranks": 0, "read_gb_per_s": {"before": 1, "after": 1}, "peak_gop_per_s": 1})",
+        R"({"ranks": 2, "read_gb_per_s": {"before": -1, "after": 1}, "peak_gop_per_s": 1})",
+        R"({"ranks": 2, "read_gb_per_s": {"before": "x", "after": 1}, "peak_gop_per_s": 1})",
+        R"({"ranks": 9e9, "read_gb_per_s": {"before": 1, "after": 1}, "peak_gop_per_s": 1})",
+        R"({"ranks": 2, "read_gb_per_s": [], "peak_gop_per_s": 1})",
+        R"({"links": [{}], "ranks": [], "collective": "tcp"})",
+        R"({"links": [], "ranks": 3, "collective": "tcp"})"})
+    EXPECT_THAT(error(bad), HasSubstr("not as the command printed it")) << bad;
+}
+
+}  // namespace
+}  // namespace lockstep
