@@ -55,6 +55,12 @@ Status Decoder::CheckBatch(const Batch& batch) {
     return InternalError("a step of %d rows and %d outputs does not fit the limits of %d and %d",
                          rows, batch.output_rows.size(), limits_.max_rows, limits_.max_outputs);
   }
+  const size_t entering =
+      begins_model() ? 0 : static_cast<size_t>(rows) * static_cast<size_t>(config_.hidden_size);
+  if (batch.entering.size() != entering) {
+    return InternalError("a step of %d rows came with %d values of the stage before, not %d", rows,
+                         batch.entering.size(), entering);
+  }
   LOCKSTEP_RETURN_IF_ERROR(CheckRows(batch));
   for (const auto& table : batch.block_tables) {
     for (const int32_t block : table) {
@@ -94,7 +100,9 @@ Status Decoder::CheckRows(const Batch& batch) {
 
 StatusOr<StepOutput> Decoder::Step(const Batch& batch) {
   const std::vector<Layer>& layers = weights_.layers;
-  LOCKSTEP_RETURN_IF_ERROR(BeginStep(batch, *weights_.embedding, layers[0].input_norm));
+  LOCKSTEP_RETURN_IF_ERROR(begins_model()
+                               ? BeginStep(batch, *weights_.embedding, layers[0].input_norm)
+                               : EnterStage(batch, layers[0].input_norm));
   size_t index = 0;
   if (sums_ != nullptr && batch.rows() >= overlap_rows_) {
     LOCKSTEP_RETURN_IF_ERROR(RunLayersInHalves(batch.rows()));
@@ -105,7 +113,7 @@ StatusOr<StepOutput> Decoder::Step(const Batch& batch) {
     LOCKSTEP_RETURN_IF_ERROR(StepLayer(batch, index, layers[index],
                                        last ? weights_.final_norm : layers[index + 1].input_norm));
   }
-  return Head(batch, *weights_.head);
+  return ends_model() ? Head(batch, *weights_.head) : LeaveStage(batch.rows());
 }
 
 Status Decoder::BeginStep(const Batch& batch, const kernels::PackedMatrix& embedding,
@@ -123,10 +131,21 @@ Status Decoder::BeginStep(const Batch& batch, const kernels::PackedMatrix& embed
   return OkStatus();
 }
 
+Status Decoder::EnterStage(const Batch& batch, const std::vector<float>& next_norm) {
+  LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));
+  PrepareRows(batch);
+  PrepareHeads(batch);
+  std::memcpy(scratch_.residual, batch.entering.data(), batch.entering.size_bytes());
+  ops_.RmsNorm(queue_, scratch_.residual, next_norm.data(), config_.rms_norm_eps, batch.rows(),
+               config_.hidden_size, scratch_.normed);
+  return OkStatus();
+}
+
 Status Decoder::StepLayer(const Batch& batch, size_t index, const Layer& layer,
                           const std::vector<float>& next_norm) {
   PartialSum sum(group_, scratch_.sum);
-  const bool last = static_cast<int64_t>(index) + 1 == config_.num_hidden_layers;
+  const bool last =
+      shape_.layers.begin + static_cast<int64_t>(index) + 1 == config_.num_hidden_layers;
   return last ? RunLastLayer(layer, batch, next_norm, &sum)
               : RunLayer(layer, index, next_norm, batch.rows(), &sum);
 }
@@ -205,7 +224,7 @@ Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
                              const std::vector<float>& final_norm, PartialSum* sum) {
   const int64_t width = config_.hidden_size;
   LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(batch.rows() * width));
-  Attention(layer, static_cast<size_t>(config_.num_hidden_layers - 1), {0, batch.rows()}, partial);
+  Attention(layer, static_cast<size_t>(shape_.layers.size() - 1), {0, batch.rows()}, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum->Reduce(wire_));
   // Behind the attention no row reads another: without a draft layer, which wants them all, those
   // that nobody asked for end here.
@@ -296,6 +315,14 @@ void Decoder::MixtureOfExperts(const Mixture& mixture, Range rows, float* partia
   }
   ops_.CombineExperts(queue_, route, scratch_.groups, scratch_.expert_out, shared,
                       config_.hidden_size, partial);
+}
+
+StepOutput Decoder::LeaveStage(int64_t rows) const {
+  StepOutput output;
+  output.leaving =
+      std::span<const float>(scratch_.residual, static_cast<size_t>(rows * config_.hidden_size));
+  output.digest = DigestOf(output.leaving.data(), output.leaving.size(), digest_);
+  return output;
 }
 
 StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) {

@@ -38,8 +38,12 @@ class Decoder : public Model {
   // then; collective. `next_norm` is the norm that follows the piece.
   Status BeginStep(const Batch& batch, const kernels::PackedMatrix& embedding,
                    const std::vector<float>& next_norm);
+  // The beginning of a later stage: from the rows of the one before.
+  Status EnterStage(const Batch& batch, const std::vector<float>& next_norm);
   Status StepLayer(const Batch& batch, size_t index, const Layer& layer,
                    const std::vector<float>& next_norm);
+  // What the next stage goes on with.
+  StepOutput LeaveStage(int64_t rows) const;
   // Final hidden states and this rank's logits of the wanted rows.
   StepOutput Head(const Batch& batch, const kernels::PackedMatrix& head);
   StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden) override;
@@ -51,6 +55,8 @@ class Decoder : public Model {
   // columns of o_proj. `index` is the layer's place in the cache. A sequence's rows come in order.
   virtual void Attention(const Layer& layer, size_t index, Range rows, float* partial) = 0;
 
+  bool begins_model() const { return shape_.layers.begin == 0; }
+  bool ends_model() const { return shape_.layers.end == config_.num_hidden_layers; }
   const float* NormedOf(Range rows) const {
     return scratch_.normed + rows.begin * config_.hidden_size;
   }
@@ -74,7 +80,7 @@ class Decoder : public Model {
   Group& group_;
   const kernels::Backend& ops_;
   kernels::Queue queue_;
-  Buffer kv_;  // [layers][CacheBytes()], the draft layer last
+  Buffer kv_;  // [layers of this stage][CacheBytes()], the draft layer last
   Scratch scratch_;
 
  private:

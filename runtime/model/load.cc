@@ -199,11 +199,18 @@ StatusOr<std::vector<float>> LoadInputNorm(WeightReader& reader, const ModelConf
 
 StatusOr<Weights> LoadWeights(const ModelConfig& config, const Cuts& cuts, WeightReader& reader) {
   Weights weights;
-  LOCKSTEP_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding(reader, config, cuts));
-  // The head before the layers: their column swaps keep slow and fast disks together to the end.
-  LOCKSTEP_ASSIGN_OR_RETURN(weights.final_norm, LoadFinalNorm(reader, config));
-  LOCKSTEP_ASSIGN_OR_RETURN(weights.head, LoadHead(reader, config, cuts));
-  for (int64_t index = 0; index < config.num_hidden_layers; ++index) {
+  const Range layers = cuts.layers;
+  if (layers.begin == 0) {
+    LOCKSTEP_ASSIGN_OR_RETURN(weights.embedding, LoadEmbedding(reader, config, cuts));
+  }
+  if (layers.end == config.num_hidden_layers) {
+    // The head before the layers: their column swaps keep slow and fast disks together to the end.
+    LOCKSTEP_ASSIGN_OR_RETURN(weights.final_norm, LoadFinalNorm(reader, config));
+    LOCKSTEP_ASSIGN_OR_RETURN(weights.head, LoadHead(reader, config, cuts));
+  } else {
+    LOCKSTEP_ASSIGN_OR_RETURN(weights.final_norm, LoadInputNorm(reader, config, layers.end));
+  }
+  for (int64_t index = layers.begin; index < layers.end; ++index) {
     LOCKSTEP_ASSIGN_OR_RETURN(Layer layer, LoadLayer(reader, config, cuts, index));
     weights.layers.push_back(std::move(layer));
   }

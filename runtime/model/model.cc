@@ -46,15 +46,24 @@ StatusOr<ModelConfig> ConfigOf(const Checkpoint& checkpoint) {
 
 StatusOr<SlicePlan> PlanSlice(const ModelConfig& config, const Checkpoint& checkpoint,
                               const std::vector<double>& shares, int rank, bool draft_layer,
-                              const kernels::Backend* backend) {
+                              const kernels::Backend* backend, const StagePlace& stage) {
   LOCKSTEP_RETURN_IF_ERROR(CheckLayerNames(config, checkpoint));
   SlicePlan slice;
   slice.cuts = CutModel(config, shares, CutUnitsOf(checkpoint));
   if (draft_layer) slice.cuts.draft_rows = CutByShares(config.hidden_size, shares);
+  if (stage.shares.size() > 1) {
+    // All of the checkpoint is looked at, whichever layers this rank holds of it.
+    WeightReader whole(checkpoint, rank, backend);
+    LOCKSTEP_RETURN_IF_ERROR(LoadWeights(config, slice.cuts, whole).status());
+    LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, whole.Unused()));
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<Range> layers,
+                              CutLayers(config, checkpoint, stage.shares));
+    slice.cuts.layers = layers[static_cast<size_t>(stage.stage)];
+  }
   WeightReader counter(checkpoint, rank, backend);
   counter.RecordTo(&slice.requests);
   LOCKSTEP_ASSIGN_OR_RETURN(const Weights counted, LoadWeights(config, slice.cuts, counter));
-  LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, counter.Unused()));
+  if (stage.shares.size() == 1) LOCKSTEP_RETURN_IF_ERROR(CheckUnused(config, counter.Unused()));
   slice.weight_bytes = counted.bytes;
   slice.weight_bytes_per_token = counted.bytes_per_token;
   slice.work_bytes = counter.work_bytes();
@@ -64,12 +73,13 @@ StatusOr<SlicePlan> PlanSlice(const ModelConfig& config, const Checkpoint& check
 }
 
 StatusOr<OpenedModel> OpenModelFiles(const std::string& path, const RankPlace& place,
-                                     bool draft_layer, const kernels::Backend& backend) {
+                                     bool draft_layer, const kernels::Backend& backend,
+                                     const StagePlace& stage) {
   OpenedModel opened;
   LOCKSTEP_ASSIGN_OR_RETURN(opened.checkpoint, Checkpoint::Open(path, place));
   LOCKSTEP_ASSIGN_OR_RETURN(opened.config, ConfigOf(*opened.checkpoint));
   LOCKSTEP_ASSIGN_OR_RETURN(opened.slice, PlanSlice(opened.config, *opened.checkpoint, place.shares,
-                                                    place.rank, draft_layer, &backend));
+                                                    place.rank, draft_layer, &backend, stage));
   return opened;
 }
 
@@ -108,7 +118,7 @@ StatusOr<std::unique_ptr<Model>> LoadModel(const LoadOptions& options, Group& gr
                                            const kernels::Backend& backend, ThreadPool& pool) {
   LOCKSTEP_ASSIGN_OR_RETURN(const OpenedModel opened,
                             OpenModelFiles(options.directory, {group.rank(), options.shares},
-                                           options.draft_layer, backend));
+                                           options.draft_layer, backend, options.stage));
   return LoadModel(opened, options, group, backend, pool);
 }
 

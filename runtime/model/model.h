@@ -15,6 +15,7 @@
 #include "runtime/kernels/backend.h"
 #include "runtime/model/config.h"
 #include "runtime/model/shape.h"
+#include "runtime/model/stages.h"
 #include "runtime/weights/checkpoint.h"
 #include "runtime/weights/partition.h"
 
@@ -31,12 +32,16 @@ struct Batch {
       block_tables;  // per sequence: KV block of positions [i*block, (i+1)*block)
   std::vector<int32_t>
       output_rows;  // rows whose logits and final hidden state are wanted, ascending
+  // [rows, hidden_size] where the model does not begin: what the stage before gave for these rows
+  // (StepOutput::leaving). Elsewhere empty.
+  std::span<const float> entering;
 
   int64_t rows() const { return static_cast<int64_t>(tokens.size()); }
   void Clear();
 };
 
-// Valid until the next Step or Draft. All pointers are into the model's scratch.
+// Valid until the next Step or Draft. All pointers are into the model's scratch. Where the model
+// does not end, `leaving` and the digest alone.
 struct StepOutput {
   int64_t outputs = 0;
   Range vocab;              // the vocabulary rows that this rank holds
@@ -48,6 +53,7 @@ struct StepOutput {
   std::span<const float> all_hidden;
   uint64_t digest =
       0;  // over final hidden bits and router choices of the rows computed, identical on all ranks
+  std::span<const float> leaving;  // [rows, hidden_size] what the next stage goes on with
 };
 
 struct ModelLimits {
@@ -69,6 +75,7 @@ struct LoadProgress {
 struct LoadOptions {
   std::string directory;       // or a .gguf file
   std::vector<double> shares;  // one per rank, validated
+  StagePlace stage;
   ModelLimits limits;
   bool draft_layer = false;  // load the layer behind the last one (MTP) too; must be there
   std::function<void(const LoadProgress&)>
@@ -148,9 +155,11 @@ struct OpenedModel {
   ModelConfig config;
   SlicePlan slice;
 };
-// `place.shares` has one validated share per rank. Bytes are planned for `backend`.
+// `place.shares` has one validated share per rank; in a pipeline, per rank of this one's stage.
+// Bytes are planned for `backend`.
 StatusOr<OpenedModel> OpenModelFiles(const std::string& path, const RankPlace& place,
-                                     bool draft_layer, const kernels::Backend& backend);
+                                     bool draft_layer, const kernels::Backend& backend,
+                                     const StagePlace& stage = {});
 
 // Reads this rank's slices and makes the model ready. Collective: every rank of `group` calls it
 // with the same options. `group`, `backend` and `pool` must outlive the model, which is that of
@@ -170,7 +179,8 @@ StatusOr<ModelConfig> ConfigOf(const Checkpoint& checkpoint);
 // checkpoint has copies. Bytes are those of `backend`; without one, those of the portable layout.
 StatusOr<SlicePlan> PlanSlice(const ModelConfig& config, const Checkpoint& checkpoint,
                               const std::vector<double>& shares, int rank, bool draft_layer = false,
-                              const kernels::Backend* backend = nullptr);
+                              const kernels::Backend* backend = nullptr,
+                              const StagePlace& stage = {});
 
 // The bytes one rank needs for its slice under `limits`, with `threads` compute threads.
 MemoryPlan PlanMemory(const ModelConfig& config, const SlicePlan& slice, const ModelLimits& limits,

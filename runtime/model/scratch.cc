@@ -75,7 +75,7 @@ MemoryPlan PlanMemory(const ModelConfig& config, const SlicePlan& slice, const M
   TakeScratch(config, shape, limits, threads, &arena);
   MemoryPlan plan;
   plan.weight_bytes = slice.weight_bytes;
-  const int64_t layers = config.num_hidden_layers + (shape.has_draft_layer ? 1 : 0);
+  const int64_t layers = shape.layers.size() + (shape.has_draft_layer ? 1 : 0);
   plan.kv_bytes = static_cast<uint64_t>(layers * limits.kv_blocks * kBlockTokens *
                                         CacheBytesPerToken(config, shape, limits.cache_type));
   plan.scratch_bytes = arena.used_bytes();

@@ -25,7 +25,9 @@ Cuts CutModel(const ModelConfig& config, const std::vector<double>& shares, cons
       CutByShares(config.intermediate_size, shares, units.dense),
       CutByShares(config.moe_intermediate_size, shares, units.expert),
       CutByShares(config.n_shared_experts * config.moe_intermediate_size, shares, units.shared),
-      CutByShares(config.vocab_size, shares)};
+      CutByShares(config.vocab_size, shares),
+      {},
+      Range{0, config.num_hidden_layers}};
 }
 
 LocalShape ShapeOf(const ModelConfig& config, const Cuts& cuts, int rank) {
@@ -37,6 +39,7 @@ LocalShape ShapeOf(const ModelConfig& config, const Cuts& cuts, int rank) {
   shape.expert_columns = cuts.expert_columns[r];
   shape.shared_columns = cuts.shared_columns[r];
   shape.vocab = cuts.vocab[r];
+  shape.layers = cuts.layers;
   shape.has_draft_layer = !cuts.draft_rows.empty();
   if (shape.has_draft_layer) shape.draft_rows = cuts.draft_rows[r];
   if (config.has_latent_attention()) {

@@ -18,6 +18,7 @@ struct Cuts {
   std::vector<Range> shared_columns;  // of n_shared_experts * moe_intermediate_size
   std::vector<Range> vocab;
   std::vector<Range> draft_rows;  // of hidden_size, eh_proj's outputs; empty: no draft layer
+  Range layers;  // which layers these ranks hold, all alike: a stage of a pipeline not all of them
 };
 
 // Between how many feed-forward columns a cut may fall: quantized down_proj's are cut between
@@ -37,6 +38,7 @@ Cuts CutModel(const ModelConfig& config, const std::vector<double>& shares,
 // One rank's sizes, in the words of the forward pass.
 struct LocalShape {
   Range query_heads, kv_heads, dense_columns, expert_columns, shared_columns, vocab;
+  Range layers;  // the first one's predecessors and the last one's successors are on other ranks
   int64_t qkv_width = 0;        // of all heads' queries, keys and values; latent: queries alone
   int64_t attention_width = 0;  // of all heads' results
   bool has_draft_layer = false;

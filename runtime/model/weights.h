@@ -64,10 +64,12 @@ struct DraftLayer {
 };
 
 struct Weights {
-  PackedPtr embedding;  // [vocab slice, hidden]
+  PackedPtr embedding;  // [vocab slice, hidden]; nullptr where the model does not begin
   std::vector<Layer> layers;
+  // What follows the last of them: the model's final norm, or the input norm of the layer with
+  // which the next stage goes on.
   std::vector<float> final_norm;
-  PackedPtr head;  // [vocab slice, hidden]
+  PackedPtr head;  // [vocab slice, hidden]; nullptr where the model does not end
   std::optional<DraftLayer> draft;
   uint64_t bytes = 0;            // in memory
   uint64_t bytes_per_token = 0;  // read for one decoded token, without the draft layer
