@@ -27,6 +27,7 @@ struct GroupOptions {
   // Differs between groups that follow each other, equal on all ranks of one.
   uint32_t epoch = 0;
   std::vector<std::string> names;  // "rank 1 (spark-2, pid 4711)", by rank
+  int first_rank = 0;  // the session's number of this group's rank 0, for what errors say is lost
   std::shared_ptr<Lifeline> lifeline;
 };
 

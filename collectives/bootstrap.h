@@ -4,7 +4,10 @@
 // group of one.
 #pragma once
 
+#include <cstddef>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -81,14 +84,22 @@ class Membership {
   StatusOr<std::unique_ptr<Group>> OpenGroup(size_t slot_bytes = 0) {
     return OpenGroup("", slot_bytes);
   }
-  // What a group as the options say takes of this rank's memory.
-  virtual uint64_t GroupBytes(size_t slot_bytes) const = 0;
+  // A group of the `count` ranks from `first` on alone, of which this one is one, counted from
+  // there. Collective: all ranks of the membership call it, each with the ranks beside it, and with
+  // the same count and slots. Over links only (tcp, shm, rdma), unless a rank is alone in it.
+  virtual StatusOr<std::unique_ptr<Group>> OpenPartGroup(int first, int count,
+                                                         size_t slot_bytes) = 0;
+  // What a group as the options say takes of this rank's memory; of `ranks` ranks, 0: of all.
+  virtual uint64_t GroupBytes(size_t slot_bytes, int ranks = 0) const = 0;
   // Bare links to all other ranks, to measure what a transport gives without a group. Collective,
   // as OpenGroup, with equal windows; an error for one that has no links (mpi, nccl). An error is
   // this rank's alone: it ends nobody else, whom the caller or the start timeout must tell.
   virtual StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) = 0;
   // The own addresses at which links over a transport may be opened, best first.
   virtual StatusOr<std::vector<std::string>> DataHosts(const std::string& transport) const = 0;
+  // A keyed digest that only ranks of this session can make: by it the ends of connections that are
+  // opened elsewhere prove who they are.
+  virtual Proof Sign(std::span<const std::byte> data) const = 0;
 
   // What this rank counts of itself; rank 0 hears of it.
   RankMeter& meter() { return meter_; }

@@ -7,6 +7,7 @@
 #include "collectives/backends.h"
 #include "collectives/control.h"
 #include "collectives/lifeline.h"
+#include "collectives/secret.h"
 #include "runtime/base/bytes.h"
 #include "runtime/base/os.h"
 #include "transport/fabric.h"
@@ -93,8 +94,20 @@ class LinkedMembership final : public Membership {
     (*group)->set_machines(first_ranks);
     return group;
   }
-  uint64_t GroupBytes(size_t slot_bytes) const override {
-    const auto ranks = static_cast<uint64_t>(options_.size);
+  StatusOr<std::unique_ptr<Group>> OpenPartGroup(int first, int count, size_t slot_bytes) override {
+    StatusOr<std::unique_ptr<Group>> group = TryOpenPartGroup(first, count, slot_bytes);
+    if (!group.ok()) {
+      lifeline_->Abort(group.status());
+      return group;
+    }
+    std::vector<int> first_ranks;
+    for (int rank = first; rank < first + count; ++rank)
+      first_ranks.push_back(FirstOnMachineOf(rank, first) - first);
+    (*group)->set_machines(first_ranks);
+    return group;
+  }
+  uint64_t GroupBytes(size_t slot_bytes, int of_ranks) const override {
+    const auto ranks = static_cast<uint64_t>(of_ranks == 0 ? options_.size : of_ranks);
     if (options_.collective == "mpi") return ranks * slot_bytes;
     // In pinned memory and on the GPU, which on some machines is the same memory.
     if (options_.collective == "nccl")
@@ -106,6 +119,8 @@ class LinkedMembership final : public Membership {
   StatusOr<Mesh> OpenMesh(const std::string& transport, size_t window_bytes) override {
     return TryOpenMesh(transport, window_bytes, meshes_++);
   }
+
+  Proof Sign(std::span<const std::byte> data) const override { return HmacSha256(key_, data); }
 
   // Where the other ranks may find this one: the chosen interface, or the address by which it talks
   // with rank 0, and where several machines take part every other address it has.
@@ -132,16 +147,7 @@ class LinkedMembership final : public Membership {
  private:
   StatusOr<std::unique_ptr<Group>> TryOpenGroup(const std::string& collective, size_t slot_bytes) {
     const uint32_t number = meshes_++;
-    GroupOptions group;
-    group.rank = options_.rank;
-    group.size = options_.size;
-    group.slot_bytes = slot_bytes;
-    group.exchange_timeout_ms = options_.exchange_timeout_ms;
-    group.verify_exchanges = options_.verify_exchanges;
-    if (crowded()) group.spin_us = 0;
-    group.epoch = first_epoch_ + number;
-    group.names = names_;
-    group.lifeline = lifeline_;
+    GroupOptions group = OptionsOf(number, slot_bytes);
     if (collective == "mpi") {
       // Also a barrier: MPI's own start waits without a deadline.
       const Deadline deadline = Deadline::After(options_.start_timeout_ms);
@@ -152,6 +158,45 @@ class LinkedMembership final : public Membership {
     const size_t window_bytes = LinkWindowBytes(slot_bytes);
     LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh(collective, window_bytes, number));
     return MakeLinkGroup(std::move(group), FindTransport(collective), std::move(mesh));
+  }
+
+  GroupOptions OptionsOf(uint32_t number, size_t slot_bytes) const {
+    GroupOptions group;
+    group.rank = options_.rank;
+    group.size = options_.size;
+    group.slot_bytes = slot_bytes;
+    group.exchange_timeout_ms = options_.exchange_timeout_ms;
+    group.verify_exchanges = options_.verify_exchanges;
+    if (crowded()) group.spin_us = 0;
+    group.epoch = first_epoch_ + number;
+    group.names = names_;
+    group.lifeline = lifeline_;
+    return group;
+  }
+
+  StatusOr<std::unique_ptr<Group>> TryOpenPartGroup(int first, int count, size_t slot_bytes) {
+    const uint32_t number = meshes_++;
+    GroupOptions group = OptionsOf(number, slot_bytes);
+    group.rank -= first;
+    group.size = count;
+    group.first_rank = first;
+    group.names.assign(names_.begin() + first, names_.begin() + first + count);
+    if (count == 1) return MakeSingleGroup(std::move(group));
+    const std::string& collective = options_.collective;
+    const char* transport = FindTransport(collective);
+    if (transport == nullptr) {
+      return UsageError(
+          "--collective %s has all ranks in one group, so a stage of several ranks cannot use it; "
+          "use tcp, shm or rdma, or as many --stages as ranks",
+          collective);
+    }
+    LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(collective, number));
+    mesh.rank = group.rank;
+    mesh.size = count;
+    mesh.names = group.names;
+    mesh.window_bytes = LinkWindowBytes(slot_bytes);
+    LOCKSTEP_ASSIGN_OR_RETURN(Mesh connected, ConnectMesh(std::move(mesh), number, first));
+    return MakeLinkGroup(std::move(group), transport, std::move(connected));
   }
 
   // Two numbers: of the links that carry its messages, and of what NCCL's ranks tell each other.
@@ -173,12 +218,19 @@ class LinkedMembership final : public Membership {
   }
 
   StatusOr<Mesh> TryOpenMesh(const std::string& transport, size_t window_bytes, uint32_t number) {
-    const Deadline deadline = Deadline::After(options_.start_timeout_ms);
     LOCKSTEP_ASSIGN_OR_RETURN(FabricOptions mesh, MeshOptions(transport, number));
     mesh.window_bytes = window_bytes;
+    return ConnectMesh(std::move(mesh), number, 0);
+  }
+
+  // All ranks share their addresses, whichever of them (from `first` on) the mesh is of.
+  StatusOr<Mesh> ConnectMesh(FabricOptions mesh, uint32_t number, int first) {
+    const Deadline deadline = Deadline::After(options_.start_timeout_ms);
+    const int size = mesh.size;
     LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Fabric> fabric, OpenFabric(std::move(mesh)));
-    LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> addresses,
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<std::string> all,
                               control_->Share(number, fabric->address(), deadline));
+    const std::vector<std::string> addresses(all.begin() + first, all.begin() + first + size);
     StatusOr<Mesh> connected = fabric->Connect(addresses, deadline);
     if (!connected.ok()) return lifeline_->Overrule(connected.status());
     return connected;
@@ -187,8 +239,8 @@ class LinkedMembership final : public Membership {
   bool SameMachine(int rank) const {
     return members_[rank].machine == members_[options_.rank].machine;
   }
-  int FirstOnMachineOf(int rank) const {
-    int first = 0;
+  // Of the ranks from `first` on.
+  int FirstOnMachineOf(int rank, int first = 0) const {
     while (members_[first].machine != members_[rank].machine) ++first;
     return first;
   }
@@ -254,7 +306,12 @@ class SingleMembership final : public Membership {
   void Abort(const Status& reason) override { lifeline_->Abort(reason); }
   void Leave() override {}
   std::vector<RankNews> News() const override { return {{.report = meter_.Report()}}; }
-  uint64_t GroupBytes(size_t slot_bytes) const override { return slot_bytes; }
+  StatusOr<std::unique_ptr<Group>> OpenPartGroup(int, int, size_t slot_bytes) override {
+    return OpenGroup("", slot_bytes);
+  }
+  uint64_t GroupBytes(size_t slot_bytes, int) const override { return slot_bytes; }
+  // No other rank can ask for more.
+  Proof Sign(std::span<const std::byte> data) const override { return HmacSha256("alone", data); }
   StatusOr<std::unique_ptr<Group>> OpenGroup(const std::string&, size_t slot_bytes) override {
     GroupOptions group;
     group.slot_bytes = slot_bytes == 0 ? slot_bytes_ : slot_bytes;

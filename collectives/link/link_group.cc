@@ -183,8 +183,8 @@ class LinkGroup final : public Group {
     return failure_;
   }
   Status FailPeer(int peer, const Status& link_error) {
-    return Fail(
-        WithLostRank(PeerLostError("%s %s", options_.names[peer], MessageOf(link_error)), peer));
+    return Fail(WithLostRank(PeerLostError("%s %s", options_.names[peer], MessageOf(link_error)),
+                             options_.first_rank + peer));
   }
 
   Status PostSend(int to, std::span<const std::byte> data) {
@@ -234,7 +234,8 @@ class LinkGroup final : public Group {
       }
       LOCKSTEP_RETURN_IF_ERROR(Health());
       const int64_t nap_us = backoff.Next();
-      if (backoff.expired()) return Fail(WithLostRank(TimedOut(index, counter), index));
+      if (backoff.expired())
+        return Fail(WithLostRank(TimedOut(index, counter), options_.first_rank + index));
       if (nap_us > 0) {
         LOCKSTEP_RETURN_IF_ERROR(PollOthers(index, &others_sending));
         peer.link->WaitReadable(others_sending ? std::min<int64_t>(nap_us, 1000) : nap_us);
