@@ -131,6 +131,7 @@ void EncodePlan(const StepPlan& plan, std::vector<std::byte>* message) {
   writer.Put(plan.kind);
   writer.Put(plan.step);
   writer.Put(static_cast<uint8_t>(plan.reason));
+  writer.PutVector(plan.sampled);
   writer.PutVector(plan.released);
   writer.Put(static_cast<uint32_t>(plan.started.size()));
   for (const NewSequence& sequence : plan.started) {
@@ -174,6 +175,7 @@ StatusOr<StepPlan> DecodePlan(std::span<const std::byte> message) {
     return InternalError("step plan: unknown reason %d", static_cast<int>(reason));
   }
   plan.reason = static_cast<ErrorKind>(reason);
+  plan.sampled = reader.GetVector<int32_t>();
   plan.released = reader.GetVector<int32_t>();
   LOCKSTEP_RETURN_IF_ERROR(GetStarted(&reader, &plan));
   bool failed = false;

@@ -1,6 +1,6 @@
 // The plan of one step: the one small message with which rank 0 tells all ranks what to compute.
 // Everything that every rank can know by itself stays out: prompts travel once, sampled tokens
-// never, since every rank samples them.
+// never where every rank samples them.
 #pragma once
 
 #include <cstddef>
@@ -62,7 +62,10 @@ struct StepPlan {
   PlanKind kind = PlanKind::kStep;
   uint64_t step = 0;                // counts plans from 1
   ErrorKind reason = ErrorKind{0};  // kStop: why, if not simply done
-  std::vector<int32_t> released;    // slots whose sequences ended; before `started`
+  // In a pipeline, whose last stage alone samples: the tokens of the step before, in the order of
+  // its spans. The executor adds them; whoever makes a plan leaves this empty.
+  std::vector<int32_t> sampled;
+  std::vector<int32_t> released;  // slots whose sequences ended; before `started`
   std::vector<NewSequence> started;
   std::vector<BlockGrowth> growth;
   std::vector<RowSpan> spans;  // at most one per slot

@@ -352,8 +352,9 @@ bool Scheduler::Next(StepPlan* plan, int64_t prompt_rows) {
     AddRows(slot, 1, plan);
     ++decodes;
   }
-  if (decodes == 0) prompt_rows = limits_.prefill_rows;
-  AddPromptRows(std::min({prompt_rows, limits_.prefill_rows, limits_.max_rows - decodes}), plan);
+  int64_t most = std::min(prompt_rows, limits_.prefill_rows);
+  if (decodes == 0) most = std::max(limits_.prefill_rows, limits_.prefill_rows_alone);
+  AddPromptRows(std::min(most, limits_.max_rows - decodes), plan);
   // Everything that runs has something to compute, and what waits alone was admitted: its blocks
   // fit an empty pool.
   LOCKSTEP_CHECK(!plan->spans.empty());

@@ -21,6 +21,8 @@ struct SchedulerLimits {
   int64_t max_rows = 0;       // rows in one step
   int64_t max_outputs = 0;    // sampled rows in one step
   int64_t prefill_rows = 0;   // prompt rows in one step
+  // The same where no sequence decodes, so that nobody waits for a long step; 0: no others.
+  int64_t prefill_rows_alone = 0;
   int64_t max_model_len = 0;  // prompt and answer together
   int64_t kv_blocks = 0;
   bool prefix_cache = true;  // sequences share the blocks of their common beginnings

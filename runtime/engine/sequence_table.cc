@@ -10,11 +10,12 @@
 namespace lockstep {
 
 SequenceTable::SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice,
-                             TokenConstraints* constraints)
+                             TokenConstraints* constraints, bool samples)
     : limits_(limits),
       vocab_size_(vocab_size),
       slice_(slice),
       constraints_(constraints),
+      samples_(samples),
       blocks_(limits.kv_blocks) {}
 
 // What the sequence's block of that index holds, behind those before it; never 0.
@@ -69,7 +70,7 @@ Status SequenceTable::Start(const NewSequence& start) {
     return InternalError("step plan has an unsorted token set");
   }
   std::unique_ptr<TokenConstraint> constraint;
-  if (!start.grammar.empty()) {
+  if (!start.grammar.empty() && samples_) {
     if (constraints_ == nullptr)
       return InternalError("step plan constrains slot %d, which this rank cannot", start.slot);
     constraint = constraints_->Start(start.grammar);

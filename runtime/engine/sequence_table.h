@@ -24,9 +24,10 @@ struct OutputRow {
 // Not thread-safe; one per rank.
 class SequenceTable {
  public:
-  // `constraints` (null: none can be kept) makes those of new sequences.
+  // `constraints` (null: none can be kept) makes those of new sequences. `samples`: false where
+  // other ranks sample, so that no grammar need be kept here.
   SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice,
-                TokenConstraints* constraints = nullptr);
+                TokenConstraints* constraints = nullptr, bool samples = true);
 
   // Checks the plan against the state, applies it, and makes the batch of its rows. An
   // InternalError means that the ranks no longer agree; nothing may be computed then.
@@ -75,6 +76,7 @@ class SequenceTable {
   int64_t vocab_size_;
   VocabSlice slice_;
   TokenConstraints* constraints_;
+  bool samples_;
   std::vector<std::optional<Sequence>> sequences_;  // by slot
   std::vector<Block> blocks_;
   std::vector<bool> in_step_;  // by slot: has rows in the current plan

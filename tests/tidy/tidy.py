@@ -22,9 +22,9 @@ LONGEST_FUNCTION = 70
 
 # Headers of foreign libraries, and the folders that own them. What is not listed (the standard library, POSIX) is free.
 FOREIGN = {
-    r"grpc(pp|\+\+)?/": ["runtime/serve", "deploy", "tests"],
-    r"google/protobuf/": ["runtime/serve", "deploy", "tests"],
-    r"lockstep/v1/": ["runtime/serve", "deploy", "tests"],
+    r"grpc(pp|\+\+)?/": ["runtime/engine/rpc", "runtime/serve", "deploy", "tests"],
+    r"google/protobuf/": ["runtime/engine/rpc", "runtime/serve", "deploy", "tests"],
+    r"lockstep/v1/": ["runtime/engine/rpc", "runtime/serve", "deploy", "tests"],
     r"mpi\.h": ["collectives/mpi", "bench"],
     r"pmix": ["collectives/pmix"],
     r"(nccl\.h|cuda)": ["collectives/nccl", "tests"],

@@ -18,6 +18,7 @@ namespace {
 StepPlan FullPlan() {
   StepPlan plan;
   plan.step = 7;
+  plan.sampled = {17, 4, 4};
   plan.released = {3, 1};
   NewSequence start;
   start.slot = 3;
@@ -70,6 +71,7 @@ TEST(Plan, ComesBackAsItWas) {
   ASSERT_TRUE(plan.ok()) << plan.status();
   const StepPlan expected = FullPlan();
   EXPECT_EQ(plan->step, 7u);
+  EXPECT_EQ(plan->sampled, expected.sampled);
   EXPECT_EQ(plan->released, expected.released);
   ASSERT_EQ(plan->started.size(), 1u);
   EXPECT_EQ(plan->started[0].slot, 3);

@@ -85,6 +85,22 @@ TEST(Scheduler, AYoungDecodeIsNotHeldUpByAnOlderPrompt) {
   }
 }
 
+TEST(Scheduler, PromptsMayHaveLongerStepsWhereNobodyDecodes) {
+  SchedulerLimits limits = SmallLimits();
+  limits.max_rows = 100;
+  limits.prefill_rows_alone = 80;
+  Scheduler scheduler(limits);
+  scheduler.Add(Ask(1, 200, 10));
+  StepPlan plan;
+  ASSERT_TRUE(scheduler.Next(&plan, 5));
+  EXPECT_EQ(plan.prompt_rows(), 80);
+  scheduler.Add(Ask(2, 1, 50));
+  ASSERT_TRUE(Step(&scheduler, &plan));  // it enters, and decodes from now on
+  EXPECT_EQ(plan.prompt_rows(), 32);
+  ASSERT_TRUE(scheduler.Next(&plan, 5));
+  EXPECT_EQ(plan.prompt_rows(), 5);
+}
+
 TEST(Scheduler, ARequestWaitsUntilItsBlocksAreFree) {
   SchedulerLimits limits = SmallLimits();
   limits.kv_blocks = 4;
