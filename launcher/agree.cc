@@ -75,4 +75,13 @@ StatusOr<int64_t> AgreeOnSmallest(Group& group, int64_t mine) {
   return *std::min_element(all.begin(), all.end());
 }
 
+Status WaitForSlowDisks(Group& group) {
+  const std::byte word{1};
+  std::vector<std::byte> words(static_cast<size_t>(group.size()));
+  std::vector<std::span<const std::byte>> sends(words.size(), std::span(&word, 1));
+  std::vector<std::span<std::byte>> receives;
+  for (std::byte& from : words) receives.emplace_back(&from, 1);
+  return AllToAll(group, sends, receives, Patience::kIdle);
+}
+
 }  // namespace lockstep

@@ -23,4 +23,8 @@ Status AgreeOnValue(Group& group, const Membership& membership, const Setting& m
 // Collective. The smallest of all ranks' values.
 StatusOr<int64_t> AgreeOnSmallest(Group& group, int64_t mine);
 
+// Ranks that read files of their own exchange nothing while they load, and one may be far behind
+// the others: they wait as long as it is alive.
+Status WaitForSlowDisks(Group& group);
+
 }  // namespace lockstep

@@ -11,22 +11,21 @@
 #include <thread>
 #include <utility>
 
-#include "collectives/choose.h"
 #include "launcher/agree.h"
 #include "launcher/command_line.h"
+#include "launcher/groups.h"
 #include "launcher/memory.h"
 #include "launcher/probe.h"
 #include "launcher/process.h"
 #include "launcher/progress.h"
 #include "launcher/settings.h"
 #include "launcher/spawn.h"
-#include "launcher/timed_group.h"
+#include "launcher/stages.h"
 #include "launcher/world.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 #include "runtime/base/os.h"
-#include "runtime/model/partial_sum.h"
 #include "transport/socket.h"
 
 namespace lockstep {
@@ -41,17 +40,6 @@ constexpr int kLossMayFollowMs = 300;
 
 kernels::Precision PrecisionOf(const Options& options, const SessionNeeds& needs) {
   return options.exact || needs.exact ? kernels::Precision::kExact : kernels::Precision::kFast;
-}
-
-// Ranks that read files of their own exchange nothing while they load, and one may be far behind
-// the others: they wait as long as it is alive.
-Status WaitForSlowDisks(Group& group) {
-  const std::byte word{1};
-  std::vector<std::byte> words(static_cast<size_t>(group.size()));
-  std::vector<std::span<const std::byte>> sends(words.size(), std::span(&word, 1));
-  std::vector<std::span<std::byte>> receives;
-  for (std::byte& from : words) receives.emplace_back(&from, 1);
-  return AllToAll(group, sends, receives, Patience::kIdle);
 }
 
 class OpenedSession final : public Session {
@@ -70,6 +58,9 @@ class OpenedSession final : public Session {
   int rank() const override { return world_.rank; }
   int size() const override { return world_.size; }
   Group& group() override { return *group_; }
+  int stages() const override { return world_.stages; }
+  int stage() const override { return world_.stage(); }
+  Group& stage_group() override { return stage_group_ != nullptr ? *stage_group_ : *group_; }
   Membership& membership() override { return *membership_; }
   ThreadPool& pool() override { return *pool_; }
   const kernels::Backend& backend() const override { return *backend_; }
@@ -111,10 +102,10 @@ class OpenedSession final : public Session {
   Status JoinRanks();
   Status CheckModel(OpenedModel* opened);
   StatusOr<ModelLimits> DecideLimits(const ModelConfig& config, const SlicePlan& slice);
-  // Slots for the sums of a step, at least those of the group that is there.
-  size_t StepSlotBytes(const ModelConfig& config, const ModelLimits& limits) const;
   // A group with slots of that size (0: for all but steps), in place of the one that is there.
   Status OpenGroup(size_t slot_bytes);
+  // The group of this rank's stage.
+  Status OpenStageGroup(size_t slot_bytes);
   Status LoadWeights(const OpenedModel& opened, const ModelLimits& limits);
   Status CheckFiles(const OpenedModel& opened);
   // Files of ranks: their probe prompt, if one is recorded.
@@ -141,6 +132,7 @@ class OpenedSession final : public Session {
   // Destroyed in reverse: the model uses the group, the group the membership.
   std::unique_ptr<Membership> membership_;
   std::unique_ptr<Group> group_;
+  std::unique_ptr<Group> stage_group_;  // in a pipeline alone
   std::unique_ptr<Model> model_;
   double load_seconds_ = 0;
   std::optional<uint64_t> files_settings_;
@@ -167,6 +159,7 @@ Status OpenedSession::StartWorld() {
   LOCKSTEP_ASSIGN_OR_RETURN(world_, DecideWorld(options_, around, needs_.worker));
   ConfigureLog(options_, world_.size > 1 ? world_.rank : -1);
   KeepStdoutForRankZero(world_.rank);
+  if (needs_.model && world_.stages > 1) LOCKSTEP_RETURN_IF_ERROR(CheckPipeline(options_));
   if (world_.origin == WorldOrigin::kReexec) return ReexecUnderMpirun(world_.size);
   if (world_.origin != WorldOrigin::kSpawner) return OkStatus();
   if (world_.rendezvous.empty()) {
@@ -231,11 +224,16 @@ Status OpenedSession::Join() {
 }
 
 Status OpenedSession::CheckModel(OpenedModel* opened) {
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const std::vector<double> stage_shares,
+      DecideStageShares(world_, MemoryForRank(membership_->local_size()), *group_));
   const auto read = [&]() -> StatusOr<uint64_t> {
     if (options_.model.empty())
       return UsageError("no model given; give --model with a directory or a .gguf file");
-    LOCKSTEP_ASSIGN_OR_RETURN(*opened, OpenModelFiles(options_.model, {rank(), world_.shares},
-                                                      options_.draft, *backend_));
+    if (world_.stages > 1) LOCKSTEP_RETURN_IF_ERROR(CheckPipelineFiles(options_.model));
+    LOCKSTEP_ASSIGN_OR_RETURN(
+        *opened, OpenModelFiles(options_.model, {world_.rank_in_stage(), world_.shares},
+                                options_.draft, *backend_, {world_.stage(), stage_shares}));
     return opened->checkpoint->Digest();
   };
   const StatusOr<uint64_t> digest = read();
@@ -269,53 +267,51 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const ModelConfig& config,
       "start all ranks for the same command with the same --max-model-len, --max-num-seqs and "
       "--prefill-chunk"};
   LOCKSTEP_RETURN_IF_ERROR(AgreeOnValue(*group_, *membership_, sizes));
-  const size_t slot_bytes = StepSlotBytes(config, *limits);
+  const size_t slot_bytes = StepSlotBytes(*group_, config, *limits);
   if (slot_bytes > kLargestSlotBytes) {
     return UsageError(
         "a step of %d rows exchanges %s at once, and %s is the most; lower "
         "--prefill-chunk",
         limits->max_rows, FormatBytes(slot_bytes), FormatBytes(kLargestSlotBytes));
   }
-  limits->exchange_bytes = membership_->GroupBytes(slot_bytes);
-  if (options_.sum_order == "any") limits->exchange_bytes += slot_bytes;
+  limits->exchange_bytes =
+      ExchangeBytes({options_, world_, *membership_, *group_}, config, *limits);
   MemoryQuestion question;
   question.config = config;
   question.limits = *limits;
   question.slice = slice;
-  question.rank = rank();
+  question.rank = world_.rank_in_stage();
   question.threads = pool_->count();
   question.available_bytes = MemoryForRank(membership_->local_size());
   const StatusOr<int64_t> blocks = FitKvBlocks(question);
   LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, blocks.status()));
   LOCKSTEP_ASSIGN_OR_RETURN(limits->kv_blocks, AgreeOnSmallest(*group_, *blocks));
-  const MemoryPlan plan = PlanMemory(config, slice, *limits, rank(), question.threads);
+  if (world_.stages > 1) Report(DescribeStage(world_, slice.cuts.layers));
+  const MemoryPlan plan = PlanMemory(config, slice, *limits, question.rank, question.threads);
   Report("memory: " + DescribePlan(plan, *limits) + " of " + FormatBytes(question.available_bytes));
   return limits;
 }
 
-size_t OpenedSession::StepSlotBytes(const ModelConfig& config, const ModelLimits& limits) const {
-  return std::max(group_->traits().slot_bytes,
-                  PartialSum::SlotBytes(limits.max_rows * config.hidden_size));
-}
-
 Status OpenedSession::OpenGroup(size_t slot_bytes) {
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group, membership_->OpenGroup(slot_bytes));
-  group_ = std::make_unique<TimedGroup>(std::move(group), &membership_->meter().exchanges);
-  const bool one_machine = membership_->local_size() == size();
-  SumLimits limits = UsualSumLimits(size(), one_machine && membership_->crowded());
-  if (options_.gather_sum_bytes >= 0) limits.gathered_bytes = options_.gather_sum_bytes;
-  if (options_.direct_sum_bytes >= 0) limits.direct_bytes = options_.direct_sum_bytes;
-  LOCKSTEP_RETURN_IF_ERROR(Broadcast(*group_, std::as_writable_bytes(std::span(&limits, 1)), 0));
-  group_->set_sum_limits(limits);
-  if (options_.sum_order == "any") {
-    group_->set_sum_order(SumOrder::kAny);
-    if (!group_->traits().any_order_is_fixed && !std::exchange(told_any_order_, true)) {
-      Report(
-          absl::StrFormat("--sum-order any: %s adds as it likes, so that a row's bits may depend "
-                          "on those beside it",
-                          group_->traits().name));
-    }
+  LOCKSTEP_ASSIGN_OR_RETURN(group_, PrepareGroup(std::move(group), options_, *membership_));
+  // Said once: the group may be opened again, and differently large.
+  if (options_.sum_order == "any" && !group_->traits().any_order_is_fixed &&
+      !std::exchange(told_any_order_, true)) {
+    Report(
+        absl::StrFormat("--sum-order any: %s adds as it likes, so that a row's bits may depend on "
+                        "those beside it",
+                        group_->traits().name));
   }
+  return OkStatus();
+}
+
+Status OpenedSession::OpenStageGroup(size_t slot_bytes) {
+  const int width = world_.stage_size();
+  LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<Group> group,
+                            membership_->OpenPartGroup(world_.stage() * width, width,
+                                                       width == 1 ? kLoneSlotBytes : slot_bytes));
+  LOCKSTEP_ASSIGN_OR_RETURN(stage_group_, PrepareGroup(std::move(group), options_, *membership_));
   return OkStatus();
 }
 
@@ -341,7 +337,7 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
   ProgressReport progress(what, style,
                           [](const std::string& text) { std::fputs(text.c_str(), stderr); });
   LoadOptions load;
-  load.shares = world_.shares;
+  load.shares = world_.shares;  // LoadModel takes the stage from `opened`
   load.limits = limits;
   load.draft_layer = options_.draft;
   if (options_.log_level == "info" || options_.log_level == "debug") {
@@ -350,7 +346,8 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
     };
   }
   const int64_t start_ns = NowNs();
-  StatusOr<std::unique_ptr<Model>> model = LoadModel(opened, load, *group_, *backend_, *pool_);
+  StatusOr<std::unique_ptr<Model>> model =
+      LoadModel(opened, load, stage_group(), *backend_, *pool_);
   progress.Finish();
   LOCKSTEP_RETURN_IF_ERROR(model.status());
   model_ = std::move(model).value();
@@ -375,9 +372,12 @@ Status OpenedSession::Load() {
   const StatusOr<ModelLimits> limits = DecideLimits(opened.config, opened.slice);
   if (!limits.ok()) return TellAll(limits.status());
   // Its slots may be too small for a step.
-  const size_t slot_bytes = StepSlotBytes(opened.config, *limits);
-  if (size() > 1 && slot_bytes > group_->traits().slot_bytes)
+  const size_t slot_bytes = StepSlotBytes(*group_, opened.config, *limits);
+  if (world_.stages > 1) {
+    LOCKSTEP_RETURN_IF_ERROR(OpenStageGroup(slot_bytes));
+  } else if (size() > 1 && slot_bytes > group_->traits().slot_bytes) {
     LOCKSTEP_RETURN_IF_ERROR(OpenGroup(slot_bytes));
+  }
   // A fault here strikes one rank alone, while the others wait for its part.
   const Status loaded = LoadWeights(opened, *limits);
   if (!loaded.ok()) return TellAll(loaded);
@@ -432,6 +432,7 @@ Status OpenedSession::Reopen(const Status& why) {
   if (rank() == 0 || world_.origin == WorldOrigin::kNodes)
     log::Warning("%s; --recover: forming the group again", MessageOf(why));
   model_.reset();
+  stage_group_.reset();
   group_.reset();
   membership_.reset();
   if (spawned_ != nullptr)
@@ -456,6 +457,7 @@ Status OpenedSession::Close(const Status& status) {
     }
   }
   model_.reset();
+  stage_group_.reset();
   group_.reset();
   membership_.reset();
   if (spawned_ != nullptr) spawned_->Finish(final.ok() ? kOrderlyEndMs : kFaultyEndMs);

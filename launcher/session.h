@@ -45,6 +45,11 @@ class Session {
   virtual int rank() const = 0;
   virtual int size() const = 0;
   virtual Group& group() = 0;
+  // In a pipeline (--mode pipeline) each stage holds some of the layers, and its ranks, which stand
+  // one after the other, are a group of their own. Elsewhere there is one stage, of all ranks.
+  virtual int stages() const = 0;
+  virtual int stage() const = 0;     // this rank's
+  virtual Group& stage_group() = 0;  // with a model alone
   virtual Membership& membership() = 0;
   virtual ThreadPool& pool() = 0;
   virtual const kernels::Backend& backend() const = 0;
@@ -52,7 +57,7 @@ class Session {
   virtual Model& model() = 0;
   // From the first byte of the weights to the last one packed, without waiting for other ranks.
   virtual double load_seconds() const = 0;
-  // One per rank, validated.
+  // One per rank of stage_group(), validated.
   virtual const std::vector<double>& shares() const = 0;
   // The settings digest of the files of ranks that were loaded; nothing if they are none.
   virtual std::optional<uint64_t> files_settings() const = 0;

@@ -6,6 +6,11 @@
 namespace lockstep {
 namespace {
 
+std::string ModeOf(const Options& options, const World& world) {
+  if (world.stages == 1) return "tensor";
+  return absl::StrFormat("pipeline of %d stages over %s", world.stages, options.stage_link);
+}
+
 std::string OrDefault(int64_t value) { return value == 0 ? "default" : std::to_string(value); }
 
 }  // namespace
@@ -15,7 +20,9 @@ std::vector<Setting> SettingsOf(const Options& options, const World& world,
   const std::string same = "start every rank with the same ";
   return {
       {"source version", SourceVersion(), "install the same build of lockstep on every node"},
-      {"shares", FormatShares(world.shares), same + "--shares or YAML"},
+      {"mode", ModeOf(options, world), same + "--mode, --stages and --stage-link"},
+      {"shares", FormatShares(world.stage_shares.empty() ? world.shares : world.stage_shares),
+       same + "--shares or YAML"},
       {"kernels", kernels,
        "instruction sets differ in their last bits; give every rank the same --exact, and "
        "--kernels "

@@ -32,7 +32,7 @@ class Decision {
       LOCKSTEP_ASSIGN_OR_RETURN(rendezvous_, ParseAddress(options_.rendezvous, "--rendezvous"));
     }
     LOCKSTEP_RETURN_IF_ERROR(ChooseRank());
-    LOCKSTEP_ASSIGN_OR_RETURN(world_.shares, ValidateShares(options_.shares, world_.size));
+    LOCKSTEP_RETURN_IF_ERROR(ChooseStages());
     world_.interface = options_.interface;
     world_.threads = options_.threads;
     const auto nodes = static_cast<int>(around_.nodes.size());
@@ -175,6 +175,32 @@ class Decision {
     Become(WorldOrigin::kSpawner, 0, size);
     world_.rendezvous = options_.rendezvous;
     world_.ranks_on_this_host = size;
+    return OkStatus();
+  }
+
+  Status ChooseStages() {
+    const auto stages = static_cast<int>(options_.stages > 0 ? options_.stages : world_.size);
+    const bool pipeline = options_.mode == "pipeline" && stages > 1;
+    if (options_.mode != "pipeline" && options_.stages > 0)
+      return UsageError("--stages are those of a pipeline; give --mode pipeline too");
+    if (!pipeline) {
+      LOCKSTEP_ASSIGN_OR_RETURN(world_.shares, ValidateShares(options_.shares, world_.size));
+      return OkStatus();
+    }
+    if (world_.size % stages != 0) {
+      return UsageError(
+          "%d ranks cannot stand in %d stages, which have equally many; use another --stages",
+          world_.size, stages);
+    }
+    world_.stages = stages;
+    if (!options_.shares.empty()) {
+      if (std::ssize(options_.shares) != stages) {
+        return UsageError("--shares has %d values, but in a pipeline it has one per stage: %d",
+                          options_.shares.size(), stages);
+      }
+      LOCKSTEP_ASSIGN_OR_RETURN(world_.stage_shares, ValidateShares(options_.shares, stages));
+    }
+    LOCKSTEP_ASSIGN_OR_RETURN(world_.shares, ValidateShares({}, world_.stage_size()));
     return OkStatus();
   }
 

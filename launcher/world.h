@@ -35,7 +35,14 @@ struct World {
   std::string interface;
   int64_t threads = 0;         // 0: this rank's share of the cores
   int ranks_on_this_host = 0;  // 0: not known before the ranks have joined
-  std::vector<double> shares;  // one per rank
+  // In a pipeline the ranks stand in as many stages, of equally many ranks each, in their order.
+  int stages = 1;
+  std::vector<double> stage_shares;  // one per stage; empty: as their memory
+  std::vector<double> shares;        // one per rank that holds the same layers
+
+  int stage_size() const { return size / stages; }
+  int stage() const { return rank / stage_size(); }
+  int rank_in_stage() const { return rank % stage_size(); }
 };
 
 // What a process finds around itself.

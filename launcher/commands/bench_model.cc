@@ -2,13 +2,16 @@
 // and sampling, as llama-bench measures. Every rank makes the same batches of random tokens from
 // the same seed and calls the model itself; rank 0 keeps the time.
 #include <algorithm>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <optional>
 #include <random>
 #include <utility>
 
 #include "launcher/commands/bench.h"
 #include "launcher/commands/bench_report.h"
+#include "launcher/commands/pipelines.h"
 #include "launcher/memory.h"
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
@@ -47,9 +50,53 @@ StatusOr<ModelLimits> LimitsOf(const Plan& plan, const ModelConfig& config) {
   return limits;
 }
 
+// Computes batches on all ranks, in the way of the session's --mode.
+class Stepper {
+ public:
+  static StatusOr<std::unique_ptr<Stepper>> Create(Session& session) {
+    auto stepper = std::unique_ptr<Stepper>(new Stepper(session));
+    if (session.stages() == 1) return stepper;
+    LOCKSTEP_ASSIGN_OR_RETURN(stepper->link_, OpenStageLink(session));
+    stepper->pipeline_.emplace(session.model(), *stepper->link_, PipelineOptionsOf(session));
+    return stepper;
+  }
+
+  // In a pipeline the step has ended when rank 0 hears so, as it would of the tokens.
+  Status Step(const Batch& batch) {
+    if (!pipeline_.has_value()) return session_.model().Step(batch).status();
+    ++step_;
+    LOCKSTEP_RETURN_IF_ERROR(pipeline_->Run(step_, batch, {}, &digest_));
+    if (pipeline_->last() && session_.stage_group().rank() == 0)
+      return pipeline_->SendOutcome(step_, batch.rows(), {});
+    if (session_.rank() != 0) return OkStatus();
+    return pipeline_->ReceiveOutcome(step_, batch.rows(), 0, &nothing_);
+  }
+
+  // In a pipeline: in the model so far, without exchanges.
+  std::optional<int64_t> compute_ns() const {
+    if (!pipeline_.has_value()) return std::nullopt;
+    return pipeline_->times().compute_ns;
+  }
+
+ private:
+  explicit Stepper(Session& session) : session_(session) {}
+
+  Session& session_;
+  std::unique_ptr<StageLink> link_;
+  std::optional<Pipeline> pipeline_;
+  uint64_t step_ = 0;
+  uint64_t digest_ = 0;
+  std::vector<std::byte> nothing_;
+};
+
 class Steps {
  public:
-  Steps(Session& session, const Plan& plan) : session_(session), plan_(plan), random_(kSeed) {
+  Steps(Session& session, Stepper& stepper, const Plan& plan)
+      : session_(session),
+        stepper_(stepper),
+        plan_(plan),
+        step_rows_(plan.chunk * ChunksOfStep(session)),
+        random_(kSeed) {
     const auto blocks = session.model().limits().kv_blocks / plan.batch;
     for (int64_t sequence = 0; sequence < plan.batch; ++sequence) {
       std::vector<int32_t>& table = batch_.block_tables.emplace_back(blocks);
@@ -61,7 +108,7 @@ class Steps {
   Status RunContext() {
     for (int64_t sequence = 0; sequence < plan_.batch; ++sequence) {
       LOCKSTEP_RETURN_IF_ERROR(
-          Run({sequence, sequence + 1}, 0, plan_.context, plan_.chunk, /*every_step=*/false));
+          Run({sequence, sequence + 1}, 0, plan_.context, step_rows_, /*every_step=*/false));
     }
     return OkStatus();
   }
@@ -69,7 +116,7 @@ class Steps {
   // The timed part of one test.
   Status Test(int64_t count) {
     return plan_.decode ? Run({0, plan_.batch}, plan_.context, count, 1, true)
-                        : Run({0, 1}, 0, count, plan_.chunk, false);
+                        : Run({0, 1}, 0, count, step_rows_, false);
   }
 
  private:
@@ -90,7 +137,7 @@ class Steps {
       batch_.output_rows.clear();
       for (int64_t sequence = sequences.first; sequence < sequences.end; ++sequence)
         AddRows(static_cast<int32_t>(sequence), at, rows, with_logits);
-      LOCKSTEP_RETURN_IF_ERROR(session_.model().Step(batch_).status());
+      LOCKSTEP_RETURN_IF_ERROR(stepper_.Step(batch_));
     }
     return OkStatus();
   }
@@ -106,7 +153,9 @@ class Steps {
   }
 
   Session& session_;
+  Stepper& stepper_;
   const Plan& plan_;
+  const int64_t step_rows_;  // of a prompt
   std::mt19937_64 random_;
   Batch batch_;
 };
@@ -115,6 +164,7 @@ class Steps {
 struct Clocks {
   kernels::TimedBackend* backend = nullptr;
   RankMeter::Exchanges exchanges;
+  std::optional<int64_t> compute_ns;  // in a pipeline
 };
 
 Json ReportOf(Session& session, const Clocks& clocks) {
@@ -129,6 +179,7 @@ Json ReportOf(Session& session, const Clocks& clocks) {
                              {"operations", time.operations}});
   }
   report["exchange"] = {{"calls", clocks.exchanges.calls}, {"ns", clocks.exchanges.ns}};
+  if (clocks.compute_ns.has_value()) report["compute_ns"] = *clocks.compute_ns;
   const Model& model = session.model();
   report["weight_bytes_per_token"] = model.bytes_per_token();
   report["kv_bytes_per_position"] =
@@ -148,8 +199,9 @@ StatusOr<Json> GatherReports(Group& group, const Json& mine) {
 }
 
 // Collective: one test, `repeat` times after a warm-up; on every rank the figures of all.
-StatusOr<Json> RunTest(Session& session, Clocks& clocks, const Plan& plan, int64_t count) {
-  Steps steps(session, plan);
+StatusOr<Json> RunTest(Session& session, Stepper& stepper, Clocks& clocks, const Plan& plan,
+                       int64_t count) {
+  Steps steps(session, stepper, plan);
   if (plan.decode) {
     if (plan.context > 0) LOCKSTEP_RETURN_IF_ERROR(steps.RunContext());
     LOCKSTEP_RETURN_IF_ERROR(steps.Test(std::min(count, kWarmUpTokens)));
@@ -158,6 +210,7 @@ StatusOr<Json> RunTest(Session& session, Clocks& clocks, const Plan& plan, int64
   }
   clocks.backend->Reset();
   clocks.exchanges = {};
+  const std::optional<int64_t> computed_ns = stepper.compute_ns();
   std::vector<double> seconds;
   for (int64_t repetition = 0; repetition < session.options().repeat; ++repetition) {
     LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
@@ -171,6 +224,7 @@ StatusOr<Json> RunTest(Session& session, Clocks& clocks, const Plan& plan, int64
   }
   Json test = {
       {"tokens", count}, {"context", plan.context}, {"batch", plan.batch}, {"seconds", seconds}};
+  if (computed_ns.has_value()) clocks.compute_ns = *stepper.compute_ns() - *computed_ns;
   const Json mine = ReportOf(session, clocks);
   LOCKSTEP_ASSIGN_OR_RETURN(test["ranks"], GatherReports(session.group(), mine));
   return test;
@@ -195,8 +249,9 @@ Status Measure(Session& session, Clocks& clocks, const Plan& plan, const MemoryM
   BenchReport report;
   LOCKSTEP_ASSIGN_OR_RETURN(report.read_before_gb_per_s, MeasureRead(session));
   LOCKSTEP_ASSIGN_OR_RETURN(report.peak, MeasurePeak(session));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Stepper> stepper, Stepper::Create(session));
   for (const int64_t count : plan.counts) {
-    LOCKSTEP_ASSIGN_OR_RETURN(Json test, RunTest(session, clocks, plan, count));
+    LOCKSTEP_ASSIGN_OR_RETURN(Json test, RunTest(session, *stepper, clocks, plan, count));
     report.tests.push_back(std::move(test));
   }
   LOCKSTEP_ASSIGN_OR_RETURN(report.memory,
@@ -210,6 +265,7 @@ Status Measure(Session& session, Clocks& clocks, const Plan& plan, const MemoryM
   report.collective = session.group().traits().name;
   report.kernels = session.backend().name();
   report.ranks = session.size();
+  report.stages = session.stages();
   report.threads = session.pool().count();
   report.chunk = plan.chunk;
   PrintBenchReport(report, session.options());

@@ -130,6 +130,12 @@ Json FiguresOf(const BenchReport& report, const Json& test) {
     figures["share_of_peak"] = rate * operations * 1e-9 / report.peak.gop_per_s;
     figures["product_bytes_per_prompt"] = ProductSum(ranks, "bytes") / repeat;
   }
+  if (report.stages > 1) {
+    double seconds = 0;
+    for (const Json& sample : test["seconds"]) seconds += sample.get<double>();
+    for (const Json& rank : ranks)
+      figures["occupancy"].push_back(rank["compute_ns"].get<double>() * 1e-9 / seconds);
+  }
   figures["times_of_rank_0"] = TimesOf(report, test, repeat);
   figures["ranks"] = ranks;
   return figures;
@@ -190,6 +196,11 @@ void PrintTest(const Json& test, double read) {
                 test["operations_per_token"].get<double>() * 1e-9, test["gop_per_s"].get<double>(),
                 100 * test["share_of_peak"].get<double>());
   }
+  if (test.contains("occupancy")) {
+    std::printf("  part of the time that each rank computes:");
+    for (const Json& part : test["occupancy"]) std::printf(" %.1f %%", 100 * part.get<double>());
+    std::printf("\n");
+  }
   PrintTimes(test);
 }
 
@@ -236,6 +247,9 @@ Json BenchToJson(const BenchReport& report, const Options& options) {
               {"version", SourceVersion()},
               {"model", options.model},
               {"kernels", report.kernels},
+              {"mode", report.stages > 1 ? "pipeline" : "tensor"},
+              {"stages", report.stages},
+              {"stage_link", report.stages > 1 ? Json(options.stage_link) : Json()},
               {"ranks", report.ranks},
               {"threads", report.threads},
               {"collective", report.collective},

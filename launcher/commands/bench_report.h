@@ -12,6 +12,7 @@ namespace lockstep {
 struct BenchReport {
   bool decode = false;
   int ranks = 1;
+  int stages = 1;   // of a pipeline; 1: tensor mode
   int threads = 1;  // of rank 0
   int64_t chunk = 0;
   std::string collective, kernels, warm_up;

@@ -137,8 +137,7 @@ Status Converse(const Options& options, const ModelText& text, ChatFamily family
 Status ChatOnRankZero(const Options& options, Session& session, const ModelText& text) {
   if (!text.chat_warning.empty()) log::Warning("%s", text.chat_warning);
   LOCKSTEP_ASSIGN_OR_RETURN(const ChatFamily family, text.RequireChatFamily());
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<TensorParallelExecutor> executor,
-                            MakeExecutor(session));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<GroupExecutor> executor, MakeExecutor(session));
   const std::unique_ptr<Engine> engine = MakeEngine(session, text, executor.get());
   const Status status = Converse(options, text, family, *engine);
   const StatusOr<std::vector<uint64_t>> digests =

@@ -6,9 +6,12 @@
 #include <thread>
 #include <utility>
 
+#include "launcher/commands/pipelines.h"
 #include "launcher/process.h"
 #include "runtime/base/log.h"
 #include "runtime/engine/defaults.h"
+#include "runtime/engine/pipeline_executor.h"
+#include "runtime/engine/tensor_parallel.h"
 #include "runtime/model/shape.h"
 #include "runtime/text/streaming_decoder.h"
 
@@ -70,13 +73,23 @@ StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs
   return opened;
 }
 
-StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(Session& session,
-                                                               TokenConstraints* constraints) {
-  const Range vocab = CutModel(session.model().config(), session.shares()).vocab[session.rank()];
-  std::vector<std::string> names;
-  for (const RankInfo& rank : session.membership().ranks()) names.push_back(rank.Name());
+StatusOr<std::unique_ptr<GroupExecutor>> MakeExecutor(Session& session,
+                                                      TokenConstraints* constraints) {
+  const std::vector<Range> cuts = CutModel(session.model().config(), session.shares()).vocab;
+  const Range vocab = cuts[static_cast<size_t>(session.stage_group().rank())];
+  if (session.stages() > 1) {
+    PipelineSetup setup;
+    setup.pipeline = PipelineOptionsOf(session);
+    setup.plan_rows = PlanRowsOf(session);
+    if (session.stage() + 1 == session.stages()) setup.slice = {vocab.begin, vocab.end};
+    setup.names = RankNames(session);
+    setup.constraints = constraints;
+    LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<StageLink> link, OpenStageLink(session));
+    return PipelineExecutor::Create(session.model(), session.group(), session.stage_group(),
+                                    std::move(link), std::move(setup));
+  }
   return TensorParallelExecutor::Create(session.model(), session.group(), {vocab.begin, vocab.end},
-                                        std::move(names), &session.membership().meter(),
+                                        RankNames(session), &session.membership().meter(),
                                         constraints);
 }
 
@@ -93,7 +106,7 @@ Status WorkForRankZero(Session& session, int64_t patience_ms, TokenConstraints* 
     session.group().Abort(reason);
   });
   const auto work = [&]() -> Status {
-    LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<TensorParallelExecutor> executor,
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<GroupExecutor> executor,
                               MakeExecutor(session, constraints));
     return executor->RunWorker();
   };
@@ -124,9 +137,10 @@ SchedulerLimits LimitsOf(Session& session) {
   const ModelLimits& model = session.model().limits();
   SchedulerLimits limits;
   limits.max_sequences = session.options().max_num_seqs;
-  limits.max_rows = model.max_rows;
+  limits.max_rows = PlanRowsOf(session);
   limits.max_outputs = model.max_outputs;
-  limits.prefill_rows = session.options().prefill_chunk;
+  limits.prefill_rows = session.stages() * session.options().prefill_chunk;
+  limits.prefill_rows_alone = ChunksOfStep(session) * session.options().prefill_chunk;
   limits.max_model_len = model.max_model_len;
   limits.kv_blocks = model.kv_blocks;
   limits.prefix_cache = session.options().prefix_cache;

@@ -12,7 +12,7 @@
 #include "runtime/base/options.h"
 #include "runtime/base/status.h"
 #include "runtime/engine/engine.h"
-#include "runtime/engine/tensor_parallel.h"
+#include "runtime/engine/group_executor.h"
 #include "runtime/grammar/constraints.h"
 #include "runtime/text/model_text.h"
 #include "runtime/text/reply_parser.h"
@@ -30,10 +30,10 @@ struct TextSession {
 // `needs`: whatever the session needs beside the limits.
 StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs = {});
 
-// Collective: every rank of the session makes its executor. `constraints` must outlive it; where
-// rank 0 gives them, all ranks do.
-StatusOr<std::unique_ptr<TensorParallelExecutor>> MakeExecutor(
-    Session& session, TokenConstraints* constraints = nullptr);
+// Collective: every rank of the session makes its executor, that of its --mode. `constraints` must
+// outlive it; where rank 0 gives them, all ranks do.
+StatusOr<std::unique_ptr<GroupExecutor>> MakeExecutor(Session& session,
+                                                      TokenConstraints* constraints = nullptr);
 
 // How long ranks 1.. leave the end to rank 0 after a signal, if it does not let answers end first.
 inline constexpr int64_t kEndAtOnceMs = 2'000;

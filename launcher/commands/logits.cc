@@ -236,8 +236,7 @@ Status RunOnRankZero(const Options& options, const Job& job, Session& session) {
                       session.model().limits().kv_blocks,
                       options.together ? "; leave --together out" : "");
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<TensorParallelExecutor> executor,
-                            MakeExecutor(session));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<GroupExecutor> executor, MakeExecutor(session));
   std::vector<SequenceRows> rows;
   LOCKSTEP_RETURN_IF_ERROR(ComputeAll(options, job, session, executor.get(), &rows));
   LOCKSTEP_RETURN_IF_ERROR(WriteOutput(options, job, session.model().config(), rows));

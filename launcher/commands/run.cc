@@ -101,8 +101,7 @@ void PrintSpeed(const Summary& summary) {
 Status RunOnRankZero(const Options& options, Session& session, const ModelText& text) {
   if (!text.chat_warning.empty() && !options.raw) log::Warning("%s", text.chat_warning);
   LOCKSTEP_ASSIGN_OR_RETURN(Prepared prepared, PreparePrompt(options, text));
-  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<TensorParallelExecutor> executor,
-                            MakeExecutor(session));
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<GroupExecutor> executor, MakeExecutor(session));
   const std::unique_ptr<Engine> engine = MakeEngine(session, text, executor.get());
 
   Request request = RequestFromOptions(options, text);

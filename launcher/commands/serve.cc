@@ -123,8 +123,7 @@ ClusterWatch::Source FactsOf(Session& session) {
 // WatchUntilTheEnd through losses of ranks, where --recover mends them. Meanwhile requests are
 // refused with the loss.
 Status ServeThroughLosses(Session& session, Engine& engine, ClusterWatch& watch, GrpcServer& server,
-                          std::unique_ptr<TensorParallelExecutor>* executor,
-                          TokenConstraints* constraints) {
+                          std::unique_ptr<GroupExecutor>* executor, TokenConstraints* constraints) {
   while (true) {
     const Status end = WatchUntilTheEnd(engine);
     if (!session.CanReopen(end)) return end;
@@ -145,7 +144,7 @@ Status ServeOnRankZero(const Options& options, const TextSession& opened, Access
   const ModelText& text = *opened.text;
   TokenConstraints* const constraints = opened.constraints.get();
   if (!text.chat_warning.empty()) log::Warning("%s", text.chat_warning);
-  LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<TensorParallelExecutor> executor,
+  LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<GroupExecutor> executor,
                             MakeExecutor(session, constraints));
   // A third of what makes an idle service count as not ready.
   const std::unique_ptr<Engine> engine =

@@ -172,9 +172,11 @@ Status VerifyCommand(const Options& options) {
     return CheckTheRest(options, opened, &mine);
   };
   needs.limits = [](const ModelConfig&) { return ProbeLimits(); };
-  // The files are looked at, not the wire of the cluster's YAML.
+  // The files are looked at, not the wire and the mode of the cluster's YAML.
   Options exact_wire = options;
   exact_wire.wire = "f32";
+  exact_wire.mode = "tensor";
+  exact_wire.stages = 0;
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, OpenSession(exact_wire, needs));
   mine.ns += static_cast<int64_t>(session->load_seconds() * 1e9);
   const InterruptScope scope;

@@ -50,7 +50,13 @@ std::vector<OptionSpec> RankOptions() {
        {},
        0,
        1023},
-      {"shares", &O::shares, "relative work per rank, for example 3,2; default equal", {}, 0, 1e9},
+      {"shares",
+       &O::shares,
+       "relative work per rank, for example 3,2; default equal; in a pipeline per stage, of the "
+       "layers' bytes, and by default as its memory",
+       {},
+       0,
+       1e9},
       {"threads",
        &O::threads,
        "compute threads per rank; default: the rank's share of the cores",
@@ -83,6 +89,26 @@ std::vector<OptionSpec> RankOptions() {
        86'400'000},
       {"verify-exchanges", &O::verify_exchanges,
        "check every byte between ranks with a digest; over tcp, shm and rdma"}};
+}
+
+std::vector<OptionSpec> ModeOptions() {
+  return {
+      {"mode",
+       &O::mode,
+       "how ranks share the model: tensor (all compute every layer together) or pipeline (each has "
+       "layers of its own, and rows go from one to the next; for comparison)",
+       {"tensor", "pipeline"}},
+      {"stages",
+       &O::stages,
+       "stages of a pipeline; with fewer than ranks, those of a stage compute its layers together; "
+       "default: as many as ranks",
+       {},
+       1,
+       1024},
+      {"stage-link",
+       &O::stage_link,
+       "how the stages of a pipeline pass rows on: gRPC, or a transport",
+       {"grpc", "tcp", "shm", "rdma"}}};
 }
 
 std::vector<OptionSpec> ExchangeOptions() {
@@ -344,8 +370,8 @@ const std::vector<OptionSpec>& Table() {
   static const std::vector<OptionSpec> table = [] {
     std::vector<OptionSpec> all;
     for (const auto& part :
-         {ModelOptions(), RankOptions(), ExchangeOptions(), LimitOptions(), ServingOptions(),
-          PromptOptions(), BenchOptions(), PlanOptions(), OutputOptions()}) {
+         {ModelOptions(), RankOptions(), ModeOptions(), ExchangeOptions(), LimitOptions(),
+          ServingOptions(), PromptOptions(), BenchOptions(), PlanOptions(), OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

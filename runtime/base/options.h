@@ -22,6 +22,9 @@ struct Options {
   std::string kv_cache_dtype = "auto";
   std::string chat_template = "auto";
   // Group of ranks.
+  std::string mode = "tensor";
+  int64_t stages = 0;  // of a pipeline; 0: as many as ranks
+  std::string stage_link = "grpc";
   int64_t ranks = 0;  // 0: as the launcher, the YAML or a single process says
   int64_t rank = -1;
   std::string collective = "tcp";

@@ -121,7 +121,7 @@ TEST(CommandLine, UnknownCommandsAndFlagsAreRefusedWithTheNearestOne) {
   EXPECT_THAT(ErrorOf({"srve"}), AllOf(HasSubstr("'srve'"), HasSubstr("did you mean 'serve'?")));
   EXPECT_THAT(ErrorOf({"quantum"}),
               AllOf(HasSubstr("'quantum'"), testing::Not(HasSubstr("did you mean"))));
-  EXPECT_THAT(ErrorOf({"run", "--modle", "x"}), HasSubstr("did you mean '--model'?"));
+  EXPECT_THAT(ErrorOf({"run", "--modell", "x"}), HasSubstr("did you mean '--model'?"));
   EXPECT_THAT(ErrorOf({"run", "--max-tokns=3"}), HasSubstr("did you mean '--max-tokens'?"));
   EXPECT_THAT(ErrorOf({}), HasSubstr("lockstep help"));
 }

@@ -268,5 +268,45 @@ TEST(World, OwnHostsAreRecognised) {
   EXPECT_FALSE(IsOwnHost("no-such-host.invalid"));
 }
 
+TEST(World, StagesArePlacesOfEquallyManyRanks) {
+  Case test;
+  test.UnderMpirun(4, 6);
+  test.options.mode = "pipeline";
+  World world = test.Decide().value();
+  EXPECT_EQ(world.stages, 6);  // as many as ranks
+  EXPECT_EQ(world.stage(), 4);
+  EXPECT_EQ(world.rank_in_stage(), 0);
+  EXPECT_THAT(world.shares, ElementsAre(1));
+  EXPECT_TRUE(world.stage_shares.empty());
+  test.options.stages = 2;
+  test.options.shares = {2, 1};
+  world = test.Decide().value();
+  EXPECT_EQ(world.stage(), 1);
+  EXPECT_EQ(world.rank_in_stage(), 1);
+  EXPECT_THAT(world.shares, ElementsAre(1, 1, 1));
+  EXPECT_THAT(world.stage_shares, ElementsAre(2, 1));
+  test.options.shares = {2, 1, 1};
+  EXPECT_THAT(test.Error(), HasSubstr("one per stage: 2"));
+  test.options.shares.clear();
+  test.options.stages = 4;
+  EXPECT_THAT(test.Error(), HasSubstr("6 ranks cannot stand in 4 stages"));
+  test.options.stages = 12;
+  EXPECT_THAT(test.Error(), HasSubstr("6 ranks cannot stand in 12 stages"));
+  test.options.mode = "tensor";
+  EXPECT_THAT(test.Error(), HasSubstr("--mode pipeline"));
+}
+
+TEST(World, OneStageIsTensorMode) {
+  Case test;
+  test.UnderMpirun(1, 2);
+  test.options.mode = "pipeline";
+  test.options.stages = 1;
+  test.options.shares = {3, 1};
+  const World world = test.Decide().value();
+  EXPECT_EQ(world.stages, 1);
+  EXPECT_EQ(world.rank_in_stage(), 1);
+  EXPECT_THAT(world.shares, ElementsAre(3, 1));
+}
+
 }  // namespace
 }  // namespace lockstep

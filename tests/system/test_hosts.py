@@ -103,6 +103,16 @@ class Hosts(TestCase):
         code, out, err = self.end(second)
         self.assertEqual((code, out), (0, ""), err)
 
+    def test_stages_of_a_pipeline_meet_by_grpc_and_over_tcp(self):
+        for link in ("grpc", "tcp"):
+            first, second = self.pair(*ASK, "--mode", "pipeline", "--stage-link", link, prompt="What is the capital of France?")
+            code, out, err = self.end(first)
+            self.assertEqual(code, 0, err)
+            self.assertIn("The capital of France is Paris.", out)
+            self.assertIn(f"pipeline of 2 stages over {link}", err)
+            code, out, err = self.end(second)
+            self.assertEqual((code, out), (0, ""), err)
+
     def test_beyond_loopback_a_secret_is_mandatory(self):
         first, second = self.pair(*ASK, "--start-timeout-ms", 3000, prompt="x", secret=False)
         code, _, err = self.end(first)
