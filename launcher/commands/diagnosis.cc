@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "absl/strings/str_format.h"
 
@@ -129,6 +130,24 @@ void FindFaults(const std::vector<NodeFacts>& nodes, const std::vector<LinkFacts
 }
 
 }  // namespace
+
+std::vector<std::string> DifferingVersions(const std::vector<NodeFacts>& nodes) {
+  std::map<std::string, std::map<std::string, std::string>> seen;  // what, version, the first node
+  for (const NodeFacts& node : nodes) {
+    for (const auto& [what, version] : node.versions) seen[what].emplace(version, node.name);
+  }
+  std::vector<std::string> findings;
+  for (const auto& [what, versions] : seen) {
+    if (versions.size() < 2) continue;
+    std::string list;
+    for (const auto& [version, name] : versions)
+      list += absl::StrFormat("%s%s on %s", list.empty() ? "" : ", ", version, name);
+    findings.push_back(absl::StrFormat(
+        "%s differ: %s; bring all to the newest (firmware: fwupdmgr update, or the maker's tool)",
+        what, list));
+  }
+  return findings;
+}
 
 double NominalGbPerS(const LinkFacts& link) {
   return static_cast<double>(std::min(link.ends[0].megabits, link.ends[1].megabits)) / 8000;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,8 @@ namespace lockstep {
 struct NodeFacts {
   std::string name;  // "rank 1 (spark-2, pid 4711)"
   std::string rdma;  // empty: usable; else why not
+  // Of what should be alike everywhere (machine.h), by what it is.
+  std::map<std::string, std::string> versions = {};
 };
 
 // One end of a connection; empty and 0 where it has no address or the system does not say.
@@ -43,6 +46,9 @@ struct Diagnosis {
   const LinkFacts* slowest = nullptr;  // of that transport, into the given links
   std::vector<std::string> findings;   // what to mend, each once, with its remedy
 };
+
+// A finding for each version that is not the same on all nodes that have one.
+std::vector<std::string> DifferingVersions(const std::vector<NodeFacts>& nodes);
 
 // `links`: every pair of ranks over every transport that was measured; at least one.
 Diagnosis Diagnose(const std::vector<NodeFacts>& nodes, const std::vector<LinkFacts>& links);

@@ -1,5 +1,6 @@
-// `lockstep doctor`: every pair of ranks over every transport that works between them, one pair at
-// a time: what 10 KB and 20 MB take, by which interfaces, what is wrong, and what to use.
+// `lockstep doctor`: each machine, and every pair of ranks over every transport that works between
+// them, one pair at a time: what 10 KB and 20 MB take, by which interfaces, what is wrong, and what
+// to use.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -15,6 +16,7 @@
 #include "launcher/commands/commands.h"
 #include "launcher/commands/diagnosis.h"
 #include "launcher/commands/doctor_reports.h"
+#include "launcher/commands/machine.h"
 #include "launcher/commands/ping_pong.h"
 #include "launcher/process.h"
 #include "runtime/base/os.h"
@@ -241,19 +243,23 @@ std::string TextOf(const LinkEnd& end) {
   return text;
 }
 
-std::string TextOf(const std::vector<Json>& nodes, const std::vector<LinkFacts>& links,
-                   const Diagnosis& diagnosis) {
+std::string TextOf(const std::vector<Json>& nodes) {
   std::string text;
   for (const Json& node : nodes) {
     text +=
         absl::StrFormat("%s: lockstep %s, %s, %d CPUs, %.1f GB\n", node["name"].get<std::string>(),
                         node["version"].get<std::string>(), node["kernels"].get<std::string>(),
                         node["cpus"].get<int>(), node["memory_bytes"].get<double>() / 1e9);
+    for (const Json& line : node["machine"]) text += "  " + line.get<std::string>() + "\n";
     const auto rdma = node["rdma"].get<std::string>();
     text += "  RDMA: " + (rdma.empty() ? "usable" : rdma) + "\n";
   }
-  text += absl::StrFormat("\n%-9s %-9s %10s %10s %8s %9s  %s\n", "transport", "ranks", "10 KB us",
-                          "p99 us", "GB/s", "clock ms", "interfaces");
+  return text;
+}
+
+std::string TextOf(const std::vector<LinkFacts>& links, const Diagnosis& diagnosis) {
+  std::string text = absl::StrFormat("\n%-9s %-9s %10s %10s %8s %9s  %s\n", "transport", "ranks",
+                                     "10 KB us", "p99 us", "GB/s", "clock ms", "interfaces");
   for (const LinkFacts& link : links) {
     text += absl::StrFormat("%-9s %3d - %-3d %10.1f %10.1f %8.2f %+9.2f  %s, %s\n", link.transport,
                             link.ranks[0], link.ranks[1], link.p50_us, link.p99_us, link.gb_per_s,
@@ -270,45 +276,82 @@ std::string TextOf(const std::vector<Json>& nodes, const std::vector<LinkFacts>&
                       nominal == 0 ? "of an unknown nominal speed"
                                    : absl::StrFormat("%.0f %% of the nominal %.2f",
                                                      100 * slowest.gb_per_s / nominal, nominal));
-  text += absl::StrFormat("Use --collective %s: %s.\n", diagnosis.transport, diagnosis.why);
-  for (const std::string& finding : diagnosis.findings) text += "! " + finding + "\n";
-  return text;
+  return text + absl::StrFormat("Use --collective %s: %s.\n", diagnosis.transport, diagnosis.why);
 }
 
-void Report(const Options& options, const std::vector<Json>& nodes,
-            const std::vector<LinkFacts>& links, const Diagnosis& diagnosis) {
+// `diagnosis`: null if there is one rank, and no link.
+void Report(const Options& options, const DoctorReports& reports, const Diagnosis* diagnosis,
+            const std::vector<std::string>& findings) {
   if (!options.json) {
-    std::fputs(TextOf(nodes, links, diagnosis).c_str(), stdout);
+    std::string text = TextOf(reports.nodes);
+    text += diagnosis != nullptr ? TextOf(reports.links, *diagnosis)
+                                 : "No links: between two ranks at least (--ranks 2, mpirun or "
+                                   "--config) they would be measured.\n";
+    for (const std::string& finding : findings) text += "! " + finding + "\n";
+    for (const std::string& note : reports.notes) text += "- " + note + "\n";
+    std::fputs(text.c_str(), stdout);
     return;
   }
-  Json all = {{"ranks", nodes}, {"links", Json::array()}};
-  for (const LinkFacts& link : links) all["links"].push_back(JsonOf(link));
-  all["slowest"] = JsonOf(*diagnosis.slowest);
-  all["collective"] = diagnosis.transport;
-  all["why"] = diagnosis.why;
-  all["findings"] = diagnosis.findings;
+  Json all = {{"ranks", reports.nodes}, {"links", Json::array()}};
+  for (const LinkFacts& link : reports.links) all["links"].push_back(JsonOf(link));
+  if (diagnosis != nullptr) {
+    all["slowest"] = JsonOf(*diagnosis->slowest);
+    all["collective"] = diagnosis->transport;
+    all["why"] = diagnosis->why;
+  }
+  all["findings"] = findings;
+  all["notes"] = reports.notes;
   std::printf("%s\n", all.dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
 }
 
-Status Examine(Session& session, const std::vector<std::string>& wanted) {
-  const Options& options = session.options();
-  if (session.size() < 2) {
-    return UsageError("links are between two ranks at least: --ranks 2, mpirun or --config");
+// This rank's part of the report; a collective call, since the files of the model may be elsewhere.
+StatusOr<Json> AboutThisMachine(Session& session) {
+  const auto& ranks = session.membership().ranks();
+  const std::string& host = ranks[session.rank()].host;
+  MachineFacts machine = ReadMachine("");
+  LookAtModel(session.options().model, &machine);
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const int64_t less,
+      AgreeOnSmallest(session.group(), -static_cast<int64_t>(machine.model_bytes)));
+  double here = 0, all = 0;
+  for (const RankInfo& info : ranks) {
+    const double share = session.shares()[static_cast<size_t>(info.rank)];
+    all += share;
+    if (info.host == host) here += share;
   }
+  MachineFindings findings = ExamineMachine(machine, static_cast<uint64_t>(-less), here / all);
+  for (auto* list : {&findings.faults, &findings.notes})
+    for (std::string& word : *list) word = host + ": " + word;
+  return Json{{"machine", Describe(machine)},
+              {"faults", findings.faults},
+              {"notes", findings.notes},
+              {"versions", Versions(machine)}};
+}
+
+Status MeasureLinks(Session& session, const std::vector<std::string>& wanted, bool rdma_here,
+                    Json* words, std::vector<std::string>* findings) {
+  if (session.size() < 2) return OkStatus();
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports, TransportsFor(session, wanted, rdma_here));
+  for (const std::string& transport : transports)
+    LOCKSTEP_RETURN_IF_ERROR(MeasureTransport(session, transport, words, findings));
+  return OkStatus();
+}
+
+Status Examine(Session& session, const std::vector<std::string>& wanted) {
   const std::string rdma = WhyNoRdma(session);
-  LOCKSTEP_ASSIGN_OR_RETURN(const auto transports, TransportsFor(session, wanted, rdma.empty()));
   Json words = Json::array();
   std::vector<std::string> findings;
-  for (const std::string& transport : transports)
-    LOCKSTEP_RETURN_IF_ERROR(MeasureTransport(session, transport, &words, &findings));
+  LOCKSTEP_RETURN_IF_ERROR(MeasureLinks(session, wanted, rdma.empty(), &words, &findings));
   const StatusOr<std::unique_ptr<kernels::Backend>> backend = kernels::MakeBackend("auto");
-  const Json mine = {{"name", session.membership().ranks()[session.rank()].Name()},
-                     {"version", SourceVersion()},
-                     {"kernels", backend.ok() ? (*backend)->name() : "none"},
-                     {"cpus", os::OnlineCpus().size()},
-                     {"memory_bytes", os::MemoryBytesTotal()},
-                     {"rdma", rdma},
-                     {"links", words}};
+  Json mine = {{"name", session.membership().ranks()[session.rank()].Name()},
+               {"version", SourceVersion()},
+               {"kernels", backend.ok() ? (*backend)->name() : "none"},
+               {"cpus", os::OnlineCpus().size()},
+               {"memory_bytes", os::MemoryBytesTotal()},
+               {"rdma", rdma},
+               {"links", words}};
+  LOCKSTEP_ASSIGN_OR_RETURN(const Json machine, AboutThisMachine(session));
+  mine.update(machine);
   LOCKSTEP_ASSIGN_OR_RETURN(
       const auto all,
       GatherWords(session.group(), mine.dump(-1, ' ', false, Json::error_handler_t::replace)));
@@ -320,10 +363,13 @@ Status Examine(Session& session, const std::vector<std::string>& wanted) {
   std::stable_sort(links.begin(), links.end(), [](const LinkFacts& a, const LinkFacts& b) {
     return a.transport < b.transport;
   });
-  if (links.empty()) return UsageError("nothing was measured: %s", absl::StrJoin(findings, "; "));
-  Diagnosis diagnosis = Diagnose(reports.facts, links);
-  diagnosis.findings.insert(diagnosis.findings.begin(), findings.begin(), findings.end());
-  Report(options, reports.nodes, links, diagnosis);
+  if (links.empty() && session.size() > 1)
+    return UsageError("nothing was measured: %s", absl::StrJoin(findings, "; "));
+  Diagnosis diagnosis;
+  if (!links.empty()) diagnosis = Diagnose(reports.facts, links);
+  for (const auto& more : {diagnosis.findings, DifferingVersions(reports.facts), reports.faults})
+    findings.insert(findings.end(), more.begin(), more.end());
+  Report(session.options(), reports, links.empty() ? nullptr : &diagnosis, findings);
   return OkStatus();
 }
 

@@ -40,6 +40,12 @@ Status AddLink(const Json& word, int ranks, std::vector<LinkFacts>* links) {
   return OkStatus();
 }
 
+void AddNew(const std::vector<std::string>& words, std::vector<std::string>* all) {
+  for (const std::string& word : words) {
+    if (std::find(all->begin(), all->end(), word) == all->end()) all->push_back(word);
+  }
+}
+
 Status AddNode(Json node, int ranks, DoctorReports* reports) {
   for (const Json& link : node.at("links").get_ref<const Json::array_t&>())
     LOCKSTEP_RETURN_IF_ERROR(AddLink(link, ranks, &reports->links));
@@ -47,7 +53,13 @@ Status AddNode(Json node, int ranks, DoctorReports* reports) {
   for (const char* key : {"name", "version", "kernels", "rdma"})
     (void)node.at(key).get_ref<const std::string&>();
   for (const char* key : {"cpus", "memory_bytes"}) (void)node.at(key).get<double>();
-  reports->facts.push_back({node["name"].get<std::string>(), node["rdma"].get<std::string>()});
+  (void)node.at("machine").get<std::vector<std::string>>();
+  // Ranks of one machine say the same of it.
+  AddNew(node.at("faults").get<std::vector<std::string>>(), &reports->faults);
+  AddNew(node.at("notes").get<std::vector<std::string>>(), &reports->notes);
+  for (const char* key : {"faults", "notes"}) node.erase(key);
+  reports->facts.push_back({node["name"].get<std::string>(), node["rdma"].get<std::string>(),
+                            node.at("versions").get<std::map<std::string, std::string>>()});
   reports->nodes.push_back(std::move(node));
   return OkStatus();
 }

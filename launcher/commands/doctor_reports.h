@@ -14,9 +14,11 @@ namespace lockstep {
 nlohmann::ordered_json JsonOf(const LinkFacts& link);
 
 struct DoctorReports {
-  std::vector<nlohmann::ordered_json> nodes;  // by rank: name, version, kernels, cpus, ...
+  std::vector<nlohmann::ordered_json> nodes;  // by rank: name, version, machine, ...
   std::vector<NodeFacts> facts;               // by rank
   std::vector<LinkFacts> links;
+  std::vector<std::string> faults;  // of machines, each once
+  std::vector<std::string> notes;
 };
 
 // Takes in what `rank`, the next of `ranks`, says. An error names the rank and what is wrong.

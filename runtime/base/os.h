@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,14 @@ uint64_t PeakResidentBytes();
 void DieWithParent();
 // What a network interface's driver says that it transfers in a second; 0: not known.
 int64_t InterfaceMegabits(const std::string& interface);
+// What the system says under a name, without white space at its end: a file of Linux's /proc or
+// /sys, read below `root` ("": of this machine), or a sysctl of macOS. Empty: nothing.
+std::string SystemText(const std::string& root, const std::string& name);
+// The names in such a folder of Linux, sorted, and where such a link leads: the last part of it.
+std::vector<std::string> SystemNames(const std::string& root, const std::string& folder);
+std::string SystemLink(const std::string& root, const std::string& name);
+// Whether this machine's clock is kept in step with others (NTP); nothing if that is not known.
+std::optional<bool> ClockIsSynchronized();
 // Hints that [offset, offset + bytes) of an open file will be read at exactly these places (no
 // read-ahead).
 void AdviseExactReads(int fd);

@@ -7,6 +7,7 @@
 #include <sys/sysctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <random>
@@ -58,6 +59,23 @@ uint64_t ControlGroupBytesLeft(const std::string&) { return UINT64_MAX; }
 int MemoryNodes() { return 1; }
 
 int64_t InterfaceMegabits(const std::string&) { return 0; }
+
+// The length of a number's answer is 4 or 8, but a text may be as short: its bytes are letters.
+std::string SystemText(const std::string&, const std::string& name) {
+  if (name.starts_with("/")) return "";
+  char answer[256] = {};
+  size_t size = sizeof(answer) - 1;
+  if (sysctlbyname(name.c_str(), answer, &size, nullptr, 0) != 0 || size == 0) return "";
+  const std::string text(answer, strnlen(answer, size));
+  if (text.size() + 1 == size) return text;
+  uint64_t number = 0;
+  std::memcpy(&number, answer, std::min(size, sizeof(number)));
+  return std::to_string(number);
+}
+
+std::vector<std::string> SystemNames(const std::string&, const std::string&) { return {}; }
+std::string SystemLink(const std::string&, const std::string&) { return ""; }
+std::optional<bool> ClockIsSynchronized() { return std::nullopt; }
 
 uint64_t ResidentBytes() {
   rusage_info_current usage;

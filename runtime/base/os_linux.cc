@@ -6,13 +6,16 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/timex.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <system_error>
 
 #include "runtime/base/os.h"
 
@@ -142,6 +145,38 @@ int64_t InterfaceMegabits(const std::string& interface) {
   std::ifstream file("/sys/class/net/" + interface + "/speed");
   int64_t megabits = 0;
   return file >> megabits && megabits > 0 ? megabits : 0;
+}
+
+std::string SystemText(const std::string& root, const std::string& name) {
+  if (!name.starts_with("/")) return "";
+  std::ifstream file(root + name, std::ios::binary);
+  std::string text(size_t{64} << 10, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<size_t>(std::max<std::streamsize>(0, file.gcount())));
+  const size_t last = text.find_last_not_of(std::string(" \t\r\n\0", 5));
+  return last == std::string::npos ? "" : text.substr(0, last + 1);
+}
+
+std::vector<std::string> SystemNames(const std::string& root, const std::string& folder) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(root + folder, error), end; !error && entry != end;
+       entry.increment(error))
+    names.push_back(entry->path().filename().string());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::string SystemLink(const std::string& root, const std::string& name) {
+  std::error_code error;
+  return std::filesystem::read_symlink(root + name, error).filename().string();
+}
+
+std::optional<bool> ClockIsSynchronized() {
+  timex question = {};
+  const int state = adjtimex(&question);
+  if (state < 0) return std::nullopt;
+  return state != TIME_ERROR && (question.status & STA_UNSYNC) == 0;
 }
 
 void DieWithParent() { prctl(PR_SET_PDEATHSIG, SIGKILL); }

@@ -19,8 +19,17 @@ Json Sound(int side = 0) {
       .p50_us = 30};
   Json links = Json::array();
   links.push_back({{"side", side}, {"link", JsonOf(link)}});
-  return {{"name", "rank 1 (b)"}, {"version", "1"}, {"kernels", "cpu"}, {"cpus", 4},
-          {"memory_bytes", 1e9},  {"rdma", ""},     {"links", links}};
+  return {{"name", "rank 1 (b)"},
+          {"version", "1"},
+          {"kernels", "cpu"},
+          {"cpus", 4},
+          {"memory_bytes", 1e9},
+          {"rdma", ""},
+          {"links", links},
+          {"machine", {"a", "b"}},
+          {"faults", {"b: hot"}},
+          {"notes", Json::array()},
+          {"versions", {{"firmware", "1.2"}}}};
 }
 
 std::string ErrorOf(const std::string& text) {
@@ -50,7 +59,7 @@ TEST(DoctorReports, EveryMemberThatIsMissingIsNamedWithTheRank) {
     Json report = Sound();
     report.erase(key);
     EXPECT_THAT(ErrorOf(report.dump()), AllOf(HasSubstr("rank 1"), HasSubstr(key)));
-    report[key] = Json::object();  // of another kind
+    report[key] = key == "versions" ? Json::array({1}) : Json::object();  // of another kind
     EXPECT_THAT(ErrorOf(report.dump()), HasSubstr("rank 1"));
   }
   for (const auto& [key, value] : sound["links"][0]["link"].items()) {

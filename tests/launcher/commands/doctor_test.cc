@@ -45,16 +45,32 @@ TEST(Doctor, MeasuresEveryPairOverEveryTransportAndChooses) {
 }
 
 TEST(Doctor, SaysInWordsWhatToUse) {
-  Program doctor({"doctor", "--ranks", "2", "--transports", "tcp"});
+  Program doctor({"doctor", "--ranks", "2", "--transports", "tcp", "--model", "/nowhere"});
   ASSERT_EQ(doctor.Wait(), 0) << doctor.error();
   EXPECT_THAT(doctor.out(), HasSubstr("Use --collective tcp: 10 KB take"));
   EXPECT_THAT(doctor.out(), HasSubstr("Slowest: rank 0 - rank 1"));
+  // Ranks of one machine say once what is wrong with it.
+  const std::string finding = ": /nowhere is not on this machine";
+  const size_t first = doctor.out().find(finding);
+  EXPECT_NE(first, std::string::npos);
+  EXPECT_EQ(doctor.out().find(finding, first + 1), std::string::npos) << doctor.out();
+}
+
+TEST(Doctor, AloneItLooksAtTheMachineAndAtTheModel) {
+  Program alone({"doctor", "--json", "--model", "/nowhere/model"});
+  ASSERT_EQ(alone.Wait(), 0) << alone.error();
+  const Json json = Json::parse(alone.out(), nullptr, false);
+  ASSERT_TRUE(json.is_object()) << alone.out();
+  EXPECT_TRUE(json["links"].empty());
+  ASSERT_EQ(json["ranks"].size(), 1u);
+  EXPECT_FALSE(json["ranks"][0]["machine"].empty());
+  EXPECT_THAT(json["findings"].dump(), HasSubstr("/nowhere/model is not on this machine"));
+  Program words({"doctor"});
+  ASSERT_EQ(words.Wait(), 0) << words.error();
+  EXPECT_THAT(words.out(), HasSubstr("No links: between two ranks at least (--ranks 2"));
 }
 
 TEST(Doctor, WrongQuestionsAreRefusedWithAnAnswer) {
-  Program alone({"doctor"});
-  EXPECT_EQ(alone.Wait(), 2);
-  EXPECT_THAT(alone.error(), HasSubstr("--ranks 2"));
   Program unknown({"doctor", "--ranks", "2", "--transports", "carrier pigeon"});
   EXPECT_EQ(unknown.Wait(), 2);
   EXPECT_THAT(unknown.error(), HasSubstr("'carrier pigeon' is not one of tcp, shm, rdma"));
