@@ -40,6 +40,8 @@ enum Group : unsigned {
   kLengths = 1 << 22,
   kPlan = 1 << 23,
   kChunk = 1 << 24,
+  kPlace = 1 << 25,
+  kNodes = 1 << 26,
 };
 
 struct GroupSpec {
@@ -58,7 +60,8 @@ const std::vector<GroupSpec>& Groups() {
        {"mode", "stages", "stage-link", "wire", "sum-order", "gather-sum-bytes", "direct-sum-bytes",
         "overlap-rows"}},
       {kTemplate, "Model", {"chat-template"}},
-      {kCut, "Ranks", {"ranks", "shares", "config", "rank"}},
+      {kCut, "Ranks", {"ranks", "shares"}},
+      {kPlace, "Ranks", {"config", "rank"}},
       {kRanks,
        "Ranks",
        {"collective", "rdma-mode", "interface", "rendezvous", "start-timeout-ms",
@@ -71,6 +74,7 @@ const std::vector<GroupSpec>& Groups() {
        "Serving",
        {"grpc-port", "served-model-name", "api-key-file", "tls-cert", "tls-key", "drain-timeout-ms",
         "prefix-cache", "prefill-delay-ms", "recover"}},
+      {kNodes, "Nodes", {"ssh", "node-program", "node-directory"}},
       {kPrompt,
        "Prompt",
        {"prompt", "system", "raw", "thinking", "max-tokens", "stop", "ignore-eos", "logprobs"}},
@@ -108,9 +112,10 @@ struct CommandSpec {
   unsigned groups;
 };
 
-constexpr unsigned kVerify = kModel | kCompute | kArithmetic | kTemplate | kCut | kRanks | kSecret |
-                             kLimits | kChunk | kProbe | kJson | kOutput;
+constexpr unsigned kVerify = kModel | kCompute | kArithmetic | kTemplate | kCut | kPlace | kRanks |
+                             kSecret | kLimits | kChunk | kProbe | kJson | kOutput;
 constexpr unsigned kTensorParallel = (kVerify & ~kProbe) | kWire;
+constexpr unsigned kCluster = kPlace | kNodes | kJson | kOutput;
 constexpr unsigned kText = kModel | kTemplate | kJson | kOutput;
 
 constexpr CommandSpec kCommands[] = {
@@ -128,17 +133,20 @@ constexpr CommandSpec kCommands[] = {
     {"inspect", "print what a checkpoint holds and what a token reads", "model",
      kModel | kJson | kOutput},
     {"shard", "write what each rank holds of a checkpoint to a file of its own", "model",
-     kModel | kCompute | kCut | kSecret | kFiles | kShard | kProbe | kOutput},
+     kModel | kCompute | kCut | kPlace | kSecret | kFiles | kShard | kProbe | kOutput},
     {"files", "serve the files of a directory to other machines by HTTP", "model",
      kModel | kListen | kSecret | kProbe | kOutput},
     {"verify", "check files of ranks: their checksums and the logits of the probe prompt", "model",
      kVerify},
     {"bench", "measure kernels, exchanges, decode or prefill against what is possible here",
      "benchmark", kTensorParallel | kTokens | kBench | kLengths | kLinks | kProbe},
-    {"doctor", "measure every link between ranks, and say what is wrong and what to use", "",
-     kCut | kRanks | kSecret | kLinks | kJson | kOutput},
+    {"doctor", "look at this machine and every link between ranks: what is wrong, what to use", "",
+     kModel | kCut | kPlace | kRanks | kSecret | kLinks | kJson | kOutput},
     {"plan", "predict what hardware gives with a model: memory, speed, cost", "model",
-     kModel | kArithmetic | kCut | kWire | kChunk | kLengths | kPlan | kJson | kOutput},
+     kModel | kArithmetic | kCut | kPlace | kWire | kChunk | kLengths | kPlan | kJson | kOutput},
+    {"up", "start the ranks of a cluster YAML on its nodes over ssh", "config", kCluster},
+    {"down", "end the ranks that up started", "config", kCluster},
+    {"status", "show the ranks that up started", "config", kCluster},
     {"version", "print the version and how it was built", "", kJson | kOutput},
 };
 
@@ -269,7 +277,12 @@ class FlagParser {
     return ApplyOne(*spec, bare_, options);
   }
 
-  const std::vector<std::string>& Given(const char* name) const { return given_.at(name)->values; }
+  // What --config names, or the argument where that is the cluster YAML; empty: nothing.
+  std::string Config() const {
+    const std::vector<std::string>& values = given_.at("config")->values;
+    if (!values.empty()) return values.back();
+    return command_.positional == std::string_view("config") && !bare_.empty() ? bare_.front() : "";
+  }
 
  private:
   struct GivenOption {
@@ -373,8 +386,8 @@ StatusOr<CommandLine> ParseCommand(const CommandSpec& command,
   LOCKSTEP_RETURN_IF_ERROR(parser.Parse(arguments, &line.text));
   if (!line.text.empty()) return line;
   line.command = command.name;
-  if (const std::vector<std::string>& config = parser.Given("config"); !config.empty()) {
-    LOCKSTEP_ASSIGN_OR_RETURN(const ClusterFile file, ReadClusterYaml(config.back()));
+  if (const std::string config = parser.Config(); !config.empty()) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const ClusterFile file, ReadClusterYaml(config));
     line.options = file.options;
   }
   LOCKSTEP_RETURN_IF_ERROR(parser.Apply(&line.options, &line.warnings));

@@ -20,8 +20,11 @@ Status ShardCommand(const Options& options);       // a checkpoint to one file p
 Status FilesCommand(const Options& options);       // a directory's files by HTTP
 Status VerifyCommand(const Options& options);      // the files of ranks: whole, and right
 Status BenchCommand(const Options& options);       // kernels, collectives, ...
-Status DoctorCommand(const Options& options);      // every link between ranks
+Status DoctorCommand(const Options& options);      // this machine, every link between ranks
 Status PlanCommand(const Options& options);        // memory, speed and cost, before buying
+Status UpCommand(const Options& options);          // starts the ranks of a cluster YAML
+Status DownCommand(const Options& options);        // ends them
+Status StatusCommand(const Options& options);      // shows them
 Status VersionCommand(const Options& options);
 
 }  // namespace lockstep

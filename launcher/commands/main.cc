@@ -39,6 +39,9 @@ constexpr Command kCommands[] = {
     {"bench", BenchCommand},
     {"doctor", DoctorCommand},
     {"plan", PlanCommand},
+    {"up", UpCommand},
+    {"down", DownCommand},
+    {"status", StatusCommand},
     {"version", VersionCommand},
 };
 

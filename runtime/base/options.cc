@@ -227,6 +227,17 @@ std::vector<OptionSpec> ServingOptions() {
        "of ending; for every rank, not under mpirun"}};
 }
 
+std::vector<OptionSpec> NodeOptions() {
+  return {{"ssh", &O::ssh,
+           "how up, down and status reach other machines: a program and its flags, separated by "
+           "spaces, for example \"ssh -p 2222\""},
+          {"node-program", &O::node_program,
+           "path of lockstep on every node; default: where this program is"},
+          {"node-directory", &O::node_directory,
+           "where up keeps the cluster YAML, logs and process ids on every node; default: "
+           "~/.lockstep/ and the name of the YAML"}};
+}
+
 std::vector<OptionSpec> PromptOptions() {
   return {
       {"prompt", &O::prompt, "the user's message", {}, 0, 0, "-p"},
@@ -371,7 +382,8 @@ const std::vector<OptionSpec>& Table() {
     std::vector<OptionSpec> all;
     for (const auto& part :
          {ModelOptions(), RankOptions(), ModeOptions(), ExchangeOptions(), LimitOptions(),
-          ServingOptions(), PromptOptions(), BenchOptions(), PlanOptions(), OutputOptions()}) {
+          ServingOptions(), NodeOptions(), PromptOptions(), BenchOptions(), PlanOptions(),
+          OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

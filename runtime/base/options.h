@@ -45,6 +45,10 @@ struct Options {
   int64_t peer_timeout_ms = 10'000;
   bool verify_exchanges = false;
   bool recover = false;
+  // `up`, `down`, `status`.
+  std::string ssh = "ssh";
+  std::string node_program;    // empty: where this program is
+  std::string node_directory;  // empty: .lockstep/NAME in the home directory
   // Limits, fixed at start: memory is decided before loading.
   int64_t max_model_len = 0;
   int64_t max_num_seqs = 16;

@@ -1,0 +1,384 @@
+// `lockstep up`, `down` and `status`: the ranks of a cluster YAML on its nodes. Each asks every
+// node, over ssh, to run the same command for its own rank (--rank N), which is all that happens
+// there: node_process.h. The file that describes the cluster travels with `up`.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <ctime>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "launcher/cluster_yaml.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/generation.h"
+#include "launcher/node_process.h"
+#include "launcher/process.h"
+#include "launcher/remote.h"
+#include "launcher/world.h"
+#include "runtime/base/clock.h"
+#include "runtime/base/file.h"
+#include "runtime/base/log.h"
+#include "transport/socket.h"
+
+namespace lockstep {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int64_t kAnswerMs = 30'000;  // that a node has, beyond what it is asked to wait for
+constexpr int64_t kPollMs = 500;
+// A model that takes longer to load is looked after by `lockstep status`.
+constexpr int64_t kLongestStartMs = 3'600'000;
+constexpr int64_t kBeforeKillMs = 5'000;
+
+std::string Dump(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
+
+// --- one rank, on its node ---
+
+std::string Directory(const Options& options) {
+  const std::filesystem::path folder = std::filesystem::path(options.config).parent_path();
+  return folder.empty() ? "." : folder.string();
+}
+
+Json FactsOf(const Options& options, const RankProcess& process) {
+  const char* state = process.running ? "running" : process.pid != 0 ? "ended" : "absent";
+  Json json = {{"state", state}, {"pid", process.pid}, {"since", process.started_at}};
+  if (process.ready) {
+    const bool anywhere = options.host == "0.0.0.0" || options.host == "::";
+    const std::string host = anywhere ? "127.0.0.1" : options.host;
+    const bool tls = !options.tls_cert.empty();
+    json["serves"] = absl::StrFormat("%s://%s", tls ? "https" : "http",
+                                     Endpoint{options.host, process.port}.Text());
+    json["health"] = tls ? "not asked: TLS" : AskHealth(host, process.port);
+  }
+  if (!process.running && process.pid != 0)
+    json["log"] = LastWordsOfRank(Directory(options), static_cast<int>(options.rank));
+  return json;
+}
+
+Status Tell(const Json& json) {
+  std::printf("%s\n", Dump(json).c_str());
+  return OkStatus();
+}
+
+Status StartHere(const Options& options) {
+  const int rank = static_cast<int>(options.rank);
+  LOCKSTEP_ASSIGN_OR_RETURN(const RankProcess process,
+                            StartRank(Directory(options), rank,
+                                      {ExecutablePath(), rank == 0 ? "serve" : "worker", "--config",
+                                       options.config, "--rank", std::to_string(rank)}));
+  return Tell(FactsOf(options, process));
+}
+
+Status EndHere(const Options& options) {
+  const int64_t patience_ms = options.drain_timeout_ms + kEndAtOnceMs + kBeforeKillMs;
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      const RankEnd end, EndRank(Directory(options), static_cast<int>(options.rank), patience_ms));
+  switch (end) {
+    case RankEnd::kWasNotRunning:
+      return Tell({{"state", "was not running"}});
+    case RankEnd::kEnded:
+      return Tell({{"state", "ended"}});
+    case RankEnd::kKilled:
+      break;
+  }
+  return Tell({{"state", absl::StrFormat("killed: it had not ended %d s after SIGTERM",
+                                         patience_ms / 1000)}});
+}
+
+Status ShowHere(const Options& options) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const RankProcess process,
+                            FindRank(Directory(options), static_cast<int>(options.rank)));
+  return Tell(FactsOf(options, process));
+}
+
+// --- all of them, from anywhere ---
+
+// What one node said of its rank, or why it said nothing.
+struct RankAnswer {
+  Status status;  // an error names the rank and its node
+  std::string state;
+  Json facts;
+};
+
+class Cluster {
+ public:
+  static StatusOr<Cluster> Open(const Options& options) {
+    Cluster cluster(options);
+    if (options.config.empty())
+      return UsageError("which cluster? give its YAML: lockstep up configs/FILE.yaml");
+    LOCKSTEP_ASSIGN_OR_RETURN(cluster.text_, ReadTextFile(options.config, uint64_t{1} << 20));
+    LOCKSTEP_ASSIGN_OR_RETURN(const ClusterFile file,
+                              ParseClusterYaml(cluster.text_, options.config));
+    cluster.nodes_ = file.nodes;
+    if (file.nodes.empty())
+      return UsageError("%s lists no nodes, so there is nobody to ask", options.config);
+    if (options.collective == "mpi") {
+      return UsageError("%s: collective mpi joins its ranks through mpirun, which starts them",
+                        options.config);
+    }
+    for (const ClusterNode& node : file.nodes) {
+      cluster.hosts_.push_back(IsOwnHost(node.host) ? "" : node.host);
+      const Status usable = CommandLineOf(options.ssh, {cluster.hosts_.back(), "", ""}).status();
+      if (!usable.ok()) return Annotate(usable, options.config);
+    }
+    LOCKSTEP_RETURN_IF_ERROR(cluster.CheckPaths());
+    return cluster;
+  }
+
+  size_t size() const { return nodes_.size(); }
+  const std::string& node(size_t rank) const { return nodes_[rank].name; }
+  std::string Name(size_t rank) const { return absl::StrFormat("rank %d (%s)", rank, node(rank)); }
+
+  // `up` on every node, with the file.
+  std::vector<RankAnswer> Start() const {
+    return Ask("up", kAnswerMs, [](const std::string& directory, size_t rank) {
+      const std::string fresh = absl::StrFormat("%s/new-%d.yaml", directory, rank);
+      return "umask 077; mkdir -p " + directory + " && cat > " + fresh + " && mv " + fresh + " " +
+             directory + "/cluster.yaml && ";
+    });
+  }
+  // `command` where there is such a file.
+  std::vector<RankAnswer> AskAll(const char* command, int64_t timeout_ms) const {
+    return Ask(command, timeout_ms, [](const std::string& directory, size_t) {
+      return "[ -e " + directory +
+             "/cluster.yaml ] || { echo '{\"state\":\"absent\"}'; exit 0; }; ";
+    });
+  }
+
+ private:
+  explicit Cluster(const Options& options) : options_(options) {}
+
+  // Files that a rank opens: other machines would look for them in another directory.
+  Status CheckPaths() const {
+    const Options& o = options_;
+    for (const auto& [flag, path] : {std::pair("--node-program", o.node_program),
+                                     std::pair("--node-directory", o.node_directory)}) {
+      if (!path.empty() && path.front() != '/')
+        return UsageError("%s %s: give the whole path", flag, path);
+    }
+    if (std::all_of(hosts_.begin(), hosts_.end(), [](const auto& host) { return host.empty(); }))
+      return OkStatus();
+    for (const auto& [key, path] :
+         {std::pair("model", o.model), std::pair("secret-file", o.secret_file),
+          std::pair("api-key-file", o.api_key_file), std::pair("tls-cert", o.tls_cert),
+          std::pair("tls-key", o.tls_key)}) {
+      if (path.empty() || path.front() == '/') continue;
+      return UsageError(
+          "%s: %s is '%s', which other nodes would look for in another directory; give the whole "
+          "path",
+          o.config, key, path);
+    }
+    return OkStatus();
+  }
+
+  // As a word of the shell there.
+  std::string Directory() const {
+    if (!options_.node_directory.empty()) return ShellWord(options_.node_directory);
+    return "\"$HOME\"/.lockstep/" +
+           ShellWord(std::filesystem::path(options_.config).stem().string());
+  }
+  std::string Program(size_t rank) const {
+    return options_.node_program.empty() || hosts_[rank].empty() ? ExecutablePath()
+                                                                 : options_.node_program;
+  }
+
+  // `first`: what the shell does before, given the directory and the rank.
+  template <typename First>
+  std::vector<RankAnswer> Ask(const char* command, int64_t timeout_ms, const First& first) const {
+    std::vector<NodeCommand> commands;
+    for (size_t rank = 0; rank < size(); ++rank) {
+      commands.push_back({hosts_[rank],
+                          first(Directory(), rank) +
+                              absl::StrFormat("exec %s %s --config %s/cluster.yaml --rank %d",
+                                              ShellWord(Program(rank)), command, Directory(), rank),
+                          command == std::string_view("up") ? text_ : ""});
+    }
+    const auto answers = RunOnNodes(options_.ssh, commands, timeout_ms);
+    std::vector<RankAnswer> all;
+    for (size_t rank = 0; rank < size(); ++rank) all.push_back(Understand(answers[rank], rank));
+    return all;
+  }
+
+  RankAnswer Understand(const StatusOr<NodeAnswer>& answer, size_t rank) const {
+    RankAnswer word;
+    if (!answer.ok()) {
+      word.status = PeerLostError("%s: %s", Name(rank), MessageOf(answer.status()));
+      return word;
+    }
+    std::string said = answer->error;
+    while (!said.empty() && said.back() == '\n') said.pop_back();
+    if (answer->exit_code == 255 && !hosts_[rank].empty()) {
+      word.status = PeerLostError(
+          "%s cannot be reached: %s; `%s -o BatchMode=yes %s true` must end without a question",
+          Name(rank), said, options_.ssh, hosts_[rank]);
+    } else if (answer->exit_code == 127 || answer->exit_code == 126) {
+      word.status = UsageError(
+          "%s: cannot run %s there (%s); copy lockstep to that place or say where it is with "
+          "--node-program",
+          Name(rank), Program(rank), said);
+    } else if (answer->exit_code != 0) {
+      word.status = UsageError("%s: %s", Name(rank), said);
+    } else {
+      word.facts = Json::parse(answer->out, nullptr, false);
+      const bool sound =
+          word.facts.is_object() && word.facts.contains("state") && word.facts["state"].is_string();
+      if (sound) word.state = word.facts["state"].get<std::string>();
+      if (!sound) {
+        word.facts = Json::object();
+        word.status = UsageError("%s: its answer cannot be read; is %s there another version?",
+                                 Name(rank), Program(rank));
+      }
+    }
+    return word;
+  }
+
+  const Options options_;
+  std::string text_;
+  std::vector<ClusterNode> nodes_;
+  std::vector<std::string> hosts_;  // for ssh; empty: this machine
+};
+
+std::string TextOf(const Json& facts, const char* key) {
+  return facts.contains(key) && facts[key].is_string() ? facts[key].get<std::string>() : "";
+}
+int64_t NumberOf(const Json& facts, const char* key) {
+  return facts.contains(key) && facts[key].is_number_integer() ? facts[key].get<int64_t>() : 0;
+}
+
+Status FirstError(const std::vector<RankAnswer>& answers) {
+  for (const RankAnswer& answer : answers) LOCKSTEP_RETURN_IF_ERROR(answer.status);
+  return OkStatus();
+}
+
+// An error that says how the first rank that does not run ended, if there is one.
+Status AllRun(const Cluster& cluster, const std::vector<RankAnswer>& answers) {
+  LOCKSTEP_RETURN_IF_ERROR(FirstError(answers));
+  for (size_t rank = 0; rank < answers.size(); ++rank) {
+    if (answers[rank].state == "running") continue;
+    const std::string log = TextOf(answers[rank].facts, "log");
+    return PeerLostError("%s is not running%s%s", cluster.Name(rank),
+                         log.empty() ? "" : "; the end of its log:\n", log);
+  }
+  return OkStatus();
+}
+
+// What a rank that ended said itself is worth more than what the others say of its end.
+Status WithTheCause(const Cluster& cluster, const std::vector<RankAnswer>& answers,
+                    const Status& otherwise) {
+  for (size_t rank = 0; rank < answers.size(); ++rank) {
+    const std::string log = TextOf(answers[rank].facts, "log");
+    if (log.empty() || log.find("lockstep: rank ") != std::string::npos) continue;
+    return PeerLostError("%s is not running; the end of its log:\n%s", cluster.Name(rank), log);
+  }
+  return otherwise;
+}
+
+void Show(const Options& options, const Cluster& cluster, const std::vector<RankAnswer>& answers) {
+  Json all = Json::array();
+  if (!options.json) std::printf("%-5s %-16s %-10s %8s  %s\n", "rank", "node", "state", "pid", "");
+  for (size_t rank = 0; rank < answers.size(); ++rank) {
+    const RankAnswer& answer = answers[rank];
+    const std::string state = answer.status.ok() ? answer.state : "unknown";
+    Json line = {{"rank", rank}, {"node", cluster.node(rank)}, {"state", state}};
+    for (const auto& [key, value] : answer.facts.items()) line[key] = value;
+    if (!answer.status.ok()) line["error"] = MessageOf(answer.status);
+    all.push_back(line);
+    if (options.json) continue;
+    std::string more;
+    if (const int64_t since = NumberOf(answer.facts, "since"); state == "running" && since > 0) {
+      char text[32] = {};
+      const std::time_t at = since;
+      std::tm parts{};
+      if (localtime_r(&at, &parts) != nullptr)
+        (void)std::strftime(text, sizeof(text), "since %F %T", &parts);
+      more = text;
+    }
+    if (const std::string serves = TextOf(answer.facts, "serves"); !serves.empty())
+      more += ", serves " + serves + ": " + TextOf(answer.facts, "health");
+    if (!answer.status.ok()) more = MessageOf(answer.status);
+    const int64_t pid = NumberOf(answer.facts, "pid");
+    std::printf("%-5d %-16s %-10s %8s  %s\n", static_cast<int>(rank), cluster.node(rank).c_str(),
+                state.c_str(), pid == 0 ? "-" : std::to_string(pid).c_str(), more.c_str());
+  }
+  if (options.json) std::printf("%s\n", Dump(all).c_str());
+}
+
+int64_t EndMs(const Options& options) {
+  return options.drain_timeout_ms + kEndAtOnceMs + 2 * kBeforeKillMs + kAnswerMs;
+}
+
+// Until rank 0 serves (or that takes too long), or a rank has ended.
+StatusOr<std::vector<RankAnswer>> WaitUntilReady(const Cluster& cluster) {
+  const Deadline deadline = Deadline::After(kLongestStartMs);
+  while (true) {
+    std::vector<RankAnswer> answers = cluster.AskAll("status", kAnswerMs);
+    if (const Status running = AllRun(cluster, answers); !running.ok()) {
+      // The others end a moment later, and one of them may know why.
+      std::this_thread::sleep_for(std::chrono::milliseconds(2 * kPollMs));
+      return WithTheCause(cluster, cluster.AskAll("status", kAnswerMs), running);
+    }
+    if (!TextOf(answers.front().facts, "serves").empty()) return answers;
+    if (deadline.Passed()) {
+      log::Warning("still loading after an hour; `lockstep status` shows when it serves");
+      return answers;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(kPollMs));
+  }
+}
+
+Status StartAll(const Options& options) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const Cluster cluster, Cluster::Open(options));
+  const std::vector<RankAnswer> before = cluster.AskAll("status", kAnswerMs);
+  LOCKSTEP_RETURN_IF_ERROR(FirstError(before));
+  for (size_t rank = 0; rank < before.size(); ++rank) {
+    if (before[rank].state != "running") continue;
+    return UsageError("%s runs already, as process %d; end it with `lockstep down %s`",
+                      cluster.Name(rank), NumberOf(before[rank].facts, "pid"), options.config);
+  }
+  Status end = FirstError(cluster.Start());
+  if (end.ok()) {
+    log::Info("%d ranks started; waiting until they serve", cluster.size());
+    const StatusOr<std::vector<RankAnswer>> ready = WaitUntilReady(cluster);
+    if (ready.ok()) Show(options, cluster, *ready);
+    if (ready.ok()) return OkStatus();
+    end = ready.status();
+  }
+  // They would wait for those that are missing.
+  log::Info("ending the ranks that were started");
+  (void)cluster.AskAll("down", EndMs(options));
+  return end;
+}
+
+Status EndAll(const Options& options) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const Cluster cluster, Cluster::Open(options));
+  const std::vector<RankAnswer> answers = cluster.AskAll("down", EndMs(options));
+  Show(options, cluster, answers);
+  return FirstError(answers);
+}
+
+Status ShowAll(const Options& options) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const Cluster cluster, Cluster::Open(options));
+  const std::vector<RankAnswer> answers = cluster.AskAll("status", kAnswerMs);
+  Show(options, cluster, answers);
+  return AllRun(cluster, answers);
+}
+
+}  // namespace
+
+Status UpCommand(const Options& options) {
+  return options.rank >= 0 ? StartHere(options) : StartAll(options);
+}
+Status DownCommand(const Options& options) {
+  return options.rank >= 0 ? EndHere(options) : EndAll(options);
+}
+Status StatusCommand(const Options& options) {
+  return options.rank >= 0 ? ShowHere(options) : ShowAll(options);
+}
+
+}  // namespace lockstep
