@@ -7,8 +7,10 @@
 #include <filesystem>
 #include <fstream>
 #include <regex>
+#include <sstream>
 
 #include "launcher/command_line.h"
+#include "launcher/world.h"
 #include "runtime/base/file.h"
 
 namespace lockstep {
@@ -177,7 +179,66 @@ TEST(Configs, EveryShippedFileIsValidAndItsCommentedKeysHoldTheDefaults) {
       }
     }
   }
-  EXPECT_GE(files, 2);
+  EXPECT_GE(files, 10);
+}
+
+// The hosts of an Open MPI hostfile, each as often as it has slots.
+std::vector<std::string> HostsOf(const std::string& text) {
+  std::vector<std::string> hosts;
+  std::istringstream lines(text);
+  std::string host, slots;
+  while (lines >> host >> slots) {
+    EXPECT_TRUE(slots.starts_with("slots=")) << text;
+    for (int i = std::stoi(slots.substr(6)); i > 0; --i) hosts.push_back(host);
+  }
+  return hosts;
+}
+
+std::string FirstMatch(const std::string& text, const std::string& pattern) {
+  std::smatch match;
+  return std::regex_search(text, match, std::regex(pattern)) ? match[1].str() : "";
+}
+
+// What the first lines of a file say of starting it agrees with its nodes, and every rank finds its
+// place by it.
+TEST(Configs, EveryClusterStartsAsItsFirstLinesSay) {
+  const std::string root = std::getenv("LOCKSTEP_SOURCE_DIR");
+  const std::string secret = testing::TempDir() + "/secret";
+  std::ofstream(secret) << "0123456789abcdef0123456789abcdef";
+  std::filesystem::permissions(secret, std::filesystem::perms::owner_read);
+  for (const auto& entry : std::filesystem::directory_iterator(root + "/configs")) {
+    SCOPED_TRACE(entry.path());
+    const std::string name = entry.path().stem();
+    const std::string text = *ReadTextFile(entry.path());
+    const ClusterFile file = *ParseClusterYaml(text, entry.path());
+    const int size = static_cast<int>(file.nodes.size());
+    EXPECT_THAT(text, HasSubstr("lockstep up configs/" + name + ".yaml "));
+    EXPECT_EQ(FirstMatch(text, "mpirun -n ([0-9]+) "), std::to_string(size));
+    EXPECT_EQ(FirstMatch(text, "lockstep serve --config [a-z/]*/([a-z0-9-]+)\\.yaml"), name);
+    const bool local = file.nodes.front().host == "127.0.0.1";
+    const std::string hostfile = FirstMatch(text, "--hostfile ([^ ]+) ");
+    EXPECT_EQ(hostfile, local ? "" : "deploy/hostfiles/" + name);
+    EXPECT_EQ(file.options.secret_file.empty(), local);
+    if (file.options.collective == "shm") EXPECT_TRUE(local);
+    std::vector<std::string> hosts;
+    for (const ClusterNode& node : file.nodes) hosts.push_back(node.host);
+    if (!local) EXPECT_EQ(HostsOf(*ReadTextFile(root + "/" + hostfile)), hosts);
+    for (int rank = 0; rank < size; ++rank) {
+      Options options = file.options;
+      options.config = entry.path();
+      options.rank = rank;
+      if (!local) options.secret_file = secret;
+      Surroundings around;
+      around.nodes = file.nodes;
+      const StatusOr<World> world = DecideWorld(options, around, rank > 0);
+      ASSERT_TRUE(world.ok()) << world.status();
+      EXPECT_EQ(world->rank, rank);
+      EXPECT_EQ(world->size, size);
+      EXPECT_EQ(world->shares, std::vector<double>(static_cast<size_t>(size), 1.0));
+      if (size > 1) EXPECT_EQ(world->rendezvous, hosts.front() + ":29517");
+      EXPECT_EQ(world->secret.empty(), local);
+    }
+  }
 }
 
 TEST(WithNumber, ChangesNothingElse) {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 import unittest
 
-from support import BINARY, TINY, TestCase
+from support import BINARY, TINY, TestCase, source
 
 # 10.77.x.y exists only inside the namespaces that this test makes and removes.
 ADDRESSES = {"lockstep-test-a": "10.77.31.1", "lockstep-test-b": "10.77.31.2"}
@@ -84,16 +85,64 @@ class Hosts(TestCase):
         return [self.launch(name, BINARY, "run", "--rank", rank, *common, prompt) for rank, name in enumerate(NAMES)]
 
     def test_mpirun_with_a_list_of_hosts_needs_no_yaml(self):
-        agent = self.write("agent", "#!/bin/sh\nhost=$1; shift\ncase $host in\n" + "".join(
-            f"{address}) name={name};;\n" for name, address in ADDRESSES.items()) +
-            'esac\nexec ip netns exec "$name" unshare --uts sh -c "hostname $name; $*"\n')
-        os.chmod(agent, 0o755)
+        agent = self.agent({address: name for name, address in ADDRESSES.items()})
         flags = ["--allow-run-as-root", "--oversubscribe", "--mca", "plm_rsh_agent", agent, "-n", "2",
                  "-H", ",".join(ADDRESSES.values())]
         code, out, err = self.end(self.launch(NAMES[0], "mpirun", *flags, BINARY, "run", *ASK,
                                               "What is the capital of France?"), 60)
         self.assertEqual(code, 0, err)
         self.assertIn("The capital of France is Paris.", out)
+
+    def agent(self, names):
+        """A program in place of ssh that runs a line on the host of a name or address."""
+        cases = "".join(f"{host}) name={name};;\n" for host, name in names.items())
+        path = self.write("agent", '#!/bin/sh\nwhile [ "$1" = -o ]; do shift 2; done\nhost=$1; shift\ncase $host in\n' +
+                          cases + 'esac\nexec ip netns exec "$name" unshare --uts sh -c "hostname $name; $*"\n')
+        os.chmod(path, 0o755)
+        return path
+
+    def test_the_mpirun_line_of_a_configuration_starts_its_ranks(self):
+        """As it stands in the file, with the addresses of these hosts, this model, and tcp in place of RDMA."""
+        with open(source("configs", "dgx-spark-2.yaml"), encoding="utf-8") as file:
+            text = file.read()
+        line = re.search(r"(?m)^#     (mpirun .*)\\\n#       (.*)$", text)
+        words = (line.group(1) + line.group(2)).split()
+        with open(source(words[words.index("--hostfile") + 1]), encoding="utf-8") as file:
+            hosts = file.read()
+        for name, address in zip(("spark-1", "spark-2"), ADDRESSES.values()):
+            self.assertEqual(hosts.count(name), 1)
+            text, hosts = text.replace(name, address), hosts.replace(name, address)
+        text = re.sub(r"(?m)^interface: .*\n", "", text).replace("collective: rdma", "collective: tcp")
+        text = text.replace("model: /models/GLM-4.7", f"model: {TINY}").replace("/etc/lockstep/secret", self.secret())
+        text = text.replace("max-model-len: 32768", "max-model-len: 2048") + "port: 0\ngrpc-port: 0\n"
+        words[words.index("--hostfile") + 1] = self.write("hostfile", hosts)
+        words[words.index("--config") + 1] = self.write("cluster.yaml", text)
+        words[words.index("lockstep")] = BINARY
+        agent = self.agent({address: name for name, address in ADDRESSES.items()})
+        words[1:1] = ["--allow-run-as-root", "--mca", "plm_rsh_agent", agent]
+        mpirun = self.launch(NAMES[0], *words)
+        ready = json.loads(mpirun.stdout.readline() or "{}")
+        self.assertEqual((ready.get("ready"), ready.get("ranks")), (True, 2), mpirun.poll())
+        mpirun.send_signal(signal.SIGTERM)
+        self.end(mpirun, 60)
+
+    def test_up_starts_ranks_on_other_hosts_and_down_ends_them(self):
+        agent = self.agent({ADDRESSES[NAMES[1]]: NAMES[1]})  # the first host is this one, and is not asked by it
+        config = self.write("hosts.yaml", f"nodes:\n  - address: {ADDRESSES[NAMES[0]]}:29557\n"
+                            f"  - address: {ADDRESSES[NAMES[1]]}\nmodel: {TINY}\nport: 0\ngrpc-port: 0\n"
+                            f"secret-file: {self.secret()}\nssh: {agent}\nnode-directory: {self.path('nodes')}\n")
+        self.addCleanup(lambda: self.launch(NAMES[0], BINARY, "down", config).communicate(timeout=60))
+        code, out, err = self.end(self.launch(NAMES[0], BINARY, "up", config), 60)
+        self.assertEqual(code, 0, err)
+        self.assertRegex(out, r"(?m)^0 .* running .*: ready$")
+        code, out, err = self.end(self.launch(NAMES[0], BINARY, "status", config, "--json"), 60)
+        self.assertEqual(code, 0, err)
+        ranks = json.loads(out)
+        for rank, name in zip(ranks, NAMES):
+            self.assertEqual(os.stat(f"/proc/{rank['pid']}/ns/net").st_ino, os.stat(f"/var/run/netns/{name}").st_ino)
+        code, out, err = self.end(self.launch(NAMES[0], BINARY, "down", config), 60)
+        self.assertEqual(code, 0, err)
+        self.assertEqual([os.path.exists(f"/proc/{rank['pid']}/exe") for rank in ranks], [False, False], out)
 
     def test_ranks_started_one_by_one_meet_at_the_rendezvous(self):
         first, second = self.pair(*ASK, prompt="What is the capital of France?")
