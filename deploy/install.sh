@@ -6,13 +6,16 @@
 #     deploy/install.sh --full   also what deploy/test-full.sh needs (clang, ARM cross build, qemu, Chromium)
 set -euo pipefail
 
+# Debian 12 has 1.74 under the plain name, too old for Beast's use here; later systems have newer ones.
+boost=libboost-dev
+if grep -q '^VERSION_CODENAME=bookworm' /etc/os-release 2>/dev/null; then boost=libboost1.81-dev; fi
 packages=(
   # Build
   g++ cmake ninja-build ccache pkg-config git ca-certificates
   protobuf-compiler protobuf-compiler-grpc
   # Libraries
   libgrpc++-dev libprotobuf-dev libabsl-dev libspdlog-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev
-  libpcre2-dev libxxhash-dev libssl-dev libcurl4-openssl-dev libboost1.81-dev libopenmpi-dev libpmix-dev
+  libpcre2-dev libxxhash-dev libssl-dev libcurl4-openssl-dev "$boost" libopenmpi-dev libpmix-dev
   libibverbs-dev
   # Run and test
   openmpi-bin iproute2 ibverbs-providers libgtest-dev libgmock-dev clang-format python3 python3-venv
@@ -20,7 +23,8 @@ packages=(
 # A guest machine with an RDMA device, for tests/rdma.
 if [[ $(dpkg --print-architecture) == amd64 ]]; then packages+=(qemu-system-x86 busybox-static perftest); fi
 if [[ "${1:-}" == "--full" ]]; then
-  packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static chromium fonts-dejavu-core)
+  packages+=(clang-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user-static chromium fonts-dejavu-core
+    openssh-server)
 fi
 
 missing=()
