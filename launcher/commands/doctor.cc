@@ -310,9 +310,9 @@ StatusOr<Json> AboutThisMachine(Session& session) {
   const std::string& host = ranks[session.rank()].host;
   MachineFacts machine = ReadMachine("");
   LookAtModel(session.options().model, &machine);
-  LOCKSTEP_ASSIGN_OR_RETURN(
-      const int64_t less,
-      AgreeOnSmallest(session.group(), -static_cast<int64_t>(machine.model_bytes)));
+  LOCKSTEP_ASSIGN_OR_RETURN(const int64_t less,
+                            AgreeOnSmallest(session.group(), -static_cast<int64_t>(WholeModelBytes(
+                                                                 machine, session.shares()))));
   double here = 0, all = 0;
   for (const RankInfo& info : ranks) {
     const double share = session.shares()[static_cast<size_t>(info.rank)];

@@ -1,12 +1,16 @@
 #include "launcher/commands/machine.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cstdlib>
 #include <filesystem>
+#include <numeric>
 
 #include "absl/strings/str_split.h"
 #include "launcher/progress.h"
+#include "runtime/base/gguf.h"
 #include "runtime/base/os.h"
+#include "runtime/weights/shard_file.h"
 
 namespace lockstep {
 namespace {
@@ -19,7 +23,22 @@ constexpr uint64_t kCarvedBytes = uint64_t{2} << 30;
 constexpr const char* kStrixHaloDevice = "0x1586";
 constexpr uint64_t kPageBytes = 4096;
 
-uint64_t Number(const std::string& text) { return std::strtoull(text.c_str(), nullptr, 0); }
+// Nothing but decimal digits, and no more than fits.
+std::optional<uint64_t> Number(std::string_view text) {
+  uint64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return number;
+}
+std::optional<uint64_t> FirstNumber(const std::string& text) {
+  return Number(std::string_view(text).substr(0, text.find(' ')));
+}
+
+// Of a line of /proc/meminfo; 0: not known.
+uint64_t KiBytes(const std::string& text) {
+  const uint64_t number = text.ends_with(" kB") ? FirstNumber(text).value_or(0) : 0;
+  return number > UINT64_MAX / 1024 ? 0 : number * 1024;
+}
 
 // The value behind "key:" of a file like /proc/meminfo, up to the end of the line.
 std::string ValueOf(const std::string& text, const std::string& key) {
@@ -41,7 +60,7 @@ std::string Chosen(const std::string& text) {
 double PcieMegabits(const std::string& speed, const std::string& lanes) {
   const double giga = std::strtod(speed.c_str(), nullptr);
   const double coded = giga >= 8 ? 128.0 / 130 : 0.8;
-  return giga * 1000 * coded * static_cast<double>(Number(lanes));
+  return giga * 1000 * coded * static_cast<double>(Number(lanes).value_or(0));
 }
 
 std::vector<NetworkCard> NetworkCards(const std::string& root) {
@@ -84,20 +103,20 @@ void ReadGpus(const std::string& root, MachineFacts* facts) {
   }
   if (!facts->strix_halo) return;
   // TTM, which hands out the pages, has a limit of its own.
-  const uint64_t pages = Number(os::SystemText(root, "/sys/module/ttm/parameters/pages_limit"));
-  if (pages > 0 && pages < UINT64_MAX / kPageBytes) {
-    const uint64_t bytes = pages * kPageBytes;
-    facts->gtt_bytes = facts->gtt_bytes == 0 ? bytes : std::min(facts->gtt_bytes, bytes);
-  }
+  const auto pages = Number(os::SystemText(root, "/sys/module/ttm/parameters/pages_limit"));
+  if (pages.value_or(0) > 0 && *pages < UINT64_MAX / kPageBytes)
+    facts->gtt_bytes = std::min(facts->gtt_bytes.value_or(UINT64_MAX), *pages * kPageBytes);
 }
 
-uint64_t Lockable(const std::string& root) {
+std::optional<uint64_t> Lockable(const std::string& root) {
   const std::string line = ValueOf(os::SystemText(root, "/proc/self/limits"), "Max locked memory");
-  return line.starts_with("unlimited") ? UINT64_MAX : Number(line);
+  return line.starts_with("unlimited") ? UINT64_MAX : FirstNumber(line);
 }
 
-std::string Locked(uint64_t bytes) {
-  return bytes == UINT64_MAX ? "unlimited" : FormatBytes(bytes);
+std::string Size(std::optional<uint64_t> bytes) { return bytes ? FormatBytes(*bytes) : "?"; }
+std::string KnownSize(uint64_t bytes) { return bytes == 0 ? "?" : FormatBytes(bytes); }
+std::string Locked(std::optional<uint64_t> bytes) {
+  return bytes == UINT64_MAX ? "unlimited" : Size(bytes);
 }
 
 }  // namespace
@@ -113,8 +132,8 @@ MachineFacts ReadMachine(const std::string& root) {
   if (!release.empty()) facts.system = "Linux " + release;
   if (!macos.empty()) facts.system = "macOS " + macos;
   const std::string memory = os::SystemText(root, "/proc/meminfo");
-  facts.memory_bytes = Number(ValueOf(memory, "MemTotal")) * 1024;
-  facts.available_bytes = Number(ValueOf(memory, "MemAvailable")) * 1024;
+  facts.memory_bytes = KiBytes(ValueOf(memory, "MemTotal"));
+  facts.available_bytes = KiBytes(ValueOf(memory, "MemAvailable"));
   if (facts.memory_bytes == 0) facts.memory_bytes = os::MemoryBytesTotal();
   if (root.empty()) {  // what control groups and limits leave counts, too
     facts.available_bytes = os::MemoryBytesAvailable();
@@ -130,24 +149,32 @@ MachineFacts ReadMachine(const std::string& root) {
   facts.network = NetworkCards(root);
   facts.rdma = RdmaCards(root);
   ReadGpus(root, &facts);
-  if (const std::string limit = os::SystemText(root, "iogpu.wired_limit_mb"); !limit.empty())
-    facts.wired_limit_mib = static_cast<int64_t>(Number(limit));
+  facts.wired_limit_mib = Number(os::SystemText(root, "iogpu.wired_limit_mb"));
   return facts;
 }
 
 void LookAtModel(const std::string& model, MachineFacts* facts) {
   facts->model = model;
+  facts->model_bytes = 0;
+  facts->rank_files.clear();
   if (model.empty()) return;
   std::error_code error;
   std::filesystem::path place(model);
   if (std::filesystem::is_regular_file(place, error)) {
-    facts->model_bytes = std::filesystem::file_size(place, error);
+    for (const std::string& part : GgufPartPaths(model)) {
+      const uint64_t bytes = std::filesystem::file_size(part, error);
+      if (!error) facts->model_bytes += bytes;
+    }
   } else {
     for (std::filesystem::directory_iterator entry(place, error), end; !error && entry != end;
          entry.increment(error)) {
       std::error_code ignored;
       const uint64_t bytes = entry->is_regular_file(ignored) ? entry->file_size(ignored) : 0;
-      if (!ignored) facts->model_bytes += bytes;
+      if (ignored) continue;
+      facts->model_bytes += bytes;
+      RankFile file{.bytes = bytes};
+      if (IsShardName(entry->path().filename().string(), &file.rank, &file.ranks))
+        facts->rank_files.push_back(file);
     }
   }
   // The disk where it is, or would be.
@@ -160,13 +187,30 @@ void LookAtModel(const std::string& model, MachineFacts* facts) {
   if (!error) facts->disk_free_bytes = space.available;
 }
 
+uint64_t WholeModelBytes(const MachineFacts& facts, std::span<const double> shares) {
+  if (facts.rank_files.empty()) return facts.model_bytes;
+  const auto own = static_cast<int>(shares.size());
+  const auto of = [&](const RankFile& file) { return file.ranks == own; };
+  // Those of this run; else of another that is here, whose shares its name does not tell.
+  const bool fits = std::any_of(facts.rank_files.begin(), facts.rank_files.end(), of);
+  const int ranks = fits ? own : facts.rank_files.front().ranks;
+  double here = 0, bytes = 0;
+  for (const RankFile& file : facts.rank_files) {
+    if (file.ranks != ranks) continue;
+    here += fits ? shares[static_cast<size_t>(file.rank)] : 1;
+    bytes += static_cast<double>(file.bytes);
+  }
+  const double all = fits ? std::accumulate(shares.begin(), shares.end(), 0.0) : ranks;
+  return here > 0 ? static_cast<uint64_t>(bytes * all / here) : facts.model_bytes;
+}
+
 std::vector<std::string> Describe(const MachineFacts& facts) {
   std::vector<std::string> lines;
   const auto words = [](const std::string& text) { return text.empty() ? "?" : text; };
-  lines.push_back(
-      absl::StrFormat("%s, %s, %s of memory (%s free), %s may be locked", words(facts.product),
-                      words(facts.system), FormatBytes(facts.memory_bytes),
-                      FormatBytes(facts.available_bytes), Locked(facts.lockable_bytes)));
+  lines.push_back(absl::StrFormat("%s, %s, %s of memory (%s free), %s may be locked",
+                                  words(facts.product), words(facts.system),
+                                  KnownSize(facts.memory_bytes), KnownSize(facts.available_bytes),
+                                  Locked(facts.lockable_bytes)));
   lines.push_back(absl::StrFormat("huge pages %s, governor %s, clock %s%s", words(facts.huge_pages),
                                   words(facts.governor), words(facts.clock_source),
                                   !facts.clock_synchronized.has_value() ? ""
@@ -188,7 +232,7 @@ std::vector<std::string> Describe(const MachineFacts& facts) {
     lines.push_back("driver of NVIDIA's GPUs: " + facts.nvidia_driver);
   if (facts.strix_halo) {
     lines.push_back(absl::StrFormat("GPU: %s kept by the firmware, %s by GTT",
-                                    FormatBytes(facts.carved_bytes), FormatBytes(facts.gtt_bytes)));
+                                    Size(facts.carved_bytes), Size(facts.gtt_bytes)));
   }
   if (!facts.model.empty()) {
     lines.push_back(
@@ -225,18 +269,18 @@ void ExamineMemory(const MachineFacts& facts, uint64_t model_bytes, double share
         "huge pages are off, so that weights are read through many small ones: echo madvise | sudo "
         "tee /sys/kernel/mm/transparent_hugepage/enabled");
   }
-  if (!facts.rdma.empty() && facts.lockable_bytes < kLockableBytes) {
+  if (!facts.rdma.empty() && facts.lockable_bytes.value_or(UINT64_MAX) < kLockableBytes) {
     faults->push_back(absl::StrFormat(
         "only %s may be locked in memory, and RDMA locks what it sends: ulimit -l unlimited (for "
         "good: `* - memlock unlimited` in /etc/security/limits.d/lockstep.conf, LimitMEMLOCK="
         "infinity in systemd units, --ulimit memlock=-1 for docker)",
-        FormatBytes(facts.lockable_bytes)));
+        Size(facts.lockable_bytes)));
   }
-  if (facts.strix_halo && facts.carved_bytes > kCarvedBytes) {
+  if (facts.strix_halo && facts.carved_bytes.value_or(0) > kCarvedBytes) {
     faults->push_back(absl::StrFormat(
         "the firmware keeps %s of the memory for the GPU, where CPU kernels cannot reach it: set "
         "the UMA frame buffer (iGPU memory) to its least in the BIOS, and let GTT lend memory",
-        FormatBytes(facts.carved_bytes)));
+        Size(facts.carved_bytes)));
   }
 }
 
@@ -286,32 +330,46 @@ MachineFindings ExamineMachine(const MachineFacts& facts, uint64_t model_bytes, 
   ExamineMemory(facts, model_bytes, share, &findings.faults);
   ExamineClocks(facts, &findings.faults);
   ExamineCards(facts, &findings.faults);
-  if (facts.strix_halo && facts.gtt_bytes < facts.memory_bytes / 10 * 9) {
+  if (facts.strix_halo && facts.gtt_bytes.value_or(UINT64_MAX) < facts.memory_bytes / 10 * 9) {
     const uint64_t wanted = facts.memory_bytes - std::min(facts.memory_bytes, uint64_t{8} << 30);
     findings.notes.push_back(
         absl::StrFormat("the GPU may have %s of the memory; kernels for it, which lockstep does "
                         "not have yet, would "
                         "want ttm.pages_limit=%d on the kernel's command line (%s; the same as "
                         "ttm.page_pool_size)",
-                        FormatBytes(facts.gtt_bytes), wanted / kPageBytes, FormatBytes(wanted)));
+                        Size(facts.gtt_bytes), wanted / kPageBytes, FormatBytes(wanted)));
   }
-  if (facts.wired_limit_mib.has_value() && *facts.wired_limit_mib == 0) {
+  const uint64_t wired_mib = (facts.memory_bytes >> 20) / 10 * 9;
+  if (facts.wired_limit_mib.has_value() && *facts.wired_limit_mib < wired_mib) {
+    const std::string now = *facts.wired_limit_mib == 0
+                                ? "about three quarters of the memory"
+                                : absl::StrFormat("%d MiB", *facts.wired_limit_mib);
     findings.notes.push_back(absl::StrFormat(
-        "macOS lets the GPU hold about three quarters of the memory; kernels for it, which "
-        "lockstep "
-        "does not have yet, would want sudo sysctl iogpu.wired_limit_mb=%d (until the next start)",
-        (facts.memory_bytes >> 20) / 10 * 9));
+        "macOS lets the GPU hold %s; kernels for it, which lockstep does not have yet, would want "
+        "sudo sysctl iogpu.wired_limit_mb=%d (until the next start)",
+        now, wired_mib));
   }
   return findings;
 }
 
 std::map<std::string, std::string> Versions(const MachineFacts& facts) {
   std::map<std::string, std::string> versions;
+  std::map<std::string, std::vector<const RdmaCard*>> boards;
   for (const RdmaCard& card : facts.rdma) {
-    if (!card.firmware.empty())
-      versions["the firmware of RDMA cards " + card.board] = card.firmware;
+    if (!card.firmware.empty()) boards[card.board].push_back(&card);
+  }
+  // Devices have other names elsewhere, so that they are named only where they differ.
+  for (const auto& [board, cards] : boards) {
+    std::string each;
+    bool alike = true;
+    for (const RdmaCard* card : cards) {
+      each += (each.empty() ? "" : " and ") + card->device + " " + card->firmware;
+      alike = alike && card->firmware == cards.front()->firmware;
+    }
+    versions["the firmware of RDMA cards " + board] = alike ? cards.front()->firmware : each;
   }
   if (!facts.nvidia_driver.empty()) versions["the driver of NVIDIA's GPUs"] = facts.nvidia_driver;
+  if (!facts.system.empty()) versions["the kernel or system"] = facts.system;
   return versions;
 }
 

@@ -73,6 +73,10 @@ std::string GgufMetadataText(const std::map<std::string, GgufValue>& metadata);
 // such files and no *.safetensors. Reads no file.
 bool IsGgufModel(const std::string& path);
 
+// The file `path` or, if it is one of "-00001-of-0000N", the paths of all parts, by their names
+// alone.
+std::vector<std::string> GgufPartPaths(const std::string& path);
+
 // The file and, if it is one of "-00001-of-0000N", all its parts. A part that is missing, of
 // another model or holds other tensors than split.tensors.count says is an error that names it.
 // `path` may be any of the parts, or a directory that holds exactly one GGUF model (`mmproj` files

@@ -167,6 +167,14 @@ bool IsGgufModel(const std::string& path) {
   return !ListDirectory(path, &safetensors).empty() && !safetensors;
 }
 
+std::vector<std::string> GgufPartPaths(const std::string& path) {
+  const PartName name = NameOf(path);
+  if (!name.split || name.count < 1 || name.count > kMostParts) return {path};
+  std::vector<std::string> paths;
+  for (int number = 1; number <= name.count; ++number) paths.push_back(name.Path(number));
+  return paths;
+}
+
 StatusOr<Gguf> OpenGgufFiles(const std::string& path) {
   std::string file = path;
   if (IsDirectory(path)) {

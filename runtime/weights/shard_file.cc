@@ -341,14 +341,16 @@ std::string ShardName(int rank, int ranks) {
   return absl::StrFormat("rank-%d-of-%d%s", rank, ranks, kShardSuffix);
 }
 
+bool IsShardName(const std::string& name, int* rank, int* ranks) {
+  return std::sscanf(name.c_str(), "rank-%d-of-%d.", rank, ranks) == 2 && *rank >= 0 &&
+         *rank < *ranks && ShardName(*rank, *ranks) == name;
+}
+
 std::vector<int> RankCountsOf(const std::vector<std::string>& names) {
   std::set<int> counts;
   for (const std::string& name : names) {
     int rank = 0, ranks = 0;
-    if (std::sscanf(name.c_str(), "rank-%d-of-%d.", &rank, &ranks) == 2 && rank >= 0 &&
-        rank < ranks && ShardName(rank, ranks) == name) {
-      counts.insert(ranks);
-    }
+    if (IsShardName(name, &rank, &ranks)) counts.insert(ranks);
   }
   return {counts.begin(), counts.end()};
 }

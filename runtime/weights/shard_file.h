@@ -61,6 +61,8 @@ StatusOr<bool> HoldsShards(const std::string& directory);
 StatusOr<std::vector<std::string>> ShardFilesIn(const std::string& directory);
 
 std::string ShardName(int rank, int ranks);  // "rank-0-of-2.lockstep"
+// Whether a file has such a name, and whose part it is.
+bool IsShardName(const std::string& name, int* rank, int* ranks);
 // For how many ranks files of these names are, each number once, sorted. Other names count nothing.
 std::vector<int> RankCountsOf(const std::vector<std::string>& names);
 // "2", "2 and 4"; "other" if there are none.

@@ -93,11 +93,36 @@ class Machine : public ::testing::Test {
 
 TEST_F(Machine, AnEmptyTreeIsAMachineOfWhichNothingIsKnown) {
   const MachineFacts facts = Read();
-  EXPECT_EQ(facts.lockable_bytes, 0u);
+  EXPECT_EQ(facts.lockable_bytes, std::nullopt);
+  EXPECT_EQ(facts.wired_limit_mib, std::nullopt);
   EXPECT_THAT(facts.network, IsEmpty());
   EXPECT_THAT(Faults(facts), IsEmpty());
   EXPECT_THAT(Versions(facts), IsEmpty());
   EXPECT_FALSE(Describe(facts).empty());
+}
+
+TEST_F(Machine, WhatIsNotKnownIsNeitherZeroNorAFault) {
+  PutStrixHalo(kGiB / 2, 120 * kGiB, 120 * kGiB / 4096);
+  PutRdma("mlx5_0", "20.1", "4: ACTIVE");
+  const std::string device = "/sys/class/drm/card1/device/mem_info_";
+  for (const std::string text : {"", "x", "0x7f", "-1", "12 GiB", "99999999999999999999"}) {
+    for (const char* file : {"vram_total", "gtt_total"}) Put(device + file, text);
+    Put("/sys/module/ttm/parameters/pages_limit", text);
+    Put("/proc/self/limits", "Max locked memory         " + (text == "12 GiB" ? "?" : text));
+    Put("/proc/meminfo", "MemTotal: 18446744073709551615 kB\nMemAvailable: 7 MB");
+    const MachineFacts facts = Read();
+    EXPECT_EQ(facts.carved_bytes, std::nullopt) << text;
+    EXPECT_EQ(facts.gtt_bytes, std::nullopt) << text;
+    EXPECT_EQ(facts.lockable_bytes, std::nullopt) << text;
+    EXPECT_EQ(facts.available_bytes, 0u);
+    EXPECT_THAT(Faults(facts), IsEmpty()) << text;
+    EXPECT_THAT(ExamineMachine(facts, 0, 1).notes, IsEmpty()) << text;
+    EXPECT_THAT(Describe(facts), Contains(HasSubstr("(? free), ? may be locked")));
+    EXPECT_THAT(Describe(facts), Contains(HasSubstr("GPU: ? kept by the firmware, ? by GTT")));
+  }
+  // A limit of nothing is one.
+  Put("/proc/self/limits", "Max locked memory         0                    0     bytes");
+  EXPECT_THAT(Faults(Read()), ElementsAre(HasSubstr("only 0 B may be locked")));
 }
 
 TEST_F(Machine, AStrixHaloThatIsSetUpHasNoFaults) {
@@ -202,6 +227,40 @@ TEST_F(Machine, AModelThatIsMissingOrTooLargeIsNamedWithWhatItNeeds) {
   EXPECT_THAT(ExamineMachine(facts, 200 * kGiB, 0.5).faults, IsEmpty());
 }
 
+TEST_F(Machine, AGgufOfSeveralPartsHasTheSizeOfAllWhicheverIsNamed) {
+  testing::TemporaryDirectory model;
+  const std::vector<std::string> names = {"m-00001-of-00003.gguf", "m-00002-of-00003.gguf",
+                                          "m-00003-of-00003.gguf"};
+  for (size_t i = 0; i < names.size(); ++i) model.Write(names[i], std::string(100 << i, 'x'));
+  model.Write("other.gguf", "xxx");
+  for (const std::string& name : names) {
+    MachineFacts facts;
+    LookAtModel(model.File(name), &facts);
+    EXPECT_EQ(facts.model_bytes, 700u) << name;
+    EXPECT_EQ(WholeModelBytes(facts, std::vector<double>{1, 1}), 700u);
+  }
+}
+
+TEST_F(Machine, OfRankFilesTheWholeModelIsTold) {
+  testing::TemporaryDirectory model;
+  model.Write("rank-1-of-2.lockstep", std::string(3000, 'x'));
+  model.Write("tokenizer.json", "x");
+  MachineFacts facts;
+  LookAtModel(model.path(), &facts);
+  EXPECT_EQ(facts.model_bytes, 3001u);
+  EXPECT_EQ(WholeModelBytes(facts, std::vector<double>{1, 1}), 6000u);
+  EXPECT_EQ(WholeModelBytes(facts, std::vector<double>{1, 3}), 4000u);
+  // For another number of ranks: as if they had the same shares.
+  EXPECT_EQ(WholeModelBytes(facts, std::vector<double>{1, 2, 3}), 6000u);
+  model.Write("rank-0-of-2.lockstep", std::string(1000, 'x'));
+  model.Write("rank-2-of-3.lockstep", std::string(900, 'x'));
+  facts = {};
+  LookAtModel(model.path(), &facts);
+  EXPECT_EQ(WholeModelBytes(facts, std::vector<double>{1, 3}), 4000u);
+  EXPECT_EQ(WholeModelBytes(facts, std::vector<double>{1, 1, 1}), 2700u);
+  EXPECT_EQ(WholeModelBytes({}, std::vector<double>{1, 1}), 0u);
+}
+
 TEST_F(Machine, TheLimitOfAMacsGpuIsANote) {
   MachineFacts facts;
   facts.memory_bytes = 512 * kGiB;
@@ -209,6 +268,10 @@ TEST_F(Machine, TheLimitOfAMacsGpuIsANote) {
   facts.wired_limit_mib = 0;
   EXPECT_THAT(ExamineMachine(facts, 0, 1).notes,
               ElementsAre(HasSubstr("iogpu.wired_limit_mb=471852")));
+  facts.wired_limit_mib = 400'000;
+  EXPECT_THAT(
+      ExamineMachine(facts, 0, 1).notes,
+      ElementsAre(AllOf(HasSubstr("hold 400000 MiB"), HasSubstr("iogpu.wired_limit_mb=471852"))));
   facts.wired_limit_mib = 480'000;
   EXPECT_THAT(ExamineMachine(facts, 0, 1).notes, IsEmpty());
 }
@@ -222,6 +285,23 @@ TEST_F(Machine, VersionsThatDifferAreNamedWithWhoHasThem) {
   EXPECT_THAT(DifferingVersions({first, second, {"rank 2 (c)", "", {}}}),
               ElementsAre(AllOf(HasSubstr("28.45.4028 on rank 0 (a)"),
                                 HasSubstr("28.47.1088 on rank 1 (b)"), HasSubstr("fwupdmgr"))));
+}
+
+TEST_F(Machine, KernelsAndTheFirmwareOfEachDeviceAreCompared) {
+  PutSpark("28.45.4028");
+  PutRdma("roceP2p1s0f1", "28.45.4028", "4: ACTIVE");
+  Put("/proc/sys/kernel/osrelease", "6.11.0-1016-nvidia");
+  const NodeFacts first = {"rank 0 (a)", "", Versions(Read())};
+  Put("/sys/class/infiniband/roceP2p1s0f1/fw_ver", "28.47.1088");
+  Put("/proc/sys/kernel/osrelease", "6.14.0");
+  const NodeFacts second = {"rank 1 (b)", "", Versions(Read())};
+  EXPECT_THAT(DifferingVersions({first, first}), IsEmpty());
+  EXPECT_THAT(
+      DifferingVersions({first, second}),
+      ElementsAre(AllOf(HasSubstr("28.45.4028 on rank 0 (a)"), HasSubstr("rocep1s0f1 28.45.4028"),
+                        HasSubstr("roceP2p1s0f1 28.47.1088")),
+                  AllOf(HasSubstr("Linux 6.11.0-1016-nvidia on rank 0 (a)"),
+                        HasSubstr("Linux 6.14.0 on rank 1 (b)"))));
 }
 
 TEST_F(Machine, ThisOneIsReadToo) {
