@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t kKillMs = 5'000;    // until SIGKILL has ended a process
 constexpr int64_t kOthersMs = 1'000;  // another up or status looks at the same rank
+constexpr int64_t kLookMs = 20;       // between two looks at what another process does
 constexpr int64_t kHealthMs = 3'000;
 constexpr size_t kLongestHead = size_t{4} << 20;  // in which a server has said that it serves
 constexpr size_t kLastWords = 1'000;
@@ -43,22 +44,33 @@ StatusOr<UniqueFd> OpenPidFile(const std::string& directory, int rank) {
   return file;
 }
 
-bool Lock(const UniqueFd& file, int how) { return flock(file.get(), how | LOCK_NB) == 0; }
-
-// Whether nobody else has the file; the lock is then ours. Another one who only looks lets go soon.
-bool TakeLock(const UniqueFd& file) {
-  const Deadline deadline = Deadline::After(kOthersMs);
-  while (!Lock(file, LOCK_EX)) {
-    if (deadline.Passed()) return false;
-    SleepMs(20);
+// Whether the lock is ours now; false: another one has it. Where files cannot be locked at all,
+// nobody could tell whether a rank runs, and whom a signal would reach.
+StatusOr<bool> Lock(const UniqueFd& file, int how, const std::string& path) {
+  while (flock(file.get(), how | LOCK_NB) != 0) {
+    if (errno == EWOULDBLOCK) return false;
+    if (errno == EINTR) continue;
+    return UsageError(
+        "%s cannot be locked: %s; give a directory of a local disk with --node-directory", path,
+        std::strerror(errno));
   }
   return true;
 }
 
-bool IsRunning(const UniqueFd& file) {
-  if (!Lock(file, LOCK_SH)) return true;
-  (void)flock(file.get(), LOCK_UN);
-  return false;
+// Whether nobody else has the file; the lock is then ours. Another one who only looks lets go soon.
+StatusOr<bool> TakeLock(const UniqueFd& file, const std::string& path) {
+  const Deadline deadline = Deadline::After(kOthersMs);
+  while (true) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const bool ours, Lock(file, LOCK_EX, path));
+    if (ours || deadline.Passed()) return ours;
+    SleepMs(kLookMs);
+  }
+}
+
+StatusOr<bool> IsRunning(const UniqueFd& file, const std::string& path) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool ours, Lock(file, LOCK_SH, path));
+  if (ours) (void)flock(file.get(), LOCK_UN);
+  return !ours;
 }
 
 void ReadPid(const UniqueFd& file, RankProcess* process) {
@@ -78,6 +90,33 @@ Status WritePid(const UniqueFd& file, const RankProcess& process) {
     return InternalError("cannot write a process id: %s", std::strerror(errno));
   }
   return OkStatus();
+}
+
+// Who holds the lock, as he wrote himself: between taking it and that a moment passes, in which the
+// number of the process before may still stand there. So the same one is read twice, and both times
+// the lock is held. 0: nobody does.
+StatusOr<int64_t> NumberOfRunning(const UniqueFd& file, const std::string& path) {
+  const Deadline deadline = Deadline::After(kOthersMs);
+  int64_t last = 0;
+  while (true) {
+    LOCKSTEP_ASSIGN_OR_RETURN(const bool running, IsRunning(file, path));
+    if (!running) return 0;
+    RankProcess process;
+    ReadPid(file, &process);
+    if (process.pid != 0 && process.pid == last) return last;
+    if (deadline.Passed())
+      return InternalError("%s is locked but names no process yet; try again", path);
+    last = process.pid;
+    SleepMs(kLookMs);
+  }
+}
+
+// Whether the lock is that process's still, and not another's that was started meanwhile.
+StatusOr<bool> StillRuns(const UniqueFd& file, const std::string& path, int64_t pid) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool running, IsRunning(file, path));
+  RankProcess process;
+  ReadPid(file, &process);
+  return running && process.pid == pid;
 }
 
 StatusOr<UniqueFd> NewLog(const std::string& directory, int rank) {
@@ -130,14 +169,21 @@ void FindReady(const std::string& log, RankProcess* process) {
 }  // namespace
 
 StatusOr<RankProcess> StartRank(const std::string& directory, int rank,
-                                const std::vector<std::string>& arguments) {
+                                const std::vector<std::string>& arguments,
+                                const std::function<Status()>& prepare) {
   LOCKSTEP_ASSIGN_OR_RETURN(const UniqueFd lock, OpenPidFile(directory, rank));
+  const std::string path = PathOf(directory, rank, "pid");
   RankProcess process;
-  if (!TakeLock(lock)) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const bool ours, TakeLock(lock, path));
+  if (!ours) {
     ReadPid(lock, &process);
+    if (process.pid == 0) return UsageError("rank %d is being started there by another one", rank);
     return UsageError("rank %d runs already there, as process %d; `lockstep down` ends it", rank,
                       process.pid);
   }
+  // What holds the lock from here on is not the process of the time before.
+  if (ftruncate(lock.get(), 0) != 0) return CannotUse(path);
+  if (prepare) LOCKSTEP_RETURN_IF_ERROR(prepare());
   LOCKSTEP_ASSIGN_OR_RETURN(const UniqueFd log, NewLog(directory, rank));
   int ends[2];
   if (pipe(ends) != 0) return InternalError("cannot make a pipe: %s", std::strerror(errno));
@@ -166,7 +212,7 @@ StatusOr<RankProcess> StartRank(const std::string& directory, int rank,
 StatusOr<RankProcess> FindRank(const std::string& directory, int rank) {
   LOCKSTEP_ASSIGN_OR_RETURN(const UniqueFd lock, OpenPidFile(directory, rank));
   RankProcess process;
-  process.running = IsRunning(lock);
+  LOCKSTEP_ASSIGN_OR_RETURN(process.running, IsRunning(lock, PathOf(directory, rank, "pid")));
   ReadPid(lock, &process);
   if (process.running) FindReady(Head(PathOf(directory, rank, "log")), &process);
   return process;
@@ -174,18 +220,20 @@ StatusOr<RankProcess> FindRank(const std::string& directory, int rank) {
 
 StatusOr<RankEnd> EndRank(const std::string& directory, int rank, int64_t patience_ms) {
   LOCKSTEP_ASSIGN_OR_RETURN(const UniqueFd lock, OpenPidFile(directory, rank));
-  if (!IsRunning(lock)) return RankEnd::kWasNotRunning;
+  const std::string path = PathOf(directory, rank, "pid");
+  LOCKSTEP_ASSIGN_OR_RETURN(const int64_t pid, NumberOfRunning(lock, path));
+  if (pid == 0) return RankEnd::kWasNotRunning;
+  RankEnd end = RankEnd::kEnded;
   for (const int signal : {SIGTERM, SIGKILL}) {
-    RankProcess process;
-    ReadPid(lock, &process);
-    if (process.pid == 0) {
-      return InternalError("%s is locked but names no process", PathOf(directory, rank, "pid"));
-    }
-    (void)kill(static_cast<pid_t>(process.pid), signal);
+    LOCKSTEP_ASSIGN_OR_RETURN(bool runs, StillRuns(lock, path, pid));
+    if (!runs) return end;
+    (void)kill(static_cast<pid_t>(pid), signal);
+    end = signal == SIGTERM ? RankEnd::kEnded : RankEnd::kKilled;
     const Deadline deadline = Deadline::After(signal == SIGTERM ? patience_ms : kKillMs);
     while (!deadline.Passed()) {
-      if (!IsRunning(lock)) return signal == SIGTERM ? RankEnd::kEnded : RankEnd::kKilled;
-      SleepMs(20);
+      LOCKSTEP_ASSIGN_OR_RETURN(runs, StillRuns(lock, path, pid));
+      if (!runs) return end;
+      SleepMs(kLookMs);
     }
   }
   return InternalError("rank %d does not end even after SIGKILL", rank);

@@ -3,11 +3,12 @@
 //
 //     rank-N.pid    its process id and when it was started; the process holds a lock on this file
 //                   for as long as it lives, so that no other process that later gets its number
-//                   is taken for it
+//                   is taken for it. Empty while it is being started
 //     rank-N.log    what it wrote to stdout and stderr; rank-N.log.1 is that of the process before
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,14 +25,18 @@ struct RankProcess {
 };
 
 // Starts `arguments` (the program first) as rank `rank` in the background: in a session of its own,
-// with the working directory of this process. A usage error if the rank runs already.
+// with the working directory of this process. A usage error if the rank runs already. `prepare` is
+// called before, when it is certain that it does not, and nobody else starts it meanwhile; its
+// error is the answer.
 StatusOr<RankProcess> StartRank(const std::string& directory, int rank,
-                                const std::vector<std::string>& arguments);
+                                const std::vector<std::string>& arguments,
+                                const std::function<Status()>& prepare = {});
 
 StatusOr<RankProcess> FindRank(const std::string& directory, int rank);
 
 enum class RankEnd { kWasNotRunning, kEnded, kKilled };
-// SIGTERM, and SIGKILL to what has not ended `patience_ms` later.
+// SIGTERM, and SIGKILL to what has not ended `patience_ms` later. An error, and no signal, while
+// another one starts the rank and its process is not known yet.
 StatusOr<RankEnd> EndRank(const std::string& directory, int rank, int64_t patience_ms);
 
 // The end of its log, whole lines.

@@ -14,6 +14,7 @@
 #include "launcher/cluster_yaml.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/generation.h"
+#include "launcher/node_answer.h"
 #include "launcher/node_process.h"
 #include "launcher/process.h"
 #include "launcher/remote.h"
@@ -29,14 +30,25 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kAnswerMs = 30'000;  // that a node has, beyond what it is asked to wait for
-constexpr int64_t kPollMs = 500;
+// From one question to the next while ranks start: at first soon, then seldom.
+constexpr int64_t kFirstPollMs = 500;
+constexpr int64_t kLongestPollMs = 5'000;
+// Nodes that cannot be asked for this long while they start count as lost.
+constexpr int64_t kUnreachableMs = 60'000;
 // A model that takes longer to load is looked after by `lockstep status`.
 constexpr int64_t kLongestStartMs = 3'600'000;
 constexpr int64_t kBeforeKillMs = 5'000;
 
+constexpr const char* kNotAsked = "not asked: TLS";
+constexpr const char* kFileName = "cluster.yaml";
+// What `up` brings to a node; the name of a file is that until a rank starts with it.
+constexpr const char* kFreshName = "new-";
+
 std::string Dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
+
+void SleepMs(int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
 // --- one rank, on its node ---
 
@@ -45,33 +57,45 @@ std::string Directory(const Options& options) {
   return folder.empty() ? "." : folder.string();
 }
 
-Json FactsOf(const Options& options, const RankProcess& process) {
-  const char* state = process.running ? "running" : process.pid != 0 ? "ended" : "absent";
-  Json json = {{"state", state}, {"pid", process.pid}, {"since", process.started_at}};
+RankFacts FactsOf(const Options& options, const RankProcess& process) {
+  RankFacts facts;
+  facts.state = process.running ? "running" : process.pid != 0 ? "ended" : "absent";
+  facts.pid = process.pid;
+  facts.started_at = process.started_at;
   if (process.ready) {
     const bool anywhere = options.host == "0.0.0.0" || options.host == "::";
     const std::string host = anywhere ? "127.0.0.1" : options.host;
     const bool tls = !options.tls_cert.empty();
-    json["serves"] = absl::StrFormat("%s://%s", tls ? "https" : "http",
-                                     Endpoint{options.host, process.port}.Text());
-    json["health"] = tls ? "not asked: TLS" : AskHealth(host, process.port);
+    facts.serves = absl::StrFormat("%s://%s", tls ? "https" : "http",
+                                   Endpoint{options.host, process.port}.Text());
+    facts.health = tls ? kNotAsked : AskHealth(host, process.port);
   }
   if (!process.running && process.pid != 0)
-    json["log"] = LastWordsOfRank(Directory(options), static_cast<int>(options.rank));
-  return json;
+    facts.log = LastWordsOfRank(Directory(options), static_cast<int>(options.rank));
+  return facts;
 }
 
-Status Tell(const Json& json) {
-  std::printf("%s\n", Dump(json).c_str());
+Status Tell(const RankFacts& facts) {
+  std::printf("%s\n", Dump(JsonOf(facts)).c_str());
   return OkStatus();
 }
 
+// Two may try to start a cluster at the same time: whose rank it is has its file there, too.
 Status StartHere(const Options& options) {
   const int rank = static_cast<int>(options.rank);
+  const std::filesystem::path given = options.config;
+  const bool fresh = given.filename().string().starts_with(kFreshName);
+  const std::string file = fresh ? Directory(options) + "/" + kFileName : options.config;
+  const auto take_over = [&] {
+    std::error_code error;
+    if (fresh) std::filesystem::rename(given, file, error);
+    return error ? UsageError("cannot write %s: %s", file, error.message()) : OkStatus();
+  };
   LOCKSTEP_ASSIGN_OR_RETURN(const RankProcess process,
                             StartRank(Directory(options), rank,
                                       {ExecutablePath(), rank == 0 ? "serve" : "worker", "--config",
-                                       options.config, "--rank", std::to_string(rank)}));
+                                       file, "--rank", std::to_string(rank)},
+                                      take_over));
   return Tell(FactsOf(options, process));
 }
 
@@ -81,14 +105,14 @@ Status EndHere(const Options& options) {
       const RankEnd end, EndRank(Directory(options), static_cast<int>(options.rank), patience_ms));
   switch (end) {
     case RankEnd::kWasNotRunning:
-      return Tell({{"state", "was not running"}});
+      return Tell({.state = "was not running"});
     case RankEnd::kEnded:
-      return Tell({{"state", "ended"}});
+      return Tell({.state = "ended"});
     case RankEnd::kKilled:
       break;
   }
-  return Tell({{"state", absl::StrFormat("killed: it had not ended %d s after SIGTERM",
-                                         patience_ms / 1000)}});
+  return Tell({.state = absl::StrFormat("killed: it had not ended %d s after SIGTERM",
+                                        patience_ms / 1000)});
 }
 
 Status ShowHere(const Options& options) {
@@ -102,8 +126,7 @@ Status ShowHere(const Options& options) {
 // What one node said of its rank, or why it said nothing.
 struct RankAnswer {
   Status status;  // an error names the rank and its node
-  std::string state;
-  Json facts;
+  RankFacts facts;
 };
 
 class Cluster {
@@ -135,19 +158,36 @@ class Cluster {
   const std::string& node(size_t rank) const { return nodes_[rank].name; }
   std::string Name(size_t rank) const { return absl::StrFormat("rank %d (%s)", rank, node(rank)); }
 
-  // `up` on every node, with the file.
+  // `up` on every node, with the file under a name of its own.
   std::vector<RankAnswer> Start() const {
-    return Ask("up", kAnswerMs, [](const std::string& directory, size_t rank) {
-      const std::string fresh = absl::StrFormat("%s/new-%d.yaml", directory, rank);
-      return "umask 077; mkdir -p " + directory + " && cat > " + fresh + " && mv " + fresh + " " +
-             directory + "/cluster.yaml && ";
+    return Ask(kAnswerMs, [&](size_t rank) {
+      const std::string file = absl::StrFormat("%s/%s%d-$$.yaml", Directory(), kFreshName, rank);
+      return NodeCommand{"",
+                         "umask 077; mkdir -p " + Directory() + " && cat >" + file + " && { " +
+                             Line(rank, "up", file) + "; code=$?; rm -f " + file +
+                             "; exit $code; }",
+                         text_};
     });
   }
-  // `command` where there is such a file.
+  // `command` where there is a file from `up`.
   std::vector<RankAnswer> AskAll(const char* command, int64_t timeout_ms) const {
-    return Ask(command, timeout_ms, [](const std::string& directory, size_t) {
-      return "[ -e " + directory +
-             "/cluster.yaml ] || { echo '{\"state\":\"absent\"}'; exit 0; }; ";
+    return Ask(timeout_ms, [&](size_t rank) {
+      const std::string file = Directory() + "/" + kFileName;
+      return NodeCommand{
+          "", "[ -e " + file + " ] || " + Say("absent") + "exec " + Line(rank, command, file), ""};
+    });
+  }
+  // `down` where `started` says that a rank was started, and its process is still that one.
+  void EndThose(const std::vector<RankAnswer>& started, int64_t timeout_ms) const {
+    (void)Ask(timeout_ms, [&](size_t rank) {
+      const RankAnswer& answer = started[rank];
+      if (!answer.status.ok() || answer.facts.pid == 0) return NodeCommand{"", "true", ""};
+      return NodeCommand{"",
+                         absl::StrFormat("read -r pid at <%s/rank-%d.pid && [ \"$pid\" = %d ] || ",
+                                         Directory(), rank, answer.facts.pid) +
+                             Say("another") + "exec " +
+                             Line(rank, "down", Directory() + "/" + kFileName),
+                         ""};
     });
   }
 
@@ -188,16 +228,22 @@ class Cluster {
                                                                  : options_.node_program;
   }
 
-  // `first`: what the shell does before, given the directory and the rank.
-  template <typename First>
-  std::vector<RankAnswer> Ask(const char* command, int64_t timeout_ms, const First& first) const {
+  // For a shell: lockstep with a command for one rank; and an end with an answer.
+  std::string Line(size_t rank, const char* command, const std::string& file) const {
+    return absl::StrFormat("%s %s --config %s --rank %d", ShellWord(Program(rank)), command, file,
+                           rank);
+  }
+  static std::string Say(const char* state) {
+    return absl::StrFormat("{ echo '{\"state\":\"%s\"}'; exit 0; }; ", state);
+  }
+
+  // `command_for` a rank, without its host.
+  template <typename CommandFor>
+  std::vector<RankAnswer> Ask(int64_t timeout_ms, const CommandFor& command_for) const {
     std::vector<NodeCommand> commands;
     for (size_t rank = 0; rank < size(); ++rank) {
-      commands.push_back({hosts_[rank],
-                          first(Directory(), rank) +
-                              absl::StrFormat("exec %s %s --config %s/cluster.yaml --rank %d",
-                                              ShellWord(Program(rank)), command, Directory(), rank),
-                          command == std::string_view("up") ? text_ : ""});
+      commands.push_back(command_for(rank));
+      commands.back().host = hosts_[rank];
     }
     const auto answers = RunOnNodes(options_.ssh, commands, timeout_ms);
     std::vector<RankAnswer> all;
@@ -213,6 +259,7 @@ class Cluster {
     }
     std::string said = answer->error;
     while (!said.empty() && said.back() == '\n') said.pop_back();
+    said = Printable(said, true);
     if (answer->exit_code == 255 && !hosts_[rank].empty()) {
       word.status = PeerLostError(
           "%s cannot be reached: %s; `%s -o BatchMode=yes %s true` must end without a question",
@@ -225,14 +272,12 @@ class Cluster {
     } else if (answer->exit_code != 0) {
       word.status = UsageError("%s: %s", Name(rank), said);
     } else {
-      word.facts = Json::parse(answer->out, nullptr, false);
-      const bool sound =
-          word.facts.is_object() && word.facts.contains("state") && word.facts["state"].is_string();
-      if (sound) word.state = word.facts["state"].get<std::string>();
-      if (!sound) {
-        word.facts = Json::object();
-        word.status = UsageError("%s: its answer cannot be read; is %s there another version?",
-                                 Name(rank), Program(rank));
+      const StatusOr<RankFacts> facts = ParseRankFacts(answer->out);
+      if (facts.ok()) {
+        word.facts = *facts;
+      } else {
+        word.status = UsageError("%s: its answer cannot be read (%s); is %s there another version?",
+                                 Name(rank), MessageOf(facts.status()), Program(rank));
       }
     }
     return word;
@@ -244,35 +289,35 @@ class Cluster {
   std::vector<std::string> hosts_;  // for ssh; empty: this machine
 };
 
-std::string TextOf(const Json& facts, const char* key) {
-  return facts.contains(key) && facts[key].is_string() ? facts[key].get<std::string>() : "";
-}
-int64_t NumberOf(const Json& facts, const char* key) {
-  return facts.contains(key) && facts[key].is_number_integer() ? facts[key].get<int64_t>() : 0;
-}
-
 Status FirstError(const std::vector<RankAnswer>& answers) {
   for (const RankAnswer& answer : answers) LOCKSTEP_RETURN_IF_ERROR(answer.status);
   return OkStatus();
 }
 
-// An error that says how the first rank that does not run ended, if there is one.
-Status AllRun(const Cluster& cluster, const std::vector<RankAnswer>& answers) {
-  LOCKSTEP_RETURN_IF_ERROR(FirstError(answers));
+// An error that says how the first rank that does not run ended, if there is one. Ranks that could
+// not be asked are none.
+Status NoneEnded(const Cluster& cluster, const std::vector<RankAnswer>& answers) {
   for (size_t rank = 0; rank < answers.size(); ++rank) {
-    if (answers[rank].state == "running") continue;
-    const std::string log = TextOf(answers[rank].facts, "log");
+    const auto& [status, facts] = answers[rank];
+    if (!status.ok() || facts.state == "running") continue;
     return PeerLostError("%s is not running%s%s", cluster.Name(rank),
-                         log.empty() ? "" : "; the end of its log:\n", log);
+                         facts.log.empty() ? "" : "; the end of its log:\n", facts.log);
   }
   return OkStatus();
+}
+
+// Rank 0 answers requests; where TLS keeps it from being asked, it said once that it does.
+Status Serves(const Cluster& cluster, const RankFacts& first) {
+  if (first.serves.empty()) return PeerLostError("%s does not serve yet", cluster.Name(0));
+  if (first.health == "ready" || first.health == kNotAsked) return OkStatus();
+  return PeerLostError("%s, %s: %s", cluster.Name(0), first.serves, first.health);
 }
 
 // What a rank that ended said itself is worth more than what the others say of its end.
 Status WithTheCause(const Cluster& cluster, const std::vector<RankAnswer>& answers,
                     const Status& otherwise) {
   for (size_t rank = 0; rank < answers.size(); ++rank) {
-    const std::string log = TextOf(answers[rank].facts, "log");
+    const std::string& log = answers[rank].facts.log;
     if (log.empty() || log.find("lockstep: rank ") != std::string::npos) continue;
     return PeerLostError("%s is not running; the end of its log:\n%s", cluster.Name(rank), log);
   }
@@ -284,27 +329,27 @@ void Show(const Options& options, const Cluster& cluster, const std::vector<Rank
   if (!options.json) std::printf("%-5s %-16s %-10s %8s  %s\n", "rank", "node", "state", "pid", "");
   for (size_t rank = 0; rank < answers.size(); ++rank) {
     const RankAnswer& answer = answers[rank];
-    const std::string state = answer.status.ok() ? answer.state : "unknown";
-    Json line = {{"rank", rank}, {"node", cluster.node(rank)}, {"state", state}};
-    for (const auto& [key, value] : answer.facts.items()) line[key] = value;
+    RankFacts facts = answer.facts;
+    if (!answer.status.ok()) facts.state = "unknown";
+    Json line = {{"rank", rank}, {"node", cluster.node(rank)}};
+    line.update(JsonOf(facts));
     if (!answer.status.ok()) line["error"] = MessageOf(answer.status);
     all.push_back(line);
     if (options.json) continue;
     std::string more;
-    if (const int64_t since = NumberOf(answer.facts, "since"); state == "running" && since > 0) {
+    if (facts.state == "running" && facts.started_at > 0) {
       char text[32] = {};
-      const std::time_t at = since;
+      const std::time_t at = facts.started_at;
       std::tm parts{};
       if (localtime_r(&at, &parts) != nullptr)
         (void)std::strftime(text, sizeof(text), "since %F %T", &parts);
       more = text;
     }
-    if (const std::string serves = TextOf(answer.facts, "serves"); !serves.empty())
-      more += ", serves " + serves + ": " + TextOf(answer.facts, "health");
+    if (!facts.serves.empty()) more += ", serves " + facts.serves + ": " + facts.health;
     if (!answer.status.ok()) more = MessageOf(answer.status);
-    const int64_t pid = NumberOf(answer.facts, "pid");
     std::printf("%-5d %-16s %-10s %8s  %s\n", static_cast<int>(rank), cluster.node(rank).c_str(),
-                state.c_str(), pid == 0 ? "-" : std::to_string(pid).c_str(), more.c_str());
+                facts.state.c_str(), facts.pid == 0 ? "-" : std::to_string(facts.pid).c_str(),
+                more.c_str());
   }
   if (options.json) std::printf("%s\n", Dump(all).c_str());
 }
@@ -313,22 +358,24 @@ int64_t EndMs(const Options& options) {
   return options.drain_timeout_ms + kEndAtOnceMs + 2 * kBeforeKillMs + kAnswerMs;
 }
 
-// Until rank 0 serves (or that takes too long), or a rank has ended.
+// Until rank 0 serves, or that takes too long. An error: a rank has ended, or cannot be asked any
+// more.
 StatusOr<std::vector<RankAnswer>> WaitUntilReady(const Cluster& cluster) {
   const Deadline deadline = Deadline::After(kLongestStartMs);
-  while (true) {
+  Deadline unreachable = Deadline::After(kUnreachableMs);
+  for (int64_t poll_ms = kFirstPollMs;; poll_ms = std::min(poll_ms * 3 / 2, kLongestPollMs)) {
     std::vector<RankAnswer> answers = cluster.AskAll("status", kAnswerMs);
-    if (const Status running = AllRun(cluster, answers); !running.ok()) {
+    if (const Status running = NoneEnded(cluster, answers); !running.ok()) {
       // The others end a moment later, and one of them may know why.
-      std::this_thread::sleep_for(std::chrono::milliseconds(2 * kPollMs));
+      SleepMs(2 * kFirstPollMs);
       return WithTheCause(cluster, cluster.AskAll("status", kAnswerMs), running);
     }
-    if (!TextOf(answers.front().facts, "serves").empty()) return answers;
-    if (deadline.Passed()) {
-      log::Warning("still loading after an hour; `lockstep status` shows when it serves");
-      return answers;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(kPollMs));
+    const Status reached = FirstError(answers);
+    if (reached.ok()) unreachable = Deadline::After(kUnreachableMs);
+    if (!reached.ok() && unreachable.Passed()) return reached;
+    if (reached.ok() && !answers.front().facts.serves.empty()) return answers;
+    if (deadline.Passed()) return answers;
+    SleepMs(poll_ms);
   }
 }
 
@@ -337,21 +384,28 @@ Status StartAll(const Options& options) {
   const std::vector<RankAnswer> before = cluster.AskAll("status", kAnswerMs);
   LOCKSTEP_RETURN_IF_ERROR(FirstError(before));
   for (size_t rank = 0; rank < before.size(); ++rank) {
-    if (before[rank].state != "running") continue;
+    if (before[rank].facts.state != "running") continue;
     return UsageError("%s runs already, as process %d; end it with `lockstep down %s`",
-                      cluster.Name(rank), NumberOf(before[rank].facts, "pid"), options.config);
+                      cluster.Name(rank), before[rank].facts.pid, options.config);
   }
-  Status end = FirstError(cluster.Start());
+  const std::vector<RankAnswer> started = cluster.Start();
+  Status end = FirstError(started);
   if (end.ok()) {
     log::Info("%d ranks started; waiting until they serve", cluster.size());
     const StatusOr<std::vector<RankAnswer>> ready = WaitUntilReady(cluster);
     if (ready.ok()) Show(options, cluster, *ready);
-    if (ready.ok()) return OkStatus();
+    if (ready.ok() && !ready->front().facts.serves.empty()) return OkStatus();
+    if (ready.ok()) {
+      return PeerLostError(
+          "still loading after an hour, and left so; `lockstep status %s` shows when it serves, "
+          "`lockstep down %s` ends it",
+          options.config, options.config);
+    }
     end = ready.status();
   }
   // They would wait for those that are missing.
   log::Info("ending the ranks that were started");
-  (void)cluster.AskAll("down", EndMs(options));
+  cluster.EndThose(started, EndMs(options));
   return end;
 }
 
@@ -366,7 +420,9 @@ Status ShowAll(const Options& options) {
   LOCKSTEP_ASSIGN_OR_RETURN(const Cluster cluster, Cluster::Open(options));
   const std::vector<RankAnswer> answers = cluster.AskAll("status", kAnswerMs);
   Show(options, cluster, answers);
-  return AllRun(cluster, answers);
+  LOCKSTEP_RETURN_IF_ERROR(FirstError(answers));
+  LOCKSTEP_RETURN_IF_ERROR(NoneEnded(cluster, answers));
+  return Serves(cluster, answers.front().facts);
 }
 
 }  // namespace

@@ -202,16 +202,26 @@ std::string FirstMatch(const std::string& text, const std::string& pattern) {
 // What the first lines of a file say of starting it agrees with its nodes, and every rank finds its
 // place by it.
 TEST(Configs, EveryClusterStartsAsItsFirstLinesSay) {
-  const std::string root = std::getenv("LOCKSTEP_SOURCE_DIR");
+  const char* source = std::getenv("LOCKSTEP_SOURCE_DIR");
+  ASSERT_NE(source, nullptr);
+  const std::string root = source;
   const std::string secret = testing::TempDir() + "/secret";
   std::ofstream(secret) << "0123456789abcdef0123456789abcdef";
   std::filesystem::permissions(secret, std::filesystem::perms::owner_read);
+  int files = 0;
   for (const auto& entry : std::filesystem::directory_iterator(root + "/configs")) {
+    if (entry.path().extension() != ".yaml") continue;
+    ++files;
     SCOPED_TRACE(entry.path());
     const std::string name = entry.path().stem();
-    const std::string text = *ReadTextFile(entry.path());
-    const ClusterFile file = *ParseClusterYaml(text, entry.path());
+    const StatusOr<std::string> read = ReadTextFile(entry.path());
+    ASSERT_TRUE(read.ok()) << read.status();
+    const std::string& text = *read;
+    const StatusOr<ClusterFile> parsed = ParseClusterYaml(text, entry.path());
+    ASSERT_TRUE(parsed.ok()) << parsed.status();
+    const ClusterFile& file = *parsed;
     const int size = static_cast<int>(file.nodes.size());
+    ASSERT_GE(size, 1);
     EXPECT_THAT(text, HasSubstr("lockstep up configs/" + name + ".yaml "));
     EXPECT_EQ(FirstMatch(text, "mpirun -n ([0-9]+) "), std::to_string(size));
     EXPECT_EQ(FirstMatch(text, "lockstep serve --config [a-z/]*/([a-z0-9-]+)\\.yaml"), name);
@@ -219,10 +229,16 @@ TEST(Configs, EveryClusterStartsAsItsFirstLinesSay) {
     const std::string hostfile = FirstMatch(text, "--hostfile ([^ ]+) ");
     EXPECT_EQ(hostfile, local ? "" : "deploy/hostfiles/" + name);
     EXPECT_EQ(file.options.secret_file.empty(), local);
-    if (file.options.collective == "shm") EXPECT_TRUE(local);
+    if (file.options.collective == "shm") {
+      EXPECT_TRUE(local);
+    }
     std::vector<std::string> hosts;
     for (const ClusterNode& node : file.nodes) hosts.push_back(node.host);
-    if (!local) EXPECT_EQ(HostsOf(*ReadTextFile(root + "/" + hostfile)), hosts);
+    if (!local) {
+      const StatusOr<std::string> listed = ReadTextFile(root + "/" + hostfile);
+      ASSERT_TRUE(listed.ok()) << listed.status();
+      EXPECT_EQ(HostsOf(*listed), hosts);
+    }
     for (int rank = 0; rank < size; ++rank) {
       Options options = file.options;
       options.config = entry.path();
@@ -235,10 +251,13 @@ TEST(Configs, EveryClusterStartsAsItsFirstLinesSay) {
       EXPECT_EQ(world->rank, rank);
       EXPECT_EQ(world->size, size);
       EXPECT_EQ(world->shares, std::vector<double>(static_cast<size_t>(size), 1.0));
-      if (size > 1) EXPECT_EQ(world->rendezvous, hosts.front() + ":29517");
+      if (size > 1) {
+        EXPECT_EQ(world->rendezvous, hosts.front() + ":29517");
+      }
       EXPECT_EQ(world->secret.empty(), local);
     }
   }
+  EXPECT_GE(files, 10);
 }
 
 TEST(WithNumber, ChangesNothingElse) {

@@ -4,6 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +18,19 @@
 
 #include "tests/support/temporary.h"
 #include "transport/socket.h"
+
+namespace {
+int lock_error = 0;  // what the next call of flock fails with
+bool lock_error_stays = false;
+}  // namespace
+
+// In place of the C library's, for tests of file systems without locks.
+extern "C" int flock(int file, int how) noexcept {
+  if (lock_error == 0) return static_cast<int>(syscall(SYS_flock, file, how));
+  errno = lock_error;
+  if (!lock_error_stays) lock_error = 0;
+  return -1;
+}
 
 namespace lockstep {
 namespace {
@@ -38,6 +54,22 @@ class NodeProcess : public ::testing::Test {
     return process.ok() ? *process : RankProcess{};
   }
   RankProcess Find() { return *FindRank(directory_, 3); }
+  // A process that is no rank, and whether it still ran when this ended it.
+  static pid_t StartOther() {
+    const pid_t other = fork();
+    if (other == 0) {
+      (void)execl("/bin/sleep", "sleep", "600", nullptr);
+      _exit(127);
+    }
+    return other;
+  }
+  static bool EndOther(pid_t other) {
+    if (waitpid(other, nullptr, WNOHANG) != 0) return false;
+    (void)kill(other, SIGKILL);
+    int how = 0;
+    // Another signal may have been on its way.
+    return waitpid(other, &how, 0) == other && WIFSIGNALED(how) && WTERMSIG(how) == SIGKILL;
+  }
   template <typename Condition>
   static bool Eventually(const Condition& condition) {
     for (int i = 0; i < 1000; ++i) {
@@ -96,18 +128,63 @@ TEST_F(NodeProcess, WhatDoesNotHeedATermIsKilled) {
 }
 
 TEST_F(NodeProcess, AnotherProcessWithTheNumberOfADeadOneIsNotTouched) {
-  const pid_t other = fork();
-  if (other == 0) {
-    (void)execl("/bin/sleep", "sleep", "600", nullptr);
-    _exit(127);
-  }
+  const pid_t other = StartOther();
   std::ofstream(directory_ + "/rank-3.pid") << other << " 1700000000\n";
   EXPECT_FALSE(Find().running);
   EXPECT_EQ(*EndRank(directory_, 3, 1000), RankEnd::kWasNotRunning);
-  EXPECT_EQ(kill(other, 0), 0);
-  EXPECT_EQ(waitpid(other, nullptr, WNOHANG), 0);
-  (void)kill(other, SIGKILL);
-  (void)waitpid(other, nullptr, 0);
+  EXPECT_TRUE(EndOther(other));
+}
+
+// Between the lock and the process: the log is a pipe that nobody reads, so opening it waits.
+TEST_F(NodeProcess, WhileARankIsBeingStartedTheNumberOfTheOneBeforeIsNotTouched) {
+  const pid_t other = StartOther();
+  const std::string pid_file = directory_ + "/rank-3.pid", log = directory_ + "/rank-3.log";
+  std::ofstream(pid_file) << other << " 1700000000\n";
+  ASSERT_EQ(mkfifo(log.c_str(), 0600), 0);
+  std::filesystem::create_directory(log + ".1");  // so that the log cannot be moved away
+  std::thread starts([&] { (void)Start("exec sleep 600"); });
+  EXPECT_TRUE(Eventually([&] { return std::filesystem::file_size(pid_file) == 0; }));
+  const StatusOr<RankEnd> early = EndRank(directory_, 3, 1000);
+  EXPECT_THAT(MessageOf(early.status()), HasSubstr("names no process yet"));
+  const UniqueFd reader(open(log.c_str(), O_RDONLY | O_CLOEXEC));
+  starts.join();
+  const StatusOr<RankEnd> end = EndRank(directory_, 3, 20'000);
+  ASSERT_TRUE(end.ok()) << end.status();
+  EXPECT_EQ(*end, RankEnd::kEnded);
+  EXPECT_TRUE(EndOther(other));
+}
+
+TEST_F(NodeProcess, WhereFilesCannotBeLockedNobodyIsTakenForARank) {
+  const pid_t other = StartOther();
+  std::ofstream(directory_ + "/rank-3.pid") << other << " 1700000000\n";
+  lock_error = ENOLCK;
+  lock_error_stays = true;
+  for (const Status& status :
+       {FindRank(directory_, 3).status(), EndRank(directory_, 3, 100).status(),
+        StartRank(directory_, 3, {"/bin/sh", "-c", "true"}).status()}) {
+    EXPECT_EQ(ExitCode(status), 2);
+    EXPECT_THAT(MessageOf(status), HasSubstr(directory_ + "/rank-3.pid cannot be locked"));
+    EXPECT_THAT(MessageOf(status), HasSubstr("--node-directory"));
+  }
+  lock_error = EINTR;
+  lock_error_stays = false;
+  EXPECT_FALSE(Find().running);
+  EXPECT_EQ(lock_error, 0);
+  EXPECT_TRUE(EndOther(other));
+}
+
+TEST_F(NodeProcess, WhatIsPreparedIsSoOnlyWhereTheRankDoesNotRun) {
+  int prepared = 0;
+  const auto refuse = [&] {
+    ++prepared;
+    return UsageError("not now");
+  };
+  const StatusOr<RankProcess> refused = StartRank(directory_, 3, {"/bin/sh", "-c", "true"}, refuse);
+  EXPECT_THAT(MessageOf(refused.status()), HasSubstr("not now"));
+  EXPECT_FALSE(Find().running);
+  (void)Start("exec sleep 600");
+  EXPECT_FALSE(StartRank(directory_, 3, {"/bin/sh", "-c", "true"}, refuse).ok());
+  EXPECT_EQ(prepared, 1);
 }
 
 TEST_F(NodeProcess, APidFileThatSaysNonsenseEndsNobody) {

@@ -10,10 +10,17 @@ import urllib.request
 from support import BINARY, TINY, TestCase, free_port, run, wait_for
 
 # What ssh does, on this machine: runs a line of a shell. It writes down how it was called, and cannot reach 192.0.2.1.
+# Where there is a file RECORD.once, it cannot reach anybody once a rank runs, a single time; RECORD.rival: whoever else
+# runs the line of `up`, too, was a little faster.
 SSH = """#!/bin/sh
 printf '%s\\n' "$*" >>"{record}"
 while [ "$1" = -o ]; do shift 2; done
 if [ "$1" = 192.0.2.1 ]; then echo "ssh: connect to host $1 port 22: Connection timed out" >&2; exit 255; fi
+case $2 in
+*" status "*) if [ -e "{record}.once" ] && [ -s "{nodes}/rank-1.pid" ]; then rm "{record}.once"; exit 255; fi;;
+*" up "*) if [ -e "{record}.rival" ]; then
+  cat >"{record}.yaml"; /bin/sh -c "$2" <"{record}.yaml" >"{record}.rival"; exec /bin/sh -c "$2" <"{record}.yaml"; fi;;
+esac
 cd / && exec /bin/sh -c "$2"
 """
 
@@ -30,9 +37,9 @@ class Up(TestCase):
     def setUp(self):
         super().setUp()
         self.record = self.path("record")
-        self.ssh = self.write("ssh", SSH.format(record=self.record))
-        os.chmod(self.ssh, 0o755)
         self.nodes = self.path("it's a node")
+        self.ssh = self.write("ssh", SSH.format(record=self.record, nodes=self.nodes))
+        os.chmod(self.ssh, 0o755)
         self.addCleanup(self.end_all)
 
     def end_all(self):
@@ -96,6 +103,37 @@ class Up(TestCase):
         self.assertEqual((code, [rank["state"] for rank in ranks]), (4, ["ended"] * 2), ranks)
         code, out, err = self.ask("down", config)
         self.assertEqual((code, out.count("was not running")), (0, 2), out + err)
+
+    def test_up_waits_for_a_node_that_cannot_be_reached_for_a_moment_and_status_for_an_answer(self):
+        config = self.config()
+        self.write("record.once", "")
+        code, _, err = self.ask("up", config)
+        self.assertEqual(code, 0, err)
+        self.assertFalse(os.path.exists(self.path("record.once")))
+        self.assertEqual([name for name in os.listdir(self.nodes) if name.startswith("new-")], [])
+        # A server that does not answer runs, and does not serve.
+        first = self.states(config)[1][0]
+        os.kill(first["pid"], signal.SIGSTOP)
+        code, out, err = self.ask("status", config)
+        os.kill(first["pid"], signal.SIGCONT)
+        self.assertEqual(code, 4, out)
+        self.assertRegex(out, r"(?m)^0 .* running ")
+        self.assertIn(f"rank 0 (127.0.0.1), {first['serves']}: ", err)
+        code, _, err = self.ask("down", config)
+        self.assertEqual(code, 0, err)
+
+    def test_ranks_that_another_up_started_are_not_ended(self):
+        config = self.config()
+        self.write("record.rival", "")
+        code, _, err = self.ask("up", config)
+        self.assertEqual(code, 2)
+        with open(self.record + ".rival", encoding="utf-8") as file:
+            rival = json.load(file)
+        self.assertIn(f"rank 1 (second): lockstep: rank 1 runs already there, as process {rival['pid']}", err)
+        with open(self.record, encoding="utf-8") as file:
+            self.assertNotIn(" down ", file.read())
+        with open(f"{self.nodes}/rank-0.pid", encoding="ascii") as file:
+            self.assertFalse(alive(int(file.read().split()[0])))
 
     def test_a_rank_that_is_gone_is_named_and_the_rest_ended(self):
         config = self.config()
