@@ -127,6 +127,7 @@ class Files(unittest.TestCase):
         for unit in ("serve", "worker"):
             with tempfile.TemporaryDirectory() as folder:
                 text = text_of(source(f"deploy/systemd/lockstep-{unit}@.service"))
+                self.assertIn("\nRestartPreventExitStatus=2\n", text)
                 self.assertIn(f"ExecStart=/usr/local/bin/lockstep {unit} --config /etc/lockstep/%i.yaml", text)
                 path = os.path.join(folder, f"lockstep-{unit}@x.service")
                 with open(path, "w", encoding="utf-8") as file:
@@ -134,12 +135,30 @@ class Files(unittest.TestCase):
                 done = subprocess.run(["systemd-analyze", "verify", path], capture_output=True, text=True, check=False)
                 self.assertEqual((done.returncode, done.stderr), (0, ""))
 
+    @unittest.skipUnless(shutil.which("mpirun"), "mpirun is not installed")
+    def test_the_mpirun_lines_for_this_machine_start_their_ranks(self):
+        for name, ranks in (("local-2", 2), ("local-4", 4)):
+            line = re.search(r"(?m)^#     (mpirun .*)$", text_of(source(f"configs/{name}.yaml"))).group(1).split()
+            line[line.index("lockstep")] = BINARY
+            line[1:1] = ["--allow-run-as-root"]
+            with subprocess.Popen(line + ["--port", "0", "--grpc-port", "0"], cwd=SOURCE, stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
+                try:
+                    ready = json.loads(job.stdout.readline() or "{}")
+                    self.assertEqual((ready.get("ready"), ready.get("ranks")), (True, ranks))
+                finally:
+                    job.send_signal(signal.SIGTERM)
+                    job.communicate(timeout=60)
+
     def test_the_slurm_script_starts_a_rank_a_task(self):
         """With an srun that starts all tasks here, and a scontrol that knows this machine alone."""
+        flags = re.findall(r"(?m)^#SBATCH (\S+)$", text_of(source("deploy/slurm/lockstep.sbatch")))
+        self.assertGreaterEqual(set(flags), {"--ntasks-per-node=1", "--exclusive", "--mem=0"})
         with tempfile.TemporaryDirectory() as folder:
             tasks = 'for ((i = 0; i < SLURM_NTASKS; i++)); do SLURM_PROCID=$i "$@" & done'
             for name, script in (("scontrol", 'test "$1 $2" = "show hostnames" && echo 127.0.0.1'),
-                                 ("srun", f"shift\n{tasks}\nwait")):
+                                 ("srun", 'test "$1 $2" = "--kill-on-bad-exit=1 --cpu-bind=none" || exit 9\n'
+                                  f"shift 2\n{tasks}\nwait")):
                 path = os.path.join(folder, name)
                 with open(path, "w", encoding="utf-8") as file:
                     file.write(f"#!/bin/bash\n{script}\n")
