@@ -379,6 +379,14 @@ class FlagParser {
   std::vector<std::string> bare_;  // arguments that are no flags: at most the positional one
 };
 
+// A plan is of programs other than this one too: what is as lockstep usually does it is taken to be
+// left to the engine, unless the command line says it.
+void LeaveToEngine(Options* options) {
+  const Options usual;
+  if (options->wire == usual.wire) options->wire.clear();
+  if (options->prefill_chunk == usual.prefill_chunk) options->prefill_chunk = 0;
+}
+
 StatusOr<CommandLine> ParseCommand(const CommandSpec& command,
                                    std::span<const std::string> arguments) {
   CommandLine line;
@@ -390,6 +398,7 @@ StatusOr<CommandLine> ParseCommand(const CommandSpec& command,
     LOCKSTEP_ASSIGN_OR_RETURN(const ClusterFile file, ReadClusterYaml(config));
     line.options = file.options;
   }
+  if (line.command == "plan") LeaveToEngine(&line.options);
   LOCKSTEP_RETURN_IF_ERROR(parser.Apply(&line.options, &line.warnings));
   return line;
 }

@@ -13,6 +13,7 @@
 #include "absl/strings/str_join.h"
 #include "launcher/command_line.h"
 #include "runtime/base/file.h"
+#include "runtime/kernels/cache_row.h"
 
 namespace lockstep {
 namespace {
@@ -46,8 +47,8 @@ constexpr FigureKey<Link> kLinkFigures[] = {{"latency-us", &Link::latency_us, tr
                                             {"gb-per-s", &Link::gb_per_s, true}};
 constexpr FigureKey<Engine> kEngineFigures[] = {
     {"read-share", &Engine::read_share, true, 1},
-    {"arithmetic-share", &Engine::arithmetic_share, false, 1},
-    {"exchange-us", &Engine::exchange_us, false}};
+    {"arithmetic-share", &Engine::arithmetic_share, false, 1}};
+constexpr int64_t kLargestChunk = 65'536;
 constexpr FigureKey<Hardware> kHardwareFigures[] = {
     {"price-usd", &Hardware::price_usd, false},
     {"cloud-usd-per-month", &Hardware::cloud_usd_per_month, false},
@@ -112,6 +113,7 @@ class Reader {
         return UsageError("%s: nodes is no whole number", Where(count));
       hardware.nodes = static_cast<int>(nodes);
     }
+    hardware.cloud_nodes = hardware.nodes;
     const YAML::Node node = map["node"];
     if (!node) return UsageError("%s: key 'node' is missing", Where(map));
     if (node.IsMap()) {
@@ -249,26 +251,68 @@ class Reader {
     if (!list.IsSequence() || list.size() == 0)
       return UsageError("%s: %s has no list of engines", Where(list), family);
     for (const YAML::Node& entry : list) {
-      std::set<std::string> keys = {"name", "ring", "in-turns"};
+      std::set<std::string> keys = {"name",        "ways",           "ring", "in-turns",
+                                    "of-measured", "kv-cache-dtype", "wire", "prefill-chunk"};
       for (const auto& figure : kEngineFigures) keys.insert(figure.key);
       LOCKSTEP_RETURN_IF_ERROR(CheckKeys(entry, keys));
       Engine engine;
       engine.family = family;
       LOCKSTEP_ASSIGN_OR_RETURN(engine.name, Text(entry["name"], "name"));
-      LOCKSTEP_ASSIGN_OR_RETURN(engine.ring, Flag(entry, "ring"));
-      LOCKSTEP_ASSIGN_OR_RETURN(engine.in_turns, Flag(entry, "in-turns"));
+      LOCKSTEP_RETURN_IF_ERROR(ReadHabits(entry, &engine));
       LOCKSTEP_RETURN_IF_ERROR(ReadFigures(entry, kEngineFigures, &engine));
       engines->push_back(std::move(engine));
     }
     return OkStatus();
   }
 
+  // What it does, besides how well.
+  Status ReadHabits(const YAML::Node& entry, Engine* engine) const {
+    LOCKSTEP_ASSIGN_OR_RETURN(engine->in_turns, Flag(entry, "in-turns"));
+    LOCKSTEP_ASSIGN_OR_RETURN(engine->of_measured, Flag(entry, "of-measured"));
+    if (const YAML::Node ring = entry["ring"]) {
+      if (!ring.IsSequence() || ring.size() != 2)
+        return UsageError("%s: ring is [true or false, source]", Where(ring));
+      LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, OneOf(ring[0], "ring", {"true", "false"}));
+      engine->ring = text == "true";
+      LOCKSTEP_ASSIGN_OR_RETURN(engine->ring_source, Text(ring[1], "the source"));
+    }
+    if (const YAML::Node ways = entry["ways"]) {
+      if (!ways.IsSequence() || ways.size() == 0)
+        return UsageError("%s: ways is a list of single, pipeline, tensor", Where(ways));
+      for (const YAML::Node& way : ways) {
+        LOCKSTEP_ASSIGN_OR_RETURN(engine->ways.emplace_back(),
+                                  OneOf(way, "a way", {"single", "pipeline", "tensor"}));
+      }
+    }
+    if (const YAML::Node cache = entry["kv-cache-dtype"]) {
+      LOCKSTEP_ASSIGN_OR_RETURN(engine->cache, Text(cache, "kv-cache-dtype"));
+      const auto type = kernels::CacheTypeOf(engine->cache);
+      if (!type.ok()) return UsageError("%s: %s", Where(cache), MessageOf(type.status()));
+    }
+    if (const YAML::Node wire = entry["wire"]) {
+      LOCKSTEP_ASSIGN_OR_RETURN(engine->wire, OneOf(wire, "wire", {"f32", "bf16", "int8"}));
+    }
+    if (const YAML::Node chunk = entry["prefill-chunk"]) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const double rows,
+                                Number(chunk, "prefill-chunk", 1, kLargestChunk));
+      engine->chunk = static_cast<int64_t>(rows);
+    }
+    return OkStatus();
+  }
+
+  StatusOr<std::string> OneOf(const YAML::Node& node, const char* what,
+                              const std::vector<std::string>& allowed) const {
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, Text(node, what));
+    if (std::find(allowed.begin(), allowed.end(), text) != allowed.end()) return text;
+    return UsageError("%s: %s is '%s', but is one of %s", Where(node), what, text,
+                      absl::StrJoin(allowed, ", "));
+  }
+
   StatusOr<bool> Flag(const YAML::Node& map, const char* key) const {
     const YAML::Node node = map[key];
     if (!node) return false;
-    LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, Text(node, key));
-    if (text == "true" || text == "false") return text == "true";
-    return UsageError("%s: %s is neither true nor false", Where(node), key);
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::string text, OneOf(node, key, {"true", "false"}));
+    return text == "true";
   }
 
   template <typename Item>

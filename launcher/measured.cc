@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_format.h"
@@ -44,9 +45,22 @@ void AddBench(const json& line, Measured* measured) {
 void AddDoctor(const json& line, Measured* measured) {
   const std::string source = "measured by lockstep doctor";
   const json& nodes = line.at("ranks");
+  // Each rank says what all of its host has.
+  std::map<std::string, double> ranks_of;
+  bool divided = true;
+  for (const json& node : nodes) {
+    divided = divided && node.contains("host");
+    if (divided) ++ranks_of[node.at("host").get<std::string>()];
+  }
   double least = kLargest;
-  for (const json& node : nodes) least = std::min(least, Positive(node.at("memory_bytes")));
-  if (least < kLargest) measured->memory_gib = {least / kGib * (1 - kKeptBack), source};
+  for (const json& node : nodes) {
+    const double ranks = divided ? ranks_of[node.at("host").get<std::string>()] : 1;
+    least = std::min(least, Positive(node.at("memory_bytes")) / ranks);
+  }
+  if (least < kLargest) {
+    measured->memory_gib = {least / kGib * (1 - kKeptBack), source};
+    measured->memory_is_divided = divided;
+  }
   CheckRanks(static_cast<double>(nodes.size()), line);
   if (!nodes.empty()) measured->ranks = static_cast<int>(nodes.size());
   const auto transport = line.at("collective").get<std::string>();
@@ -90,10 +104,23 @@ StatusOr<Measured> ParseMeasured(std::string_view text, const std::string& name)
   return measured;
 }
 
-void Apply(const Measured& measured, planner::Hardware* hardware) {
-  if (measured.gb_per_s.known()) hardware->node.gb_per_s = measured.gb_per_s;
-  if (measured.tops.known()) hardware->node.tops = measured.tops;
-  if (measured.memory_gib.known()) hardware->node.memory_gib = measured.memory_gib;
+void Apply(const Measured& measured, const planner::Engine& engine, planner::Hardware* hardware) {
+  // A share of a datasheet's figure has in it what a test of the memory would find.
+  const auto put = [&](const planner::Figure& found, planner::Figure* figure) {
+    if (!found.known()) return;
+    if (engine.of_measured || !figure->known()) {
+      *figure = found;
+    } else {
+      absl::StrAppendFormat(&figure->source, "; %.4g %s, but %s's share is of the datasheet's",
+                            found.value, found.source, engine.name);
+    }
+  };
+  put(measured.gb_per_s, &hardware->node.gb_per_s);
+  put(measured.tops, &hardware->node.tops);
+  planner::Figure& memory = hardware->node.memory_gib;
+  if (measured.memory_gib.known() &&
+      (measured.memory_is_divided || !memory.known() || measured.memory_gib.value < memory.value))
+    memory = measured.memory_gib;
   if (measured.link.latency_us.known()) hardware->link = measured.link;
 }
 

@@ -21,6 +21,7 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -45,9 +46,8 @@ def plan(row):
     """What `lockstep plan` says of the row's question."""
     hardware = str(HERE / row["hardware"]) if row["hardware"].endswith(".yaml") else row["hardware"]
     command = [binary(), "plan", "--json", "--hardware", hardware, "--model", row["model"], "--weights", row["weights"],
-               "--users", row["users"], "--context", row["context"], "--kv-cache-dtype", row["kv"], "--wire", "bf16"]
-    for key, flag in (("engine", "--engine"), ("ranks", "--ranks"), ("prompt", "--prompt-tokens"),
-                      ("chunk", "--prefill-chunk")):
+               "--users", row["users"], "--context", row["context"]]
+    for key, flag in (("engine", "--engine"), ("ranks", "--ranks"), ("prompt", "--prompt-tokens")):
         if key in row:
             command += [flag, row[key]]
     if "draft_acceptance" in row:
@@ -66,7 +66,7 @@ def read_published():
 def predicted(row):
     """Tokens/s and the parts of the time, or None and the reason."""
     way = plan(row)[row["way"]]
-    if not way["fits"]:
+    if way["decode_tokens_per_s"] is None:
         return None, way["reason"]
     if row["quantity"] == "prefill":
         return way["prefill_tokens_per_s"], way["prefill"]
@@ -103,6 +103,8 @@ def ceiling(row):
 def verdict(row):
     """What is to be thought of a claim: a word, and why. Within 20 % of its range it is as predicted."""
     rate, parts = predicted(row)
+    if rate is None and plan(row)[row["way"]]["fits"]:
+        return "not known", "not measured with any program"
     if rate is None:
         needs = re.search(r"needs ([0-9.]+ GiB).* may use ([0-9.]+ GiB)", parts)
         return "cannot be", f"does not fit: {needs.group(1)} a rank, of {needs.group(2)}" if needs else parts
@@ -140,7 +142,10 @@ def question(row):
 
 def tables(published):
     """The text between the marks, and the errors that count."""
-    lines = ["| machines, program | what | published | predicted | error | source |", "|---|---|---|---|---|---|"]
+    lines = engines() + ["", "Every row below was asked with `lockstep plan --hardware H --engine E --model M --weights W "
+                         "--context 128` and the `--users`, `--context`, `--ranks`, `--prompt-tokens` and "
+                         "`--draft-acceptance` that it names, and nothing else.", "",
+                         "| machines, program | what | published | predicted | error | source |", "|---|---|---|---|---|---|"]
     counted = collections.defaultdict(list)
     for row, rate, error, counts in errors(published["measurements"]):
         said = plan(row)
@@ -148,7 +153,11 @@ def tables(published):
         if said["hardware"]["link"].endswith("sockets"):
             machines += " over sockets"
         shown = f"{100 * error:+.0f} %" if counts else f"({100 * error:+.0f} %)"
-        what = question(row) + (f" ({row['note']})" if "note" in row else "")
+        notes = [row["note"]] if "note" in row else []
+        if "or_weights" in row:
+            other, _ = predicted(row | {"weights": row["or_weights"]})
+            notes.append(f"were it {row['or_weights']}: {other:.1f}, {100 * (other / middle(row['value']) - 1):+.0f} %")
+        what = question(row) + (f" ({'; '.join(notes)})" if notes else "")
         lines.append(f"| {machines} | {what} | {show(row['value'])} | {rate:.1f} | {shown} | {row['source']} |")
         if counts:
             counted[row["quantity"]].append(abs(error))
@@ -163,9 +172,38 @@ def tables(published):
         word, why = verdict(row)
         lines.append(f"| {row['hardware']} | {question(row)}: {show(row['value'])} | "
                      f"{'-' if rate is None else f'{rate:.1f}'} | {word}{': ' + why if why else ''} |")
+    lines += ["", "Claims that were not judged:", ""]
+    lines += [f"- {row['what']}: {row['why']}." for row in published["not_judged"]]
     lines += ["", "Measurements that were left out:", ""]
     lines += [f"- {row['what']} ({row['source']}): {row['why']}." for row in published["left_out"]]
     return "\n".join(lines) + "\n", all_errors
+
+
+def engines():
+    """The table of all engines: what is fitted, and what each does."""
+    catalogue = (ROOT / "configs/hardware/presets.yaml").read_text()
+    families = {}
+    for family, node in re.findall(r"^  (\S+):\n    family: (\S+)$", catalogue, re.MULTILINE):
+        families.setdefault(node, family)
+    lines = ["| family | engine | ways | read-share | arithmetic-share | sums | cache, wire, chunk |", "|" + "---|" * 7]
+    part = catalogue.partition("\nengines:\n")[2].partition("\npresets:\n")[0]
+    family = None
+    for word in re.findall(r"^  (\S+):$|^    - name: (\S+)$", part, re.MULTILINE):
+        family = word[0] or family
+        if not word[1]:
+            continue
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            node = families.get(family, f"{{family: {family}, memory-gib: 1, gb-per-s: 1}}")
+            file.write(f"node: {node}\n")
+            file.flush()
+            said = ask((binary(), "plan", "--json", "--hardware", file.name, "--engine", word[1], "--model",
+                        "GLM-4.7-Flash", "--weights", "mlx4"))["engine"]
+        ring = ("ring" if said["ring"] else "to all at once") + f": {said['ring_source']}" if said["ring_source"] else "-"
+        shares = [f"{said[name]['value']:g} ({said[name]['source']})" for name in ("read_share", "arithmetic_share")]
+        lines.append(f"| {family} | {word[1]}{', in turns' if said['in_turns'] else ''} | "
+                     f"{', '.join(said['ways']) or 'all'} | {shares[0]} | {shares[1]} | {ring} | "
+                     f"{said['kv_cache_dtype']}, {said['wire']}, {said['prefill_chunk']} |")
+    return lines
 
 
 def fits(published):

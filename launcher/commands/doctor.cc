@@ -348,6 +348,7 @@ Status Examine(Session& session, const std::vector<std::string>& wanted) {
                {"kernels", backend.ok() ? (*backend)->name() : "none"},
                {"cpus", os::OnlineCpus().size()},
                {"memory_bytes", os::MemoryBytesTotal()},
+               {"host", session.membership().ranks()[session.rank()].host},
                {"rdma", rdma},
                {"links", words}};
   LOCKSTEP_ASSIGN_OR_RETURN(const Json machine, AboutThisMachine(session));

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "launcher/cluster_yaml.h"
 #include "launcher/commands/bench.h"
 #include "launcher/commands/commands.h"
@@ -71,35 +72,48 @@ Status SetNodes(const Options& options, planner::Hardware* hardware) {
     nodes = static_cast<int64_t>(file.nodes.size());
   }
   if (nodes == 0) return OkStatus();
-  hardware->price_usd.value *= static_cast<double>(nodes) / hardware->nodes;
+  planner::Figure& price = hardware->price_usd;
+  if (price.known() && nodes != hardware->nodes) {
+    price.value *= static_cast<double>(nodes) / hardware->nodes;
+    absl::StrAppendFormat(&price.source, "; for %d of %d nodes", nodes, hardware->nodes);
+  }
   hardware->nodes = static_cast<int>(nodes);
   return OkStatus();
 }
 
-StatusOr<planner::Hardware> DecideHardware(const Options& options,
-                                           const HardwareCatalogue& catalogue) {
+// The hardware and the engine of `report`.
+Status DecideHardware(const Options& options, const HardwareCatalogue& catalogue,
+                      PlanReport* report) {
   Measured measured;
   if (!options.measured.empty()) {
     const StatusOr<std::string> text = ReadTextFile(options.measured, kLargestFileBytes);
     if (!text.ok()) return UsageError("--measured: %s", MessageOf(text.status()));
     LOCKSTEP_ASSIGN_OR_RETURN(measured, ParseMeasured(*text, options.measured));
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(planner::Hardware hardware,
-                            options.hardware.empty()
-                                ? MeasuredHardware(measured, options, catalogue)
-                                : FindHardware(options.hardware, catalogue));
+  planner::Hardware& hardware = report->hardware;
+  LOCKSTEP_ASSIGN_OR_RETURN(hardware, options.hardware.empty()
+                                          ? MeasuredHardware(measured, options, catalogue)
+                                          : FindHardware(options.hardware, catalogue));
   LOCKSTEP_RETURN_IF_ERROR(SetNodes(options, &hardware));
-  Apply(measured, &hardware);
+  LOCKSTEP_ASSIGN_OR_RETURN(report->engine,
+                            FindEngine(options.engine, hardware.node.family, catalogue));
+  Apply(measured, report->engine, &hardware);
   if (hardware.nodes > 1 && !hardware.link.latency_us.known()) {
     return UsageError(
         "nothing says how fast the links of the %d nodes are: add what `lockstep doctor --json` "
         "prints to --measured, or give a --hardware file with 'link'",
         hardware.nodes);
   }
-  return hardware;
+  return OkStatus();
 }
 
-StatusOr<planner::Load> DecideLoad(const Options& options, int64_t most_positions) {
+double WireBytes(const std::string& wire) {
+  return wire == "bf16" ? 2 : wire == "int8" ? 1.125 : 4;
+}
+
+// What the command line does not say is as `engine` does it.
+StatusOr<planner::Load> DecideLoad(const Options& options, const planner::Engine& engine,
+                                   int64_t most_positions) {
   planner::Load load;
   load.users = options.users;
   load.context = options.context > 0 ? options.context : std::min(kUsualContext, most_positions);
@@ -113,16 +127,16 @@ StatusOr<planner::Load> DecideLoad(const Options& options, int64_t most_position
                         load.context);
     }
   }
-  load.chunk = options.prefill_chunk;
-  load.wire_bytes = options.wire == "bf16" ? 2 : options.wire == "int8" ? 1.125 : 4;
+  load.chunk = options.prefill_chunk > 0 ? options.prefill_chunk : engine.chunk;
+  load.wire_bytes = WireBytes(options.wire.empty() ? engine.wire : options.wire);
   load.draft_acceptance = options.draft_acceptance;
   if (load.draft_acceptance.size() > 8)
     return UsageError("--draft-acceptance: %d drafts; 8 are the most",
                       load.draft_acceptance.size());
-  if (options.kv_cache_dtype != "auto") {
-    // The option table allows no other names.
-    LOCKSTEP_ASSIGN_OR_RETURN(load.cache, kernels::CacheTypeOf(options.kv_cache_dtype));
-  }
+  // The option table and the catalogue allow no other names.
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      load.cache, kernels::CacheTypeOf(options.kv_cache_dtype == "auto" ? engine.cache
+                                                                        : options.kv_cache_dtype));
   return load;
 }
 
@@ -145,15 +159,14 @@ Status PlanCommand(const Options& options) {
       const HardwareCatalogue catalogue,
       ParseHardwareCatalogue(std::string(HardwareText()), "configs/hardware/presets.yaml"));
   PlanReport report;
-  LOCKSTEP_ASSIGN_OR_RETURN(report.hardware, DecideHardware(options, catalogue));
-  LOCKSTEP_ASSIGN_OR_RETURN(report.engine,
-                            FindEngine(options.engine, report.hardware.node.family, catalogue));
+  LOCKSTEP_RETURN_IF_ERROR(DecideHardware(options, catalogue, &report));
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<double> shares,
                             ValidateShares(options.shares, report.hardware.nodes));
   LOCKSTEP_ASSIGN_OR_RETURN(const auto checkpoint, OpenOrKnown(options));
   LOCKSTEP_ASSIGN_OR_RETURN(const planner::CountedModel model,
                             planner::CountModel(*checkpoint, shares));
-  LOCKSTEP_ASSIGN_OR_RETURN(report.load, DecideLoad(options, model.config.max_position_embeddings));
+  LOCKSTEP_ASSIGN_OR_RETURN(
+      report.load, DecideLoad(options, report.engine, model.config.max_position_embeddings));
   LOCKSTEP_RETURN_IF_ERROR(CheckSizes(model, report.load));
   report.model = options.weights.empty() ? options.model : checkpoint->path();
   report.weights = options.weights;

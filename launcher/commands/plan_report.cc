@@ -45,16 +45,16 @@ const MemoryPlan& Largest(const Way& way) {
                            [](const auto& a, const auto& b) { return a.total() < b.total(); });
 }
 
-Json WayJson(const Way& way) {
+Json WayJson(const Way& way, const planner::Hardware& hardware) {
   Json json = {{"fits", way.fits}};
-  if (!way.fits) json["reason"] = way.reason;
+  if (!way.reason.empty()) json["reason"] = way.reason;
   json["bytes_per_rank"] = MemoryJson(Largest(way));
   json["ranks"] = Json::array();
   for (const MemoryPlan& plan : way.ranks) json["ranks"].push_back(MemoryJson(plan));
   json["max_context"] = way.max_context;
-  const Parts step = way.fits ? way.decode.front().step : Parts{};
-  json["decode_tokens_per_s"] =
-      NumberOrNull(way.fits, way.fits ? way.decode.front().tokens_per_s : 0);
+  const bool fast = way.has_speed();
+  const bool prompts = way.prefill_tokens_per_s > 0;
+  json["decode_tokens_per_s"] = NumberOrNull(fast, fast ? way.decode.front().tokens_per_s : 0);
   json["decode_by_users"] = Json::array();
   for (const DecodeRate& rate : way.decode) {
     json["decode_by_users"].push_back(
@@ -64,17 +64,21 @@ Json WayJson(const Way& way) {
          {"limited_by", rate.step.Longest()},
          {"step", PartsJson(rate.step)}});
   }
-  json["prefill_tokens_per_s"] = NumberOrNull(way.fits, way.prefill_tokens_per_s);
-  json["ttft_s"] = NumberOrNull(way.fits, way.ttft_s);
-  json["limited_by"] = way.fits ? Json(step.Longest()) : Json("memory");
-  json["prefill_limited_by"] = way.fits ? Json(way.prefill.Longest()) : Json("memory");
-  json["prefill"] = way.fits ? PartsJson(way.prefill) : Json(nullptr);
+  const Json memory = way.fits ? Json(nullptr) : Json("memory");
+  json["prefill_tokens_per_s"] = NumberOrNull(prompts, way.prefill_tokens_per_s);
+  json["ttft_s"] = NumberOrNull(prompts, way.ttft_s);
+  if (!way.prefill_reason.empty()) json["prefill_reason"] = way.prefill_reason;
+  json["limited_by"] = fast ? Json(way.decode.front().step.Longest()) : memory;
+  json["prefill_limited_by"] = prompts ? Json(way.prefill.Longest()) : memory;
+  json["prefill"] = prompts ? PartsJson(way.prefill) : Json(nullptr);
   json["joules_per_token"] = NumberOrNull(way.joules_per_token > 0, way.joules_per_token);
   json["cost"] = {
       {"purchase_usd", NumberOrNull(way.purchase_usd > 0, way.purchase_usd)},
+      {"cloud_usd_per_month", FigureJson(hardware.cloud_usd_per_month)},
       {"power_usd_per_month", NumberOrNull(way.power_usd_per_month > 0, way.power_usd_per_month)},
       {"months_to_break_even",
        NumberOrNull(way.months_to_break_even > 0, way.months_to_break_even)}};
+  if (!way.cost_reason.empty()) json["cost"]["reason"] = way.cost_reason;
   return json;
 }
 
@@ -88,7 +92,9 @@ Json ReportJson(const PlanReport& report) {
                {"users", load.users},
                {"context", load.context},
                {"prompt_tokens", load.prompt},
-               {"kv_cache_dtype", kernels::NameOf(load.cache)}};
+               {"kv_cache_dtype", kernels::NameOf(load.cache)},
+               {"wire_bytes", load.wire_bytes},
+               {"prefill_chunk", load.chunk}};
   json["hardware"] = {{"name", hardware.name},
                       {"nodes", hardware.nodes},
                       {"node", hardware.node.name},
@@ -109,9 +115,16 @@ Json ReportJson(const PlanReport& report) {
   json["engine"] = {{"name", engine.name},
                     {"read_share", FigureJson(engine.read_share)},
                     {"arithmetic_share", FigureJson(engine.arithmetic_share)},
-                    {"exchange_us", FigureJson(engine.exchange_us)}};
+                    {"shares_of", engine.of_measured ? "measured figures" : "datasheets"},
+                    {"ways", engine.ways},
+                    {"ring", engine.ring},
+                    {"ring_source", engine.ring_source},
+                    {"in_turns", engine.in_turns},
+                    {"kv_cache_dtype", engine.cache},
+                    {"wire", engine.wire},
+                    {"prefill_chunk", engine.chunk}};
   for (const Way* way : {&report.answer.single, &report.answer.pipeline, &report.answer.tensor})
-    json[way->name] = WayJson(*way);
+    json[way->name] = WayJson(*way, hardware);
   return json;
 }
 
@@ -132,16 +145,22 @@ void PrintRates(const Way& way) {
       "%.1f, exchange %.1f)\n",
       1e3 * step.total(), step.Longest().c_str(), 1e3 * (step.read + step.slow_read),
       1e3 * step.arithmetic, 1e3 * step.exchange);
-  std::printf("  prompt      %.0f tokens/s, limited by %s; first token after %.1f s\n",
-              way.prefill_tokens_per_s, way.prefill.Longest().c_str(), way.ttft_s);
+  if (way.prefill_reason.empty()) {
+    std::printf("  prompt      %.0f tokens/s, limited by %s; first token after %.1f s\n",
+                way.prefill_tokens_per_s, way.prefill.Longest().c_str(), way.ttft_s);
+  } else {
+    std::printf("  prompt      not known: %s\n", way.prefill_reason.c_str());
+  }
   if (way.joules_per_token > 0) std::printf("  energy      %.1f J a token", way.joules_per_token);
   if (way.power_usd_per_month > 0) std::printf(", %.0f USD a month", way.power_usd_per_month);
   if (way.joules_per_token > 0) std::printf("\n");
   if (way.purchase_usd <= 0) return;
   std::printf("  cost        %.0f USD", way.purchase_usd);
-  if (way.months_to_break_even > 0)
-    std::printf(", as much as the cloud after %.1f months", way.months_to_break_even);
-  std::printf("\n");
+  if (way.months_to_break_even > 0) {
+    std::printf(", as much as the cloud after %.1f months\n", way.months_to_break_even);
+  } else {
+    std::printf("; %s\n", way.cost_reason.c_str());
+  }
 }
 
 void PrintTable(const PlanReport& report) {
@@ -155,13 +174,18 @@ void PrintTable(const PlanReport& report) {
   PrintFigure("arithmetic", hardware.node.tops, "Tops");
   PrintFigure("latency", hardware.link.latency_us, "us");
   PrintFigure("link", hardware.link.gb_per_s, "GB/s");
+  PrintFigure("price", hardware.price_usd, "USD");
+  PrintFigure("cloud", hardware.cloud_usd_per_month, "USD a month");
   std::printf("as %s uses such machines:\n", report.engine.name.c_str());
   PrintFigure("reading", report.engine.read_share, "of the bandwidth");
   PrintFigure("computing", report.engine.arithmetic_share, "of the peak");
-  std::printf("%d user%s of %d positions, of which %d are the prompt; KV cache %s\n",
-              static_cast<int>(report.load.users), report.load.users == 1 ? "" : "s",
-              static_cast<int>(report.load.context), static_cast<int>(report.load.prompt),
-              std::string(kernels::NameOf(report.load.cache)).c_str());
+  std::printf(
+      "%d user%s of %d positions, of which %d are the prompt; KV cache %s, sums of %g bytes a "
+      "value, prompts in chunks of %d\n",
+      static_cast<int>(report.load.users), report.load.users == 1 ? "" : "s",
+      static_cast<int>(report.load.context), static_cast<int>(report.load.prompt),
+      std::string(kernels::NameOf(report.load.cache)).c_str(), report.load.wire_bytes,
+      static_cast<int>(report.load.chunk));
   for (const Way* way : {&report.answer.single, &report.answer.pipeline, &report.answer.tensor}) {
     std::printf("\n%s: ", way->name.c_str());
     if (!way->fits) {
@@ -175,7 +199,11 @@ void PrintTable(const PlanReport& report) {
                 static_cast<double>(largest.weight_bytes) / kGib,
                 static_cast<double>(largest.kv_bytes) / kGib,
                 static_cast<double>(largest.scratch_bytes) / kGib);
-    PrintRates(*way);
+    if (way->has_speed()) {
+      PrintRates(*way);
+    } else {
+      std::printf("  speed       not known: %s\n", way->reason.c_str());
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace lockstep::planner {
 
@@ -32,15 +33,22 @@ struct Link {
 };
 
 // How a program that was measured uses a family of machines: a constant for reading and one for
-// arithmetic, and how it exchanges.
+// arithmetic; and what it does, as its documentation or source says.
 struct Engine {
   std::string name;
   std::string family;
-  Figure read_share;        // of the memory's bandwidth, while decoding
-  Figure arithmetic_share;  // of the peak, in prompts; 0: not known
-  Figure exchange_us;       // what its software adds to every exchange
+  std::vector<std::string> ways;  // "single", "pipeline", "tensor"; empty: all of them
+  Figure read_share;              // of the memory's bandwidth, while decoding
+  Figure arithmetic_share;        // of the peak, in prompts; 0: not known
+  // Whether the shares are of what `lockstep bench` measured, and not of datasheets' figures.
+  bool of_measured = false;
   bool ring = false;        // sums go around a ring; otherwise each rank writes to all at once
+  std::string ring_source;  // empty where it makes no sums
   bool in_turns = false;    // pipeline: several requests, or parts of a prompt, fill the stages
+  // What it does unless told otherwise.
+  std::string cache = "f32";  // of keys and values, a name that CacheTypeOf knows
+  std::string wire = "f32";   // of sums between ranks: f32, bf16 or int8
+  int64_t chunk = 256;        // most rows of a prompt in one step
 };
 
 struct Hardware {
@@ -49,7 +57,8 @@ struct Hardware {
   Node node;  // all are alike
   Link link;  // between any two of them
   Figure price_usd;
-  Figure cloud_usd_per_month;  // what is rented instead
+  Figure cloud_usd_per_month;  // what is rented instead of so many nodes:
+  int cloud_nodes = 1;
   Figure usd_per_kwh;
   Figure hours_per_day;  // under load
 };

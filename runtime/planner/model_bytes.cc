@@ -28,7 +28,54 @@ std::vector<std::string> LayerTexts(const ModelConfig& config, const Checkpoint&
   return texts;
 }
 
+// A layer's bytes and those that one row reads of them tell its experts': all else is read whole.
+StatusOr<LayerBytes> CountLayer(const ModelConfig& config, const Checkpoint& checkpoint,
+                                const Cuts& cuts, int rank, int64_t index) {
+  const double unread = 1 - static_cast<double>(config.num_experts_per_tok) /
+                                static_cast<double>(config.n_routed_experts);
+  WeightReader reader(checkpoint, rank);
+  LOCKSTEP_RETURN_IF_ERROR(LoadLayer(reader, config, cuts, index).status());
+  const auto skipped = static_cast<double>(reader.bytes() - reader.bytes_per_token());
+  LayerBytes layer;
+  if (unread > 0)
+    layer.experts = std::min(reader.bytes(), static_cast<uint64_t>(std::llround(skipped / unread)));
+  layer.always = reader.bytes() - layer.experts;
+  return layer;
+}
+
+// Its copies of embedding and head equal the model's, and are not held twice.
+StatusOr<LayerBytes> CountDraft(const ModelConfig& config, const Checkpoint& checkpoint,
+                                const Cuts& cuts, int rank, const LayerBytes& last) {
+  constexpr uint64_t kBf16Bytes = 2;
+  LayerBytes draft = last;
+  const auto hidden = static_cast<uint64_t>(config.hidden_size);
+  uint64_t join = 2 * hidden * hidden * kBf16Bytes;
+  if (HasDraftLayer(config, checkpoint)) {
+    LOCKSTEP_ASSIGN_OR_RETURN(draft,
+                              CountLayer(config, checkpoint, cuts, rank, config.num_hidden_layers));
+    const std::string name =
+        absl::StrCat(kLayerPrefix, config.num_hidden_layers, ".eh_proj.weight");
+    join = checkpoint.Find(name)->stored_bytes();
+  }
+  // Ranks divide its rows, as finely as the vocabulary's.
+  const Range& rows = cuts.vocab[static_cast<size_t>(rank)];
+  draft.always +=
+      static_cast<uint64_t>(static_cast<double>(join) * static_cast<double>(rows.size()) /
+                            static_cast<double>(config.vocab_size));
+  return draft;
+}
+
 }  // namespace
+
+std::vector<int64_t> FirstOfKind(const ModelConfig& config, const Checkpoint& checkpoint) {
+  std::map<std::string, int64_t> known;
+  std::vector<int64_t> kinds;
+  for (std::string& text : LayerTexts(config, checkpoint)) {
+    const auto index = static_cast<int64_t>(kinds.size());
+    kinds.push_back(known.try_emplace(std::move(text), index).first->second);
+  }
+  return kinds;
+}
 
 uint64_t RankBytes::weights() const {
   uint64_t sum = embedding + head;
@@ -37,7 +84,7 @@ uint64_t RankBytes::weights() const {
 }
 
 StatusOr<RankBytes> CountBytes(const ModelConfig& config, const Checkpoint& checkpoint,
-                               const Cuts& cuts, int rank) {
+                               const Cuts& cuts, int rank, const std::vector<int64_t>& kinds) {
   RankBytes counted;
   WeightReader reader(checkpoint, rank);
   LOCKSTEP_RETURN_IF_ERROR(LoadEmbedding(reader, config, cuts).status());
@@ -45,26 +92,18 @@ StatusOr<RankBytes> CountBytes(const ModelConfig& config, const Checkpoint& chec
   LOCKSTEP_RETURN_IF_ERROR(LoadFinalNorm(reader, config).status());
   LOCKSTEP_RETURN_IF_ERROR(LoadHead(reader, config, cuts).status());
   counted.head = reader.bytes() - counted.embedding;
-  // A layer's bytes and those that one row reads of them tell its experts': all else is read whole.
-  const double unread = 1 - static_cast<double>(config.num_experts_per_tok) /
-                                static_cast<double>(config.n_routed_experts);
-  std::map<std::string, LayerBytes> known;
-  int64_t index = 0;
-  for (std::string& text : LayerTexts(config, checkpoint)) {
-    const auto [found, is_new] = known.try_emplace(std::move(text));
-    if (is_new) {
-      WeightReader layer(checkpoint, rank);
-      LOCKSTEP_RETURN_IF_ERROR(LoadLayer(layer, config, cuts, index).status());
-      const auto skipped = static_cast<double>(layer.bytes() - layer.bytes_per_token());
-      found->second.experts =
-          unread > 0
-              ? std::min(layer.bytes(), static_cast<uint64_t>(std::llround(skipped / unread)))
-              : 0;
-      found->second.always = layer.bytes() - found->second.experts;
+  for (const int64_t first : kinds) {
+    const size_t index = counted.layers.size();
+    if (static_cast<size_t>(first) < index) {
+      counted.layers.push_back(counted.layers[static_cast<size_t>(first)]);
+      continue;
     }
-    counted.layers.push_back(found->second);
-    ++index;
+    LOCKSTEP_ASSIGN_OR_RETURN(counted.layers.emplace_back(),
+                              CountLayer(config, checkpoint, cuts, rank, first));
   }
+  if (counted.layers.empty()) return counted;
+  LOCKSTEP_ASSIGN_OR_RETURN(counted.draft,
+                            CountDraft(config, checkpoint, cuts, rank, counted.layers.back()));
   return counted;
 }
 

@@ -21,14 +21,19 @@ struct RankBytes {
   uint64_t embedding = 0;  // a row reads nothing of it
   uint64_t head = 0;       // with the final norm
   std::vector<LayerBytes> layers;
+  LayerBytes draft;  // the layer for drafts and what joins its inputs; held only where it is used
 
-  uint64_t weights() const;
+  uint64_t weights() const;  // without `draft`
 };
 
-// Of `rank` under these cuts. Layers that are made of the same shapes in the same formats are
-// counted once. Tensors that are missing are errors where they are looked at.
+// Of every layer the first one that is made of the same shapes in the same formats.
+std::vector<int64_t> FirstOfKind(const ModelConfig& config, const Checkpoint& checkpoint);
+
+// Of `rank` under these cuts; `kinds` as FirstOfKind has them: of each kind one layer is counted.
+// Where the files have no layer for drafts, it is taken to be like the last one, and what joins its
+// inputs to be BF16. Tensors that are missing are errors where they are looked at.
 StatusOr<RankBytes> CountBytes(const ModelConfig& config, const Checkpoint& checkpoint,
-                               const Cuts& cuts, int rank);
+                               const Cuts& cuts, int rank, const std::vector<int64_t>& kinds);
 
 // What is computed for one row: of products two operations a parameter, and attention.
 struct RowWork {

@@ -32,6 +32,15 @@ struct SlowParts {
   double experts = 0;
 };
 
+// A seat, and what is asked of it for every step, worked out once.
+struct Station {
+  Seat seat;
+  LayerBytes layers;                // all of them
+  double position_bytes = 0;        // of cache
+  double draft_position_bytes = 0;  // of cache, of the draft layer
+  SlowParts slow;
+};
+
 // What all ways share.
 class Predictor {
  public:
@@ -51,33 +60,40 @@ class Predictor {
   double AvailableBytes() const {
     return (hardware_.node.memory_gib.value + hardware_.node.slow_gib.value) * kGib;
   }
-  bool Fits(const std::vector<Seat>& seats, int64_t context) const;
+  bool Fits(const std::vector<Seat>& seats, int64_t users, int64_t context) const;
+  int64_t MostContext(const std::vector<Seat>& seats, int64_t users) const;
   void CheckMemory(const std::vector<Seat>& seats, Way* way) const;
-  std::string WhyNot(const Way& way) const;
-  void PredictDecode(const std::vector<Seat>& seats, Way* way) const;
-  void PredictPrompt(const std::vector<Seat>& seats, Way* way) const;
+  std::string WhyNot(const std::vector<Seat>& seats, const Way& way) const;
+  std::string WhatWouldFit(const std::vector<Seat>& seats, const Way& way) const;
+  bool EngineHas(const std::string& way) const;
+  bool KnowsArithmetic() const {
+    return hardware_.node.tops.known() && engine_.arithmetic_share.known();
+  }
+  void PredictDecode(const std::vector<Station>& seats, Way* way) const;
+  void PredictPrompt(const std::vector<Station>& seats, Way* way) const;
   void PredictCost(size_t ranks, Way* way) const;
 
+  std::vector<Station> StationsOf(const std::vector<Seat>& seats) const;
   SlowParts SlowOf(const Seat& seat) const;
   double ReadSeconds(double bytes) const {
     return bytes / (hardware_.node.gb_per_s.value * 1e9 * engine_.read_share.value);
   }
   double ArithmeticSeconds(double operations) const;
-  Parts ReadParts(const Seat& seat, const LayerBytes& reads, double head, double cache) const;
+  Parts ReadParts(const SlowParts& slow, const LayerBytes& reads, double head, double cache) const;
   // One step that continues so many users, without exchanges. Draft layers run where the head is.
-  Parts DecodeParts(const Seat& seat, double users) const;
+  Parts DecodeParts(const Station& station, double users) const;
   // The rows [begin, end) of a prompt, without exchanges.
-  Parts ChunkParts(const Seat& seat, double begin, double end) const;
+  Parts ChunkParts(const Station& station, double begin, double end) const;
   // A sum over all ranks of so many bytes, and a message to the next stage.
   double SumSeconds(double bytes, double ranks) const;
   double HopSeconds(double bytes) const;
   double ExchangesPerStep() const { return 2 * layers_ + 1; }  // and one for the next token
   double BytesOfRows(double rows) const { return rows * hidden_ * load_.wire_bytes; }
 
-  Parts TensorStep(const std::vector<Seat>& seats, double users) const;
-  Parts PipelineRound(const std::vector<Seat>& seats, double users) const;
-  Parts TensorPrompt(const std::vector<Seat>& seats) const;
-  Parts PipelinePrompt(const std::vector<Seat>& seats) const;
+  Parts TensorStep(const std::vector<Station>& seats, double users) const;
+  Parts PipelineRound(const std::vector<Station>& seats, double users) const;
+  Parts TensorPrompt(const std::vector<Station>& seats) const;
+  Parts PipelinePrompt(const std::vector<Station>& seats) const;
   template <typename Visit>
   void ForEachChunk(const Visit& visit) const;
 
@@ -89,47 +105,90 @@ class Predictor {
   const int64_t most_positions_;
 };
 
-bool Predictor::Fits(const std::vector<Seat>& seats, int64_t context) const {
+bool Predictor::Fits(const std::vector<Seat>& seats, int64_t users, int64_t context) const {
   return std::all_of(seats.begin(), seats.end(), [&](const Seat& seat) {
-    return static_cast<double>(MemoryOf(seat, load_, load_.users, context).total()) <=
-           AvailableBytes();
+    return static_cast<double>(MemoryOf(seat, load_, users, context).total()) <= AvailableBytes();
   });
 }
 
-void Predictor::CheckMemory(const std::vector<Seat>& seats, Way* way) const {
-  for (const Seat& seat : seats)
-    way->ranks.push_back(MemoryOf(seat, load_, load_.users, load_.context));
-  int64_t lowest = 1, highest = most_positions_;
+// The largest of 1 .. `highest` for which `fits` holds, as it then does for all below; 0: none.
+template <typename Check>
+int64_t Most(int64_t highest, const Check& fits) {
+  int64_t lowest = 1;
   while (lowest <= highest) {
     const int64_t middle = lowest + (highest - lowest) / 2;
-    if (Fits(seats, middle)) {
+    if (fits(middle)) {
       lowest = middle + 1;
     } else {
       highest = middle - 1;
     }
   }
-  way->max_context = highest;
-  way->fits = load_.context <= way->max_context;
-  if (!way->fits) way->reason = WhyNot(*way);
+  return highest;
 }
 
-std::string Predictor::WhyNot(const Way& way) const {
+int64_t Predictor::MostContext(const std::vector<Seat>& seats, int64_t users) const {
+  return Most(most_positions_, [&](int64_t context) { return Fits(seats, users, context); });
+}
+
+void Predictor::CheckMemory(const std::vector<Seat>& seats, Way* way) const {
+  for (const Seat& seat : seats)
+    way->ranks.push_back(MemoryOf(seat, load_, load_.users, load_.context));
+  way->max_context = MostContext(seats, load_.users);
+  way->fits = load_.context <= way->max_context;
+  if (!way->fits) way->reason = WhyNot(seats, *way);
+}
+
+std::string Predictor::WhyNot(const std::vector<Seat>& seats, const Way& way) const {
   if (load_.context > most_positions_)
     return absl::StrFormat("the model has %d positions; lower --context", most_positions_);
   const auto largest =
       std::max_element(way.ranks.begin(), way.ranks.end(),
                        [](const auto& a, const auto& b) { return a.total() < b.total(); });
-  const std::string needs = absl::StrFormat(
+  return absl::StrFormat(
       "rank %d needs %.1f GiB (weights %.1f, KV cache of %d x %d positions %.1f, scratch %.1f) and "
-      "may use %.1f GiB",
+      "may use %.1f GiB; %s",
       largest - way.ranks.begin(), Gib(largest->total()), Gib(largest->weight_bytes), load_.users,
-      load_.context, Gib(largest->kv_bytes), Gib(largest->scratch_bytes), AvailableBytes() / kGib);
-  if (way.max_context > 0)
-    return absl::StrFormat("%s; --context %d would fit", needs, way.max_context);
-  return needs + "; its weights need more nodes, more memory or fewer bits";
+      load_.context, Gib(largest->kv_bytes), Gib(largest->scratch_bytes), AvailableBytes() / kGib,
+      WhatWouldFit(seats, way));
+}
+
+std::string Predictor::WhatWouldFit(const std::vector<Seat>& seats, const Way& way) const {
+  const int64_t users =
+      Most(load_.users - 1, [&](int64_t count) { return Fits(seats, count, load_.context); });
+  std::string advice;
+  if (way.max_context > 0) advice = absl::StrFormat("--context %d would fit", way.max_context);
+  if (users > 0)
+    absl::StrAppendFormat(&advice, "%s--users %d would fit", advice.empty() ? "" : ", or ", users);
+  if (!advice.empty()) return advice;
+  const int64_t alone = MostContext(seats, 1);
+  if (alone > 0) return absl::StrFormat("--users 1 --context %d would fit: lower --users", alone);
+  const bool weights_fit = std::all_of(seats.begin(), seats.end(), [&](const Seat& seat) {
+    return static_cast<double>(seat.WeightBytes(load_)) <= AvailableBytes();
+  });
+  if (weights_fit)
+    return "its weights fit, but not one token beside them: lower --prefill-chunk, or take more "
+           "memory";
+  return "its weights need more nodes, more memory or fewer bits";
+}
+
+bool Predictor::EngineHas(const std::string& way) const {
+  const std::vector<std::string>& ways = engine_.ways;
+  return ways.empty() || std::find(ways.begin(), ways.end(), way) != ways.end();
+}
+
+std::vector<Station> Predictor::StationsOf(const std::vector<Seat>& seats) const {
+  std::vector<Station> stations;
+  for (const Seat& seat : seats) {
+    Seat one = seat;
+    one.config.num_hidden_layers = 1;
+    stations.push_back({seat, LayersOf(seat), CacheBytesOf(seat, load_.cache),
+                        CacheBytesOf(one, load_.cache), SlowOf(seat)});
+  }
+  return stations;
 }
 
 SlowParts Predictor::SlowOf(const Seat& seat) const {
+  if (!hardware_.node.slow_gib.known()) return {};
   const MemoryPlan plan = MemoryOf(seat, load_, load_.users, load_.context);
   double over = static_cast<double>(plan.total()) - hardware_.node.memory_gib.value * kGib;
   if (over <= 0) return {};
@@ -146,13 +205,11 @@ SlowParts Predictor::SlowOf(const Seat& seat) const {
 }
 
 double Predictor::ArithmeticSeconds(double operations) const {
-  const double peak = hardware_.node.tops.value * 1e12 * engine_.arithmetic_share.value;
-  return peak > 0 ? operations / peak : 0;
+  return operations / (hardware_.node.tops.value * 1e12 * engine_.arithmetic_share.value);
 }
 
-Parts Predictor::ReadParts(const Seat& seat, const LayerBytes& reads, double head,
+Parts Predictor::ReadParts(const SlowParts& slow, const LayerBytes& reads, double head,
                            double cache) const {
-  const SlowParts slow = SlowOf(seat);
   const double always = static_cast<double>(reads.always) + head;
   const auto experts = static_cast<double>(reads.experts);
   Parts parts;
@@ -165,27 +222,29 @@ Parts Predictor::ReadParts(const Seat& seat, const LayerBytes& reads, double hea
   return parts;
 }
 
-Parts Predictor::DecodeParts(const Seat& seat, double users) const {
-  const auto depth = static_cast<double>(load_.draft_acceptance.size());
-  const double rows = users * (1 + depth);
+Parts Predictor::DecodeParts(const Station& station, double users) const {
+  const Seat& seat = station.seat;
+  const double depth = seat.drafts ? static_cast<double>(load_.draft_acceptance.size()) : 0;
+  const double rows = users * static_cast<double>(1 + load_.draft_acceptance.size());
   const auto context = static_cast<double>(load_.context);
-  LayerBytes reads = LayerReadsOf(seat, rows);
-  auto head = static_cast<double>(seat.bytes.head);
-  if (depth > 0 && seat.bytes.head > 0 && !seat.bytes.layers.empty()) {
-    // A draft layer is as large as the last one, and reads the head again.
-    Seat draft = seat;
-    draft.bytes.layers = {seat.bytes.layers.back()};
-    const LayerBytes once = LayerReadsOf(draft, users);
-    reads.always += static_cast<uint64_t>(depth * static_cast<double>(once.always));
-    reads.experts += static_cast<uint64_t>(depth * static_cast<double>(once.experts));
-    head += depth * head;
-  }
-  const double cache = users * context * CacheBytesOf(seat, load_.cache);
-  Parts parts = ReadParts(seat, reads, head, cache);
+  LayerBytes reads = ReadsOf(seat.config, station.layers, rows);
+  const LayerBytes once = ReadsOf(seat.config, seat.bytes.draft, users);
+  reads.always += static_cast<uint64_t>(depth * static_cast<double>(once.always));
+  reads.experts += static_cast<uint64_t>(depth * static_cast<double>(once.experts));
+  // Each draft reads the head again.
+  const double head = (1 + depth) * static_cast<double>(seat.bytes.head);
+  const double cache =
+      users * context * (station.position_bytes + depth * station.draft_position_bytes);
+  Parts parts = ReadParts(station.slow, reads, head, cache);
+  if (!KnowsArithmetic()) return parts;
+  const double draft_parameters =
+      work_.layer_parameters / layers_ + 2 * hidden_ * hidden_ + work_.head_parameters;
   parts.arithmetic = ArithmeticSeconds(
       rows *
-      (2 * (seat.layer_work * work_.layer_parameters + seat.head_work * work_.head_parameters) +
-       seat.layer_work * work_.attention_per_position * context));
+          (2 * (seat.layer_work * work_.layer_parameters + seat.head_work * work_.head_parameters) +
+           seat.layer_work * work_.attention_per_position * context) +
+      depth * users * seat.head_work *
+          (2 * draft_parameters + work_.attention_per_position / layers_ * context));
   // With few rows products wait for memory all the time; what takes longer hides the other.
   if (parts.arithmetic < parts.read + parts.slow_read) {
     parts.arithmetic = 0;
@@ -195,14 +254,15 @@ Parts Predictor::DecodeParts(const Seat& seat, double users) const {
   return parts;
 }
 
-Parts Predictor::ChunkParts(const Seat& seat, double begin, double end) const {
+Parts Predictor::ChunkParts(const Station& station, double begin, double end) const {
   const double rows = end - begin;
-  const double cache = end * CacheBytesOf(seat, load_.cache);
-  Parts parts = ReadParts(seat, LayerReadsOf(seat, rows), 0, cache);
+  const double cache = end * station.position_bytes;
+  Parts parts =
+      ReadParts(station.slow, ReadsOf(station.seat.config, station.layers, rows), 0, cache);
   const double positions = rows * (begin + end) / 2;
   parts.arithmetic =
-      ArithmeticSeconds(seat.layer_work * (2 * rows * work_.layer_parameters +
-                                           positions * work_.attention_per_position));
+      ArithmeticSeconds(station.seat.layer_work * (2 * rows * work_.layer_parameters +
+                                                   positions * work_.attention_per_position));
   return parts;
 }
 
@@ -211,31 +271,31 @@ double Predictor::SumSeconds(double bytes, double ranks) const {
   const double latency = hardware_.link.latency_us.value * 1e-6;
   const double byte = 1 / (hardware_.link.gb_per_s.value * 1e9);
   const double scattered = 2 * (ranks - 1) / ranks * bytes * byte;
-  const double own = engine_.exchange_us.value * 1e-6;
-  if (engine_.ring) return own + 2 * (ranks - 1) * latency + scattered;
-  return own + std::min(latency + (ranks - 1) * bytes * byte, 2 * latency + scattered);
+  if (engine_.ring) return 2 * (ranks - 1) * latency + scattered;
+  return std::min(latency + (ranks - 1) * bytes * byte, 2 * latency + scattered);
 }
 
 double Predictor::HopSeconds(double bytes) const {
-  return 1e-6 * (hardware_.link.latency_us.value + engine_.exchange_us.value) +
-         bytes / (hardware_.link.gb_per_s.value * 1e9);
+  return 1e-6 * hardware_.link.latency_us.value + bytes / (hardware_.link.gb_per_s.value * 1e9);
 }
 
-Parts Predictor::TensorStep(const std::vector<Seat>& seats, double users) const {
+Parts Predictor::TensorStep(const std::vector<Station>& seats, double users) const {
   Parts slowest;
-  for (const Seat& seat : seats) slowest = std::max(slowest, DecodeParts(seat, users), Shorter);
-  const double rows = users * static_cast<double>(1 + load_.draft_acceptance.size());
-  slowest.exchange =
-      ExchangesPerStep() * SumSeconds(BytesOfRows(rows), static_cast<double>(seats.size()));
+  for (const Station& seat : seats) slowest = std::max(slowest, DecodeParts(seat, users), Shorter);
+  const auto depth = static_cast<double>(load_.draft_acceptance.size());
+  const auto ranks = static_cast<double>(seats.size());
+  // A draft joins its inputs, sums twice and chooses a token.
+  slowest.exchange = ExchangesPerStep() * SumSeconds(BytesOfRows(users * (1 + depth)), ranks) +
+                     depth * 4 * SumSeconds(BytesOfRows(users), ranks);
   return slowest;
 }
 
-Parts Predictor::PipelineRound(const std::vector<Seat>& seats, double users) const {
+Parts Predictor::PipelineRound(const std::vector<Station>& seats, double users) const {
   const auto stages = static_cast<double>(seats.size());
   const double groups = engine_.in_turns ? std::min(users, stages) : 1;
   const double rows = users / groups * static_cast<double>(1 + load_.draft_acceptance.size());
   Parts once, slowest;
-  for (const Seat& seat : seats) {
+  for (const Station& seat : seats) {
     Parts stage = DecodeParts(seat, users / groups);
     stage.exchange = HopSeconds(BytesOfRows(rows));
     once = once + stage;
@@ -253,11 +313,11 @@ void Predictor::ForEachChunk(const Visit& visit) const {
   }
 }
 
-Parts Predictor::TensorPrompt(const std::vector<Seat>& seats) const {
+Parts Predictor::TensorPrompt(const std::vector<Station>& seats) const {
   Parts all;
   ForEachChunk([&](double begin, double end) {
     Parts slowest;
-    for (const Seat& seat : seats)
+    for (const Station& seat : seats)
       slowest = std::max(slowest, ChunkParts(seat, begin, end), Shorter);
     slowest.exchange = ExchangesPerStep() *
                        SumSeconds(BytesOfRows(end - begin), static_cast<double>(seats.size()));
@@ -266,9 +326,9 @@ Parts Predictor::TensorPrompt(const std::vector<Seat>& seats) const {
   return all;
 }
 
-Parts Predictor::PipelinePrompt(const std::vector<Seat>& seats) const {
+Parts Predictor::PipelinePrompt(const std::vector<Station>& seats) const {
   Parts all, slowest, last;  // of all stages, of the slowest one, and of the last chunk
-  for (const Seat& seat : seats) {
+  for (const Station& seat : seats) {
     Parts stage, chunk;
     ForEachChunk([&](double begin, double end) {
       chunk = ChunkParts(seat, begin, end);
@@ -286,7 +346,7 @@ Parts Predictor::PipelinePrompt(const std::vector<Seat>& seats) const {
   return std::min(all, turns, Shorter);
 }
 
-void Predictor::PredictDecode(const std::vector<Seat>& seats, Way* way) const {
+void Predictor::PredictDecode(const std::vector<Station>& seats, Way* way) const {
   double tokens = 1, right = 1;  // of one user's step
   for (const double acceptance : load_.draft_acceptance) tokens += right *= acceptance;
   std::vector<int64_t> counts;
@@ -300,7 +360,16 @@ void Predictor::PredictDecode(const std::vector<Seat>& seats, Way* way) const {
   }
 }
 
-void Predictor::PredictPrompt(const std::vector<Seat>& seats, Way* way) const {
+void Predictor::PredictPrompt(const std::vector<Station>& seats, Way* way) const {
+  if (!KnowsArithmetic()) {
+    way->prefill_reason =
+        hardware_.node.tops.known()
+            ? "how much of the arithmetic " + engine_.name + " uses for prompts is not known"
+            : "the node's arithmetic is not known: give its 'tops', or what `lockstep bench "
+              "prefill "
+              "--json` prints in --measured; decoding is of reading alone";
+    return;
+  }
   way->prefill = way->name == "pipeline" ? PipelinePrompt(seats) : TensorPrompt(seats);
   way->prefill_tokens_per_s = static_cast<double>(load_.prompt) / way->prefill.total();
   way->ttft_s = way->prefill.total() + way->decode.front().step.total();
@@ -314,8 +383,18 @@ void Predictor::PredictCost(size_t ranks, Way* way) const {
   way->power_usd_per_month = watts * 1e-3 * hours * hardware_.usd_per_kwh.value;
   way->purchase_usd = hardware_.price_usd.value * nodes / hardware_.nodes;
   const double saved = hardware_.cloud_usd_per_month.value - way->power_usd_per_month;
-  if (hardware_.cloud_usd_per_month.known() && saved > 0)
+  if (!hardware_.price_usd.known()) {
+    way->cost_reason = "what the nodes cost is not known: price-usd";
+  } else if (!hardware_.cloud_usd_per_month.known()) {
+    way->cost_reason = "what is rented instead is not known: cloud-usd-per-month";
+  } else if (ranks != static_cast<size_t>(hardware_.cloud_nodes)) {
+    way->cost_reason = absl::StrFormat("the cloud's price stands against %d nodes, not %d",
+                                       hardware_.cloud_nodes, ranks);
+  } else if (saved <= 0) {
+    way->cost_reason = "power costs more than the cloud";
+  } else {
     way->months_to_break_even = way->purchase_usd / saved;
+  }
 }
 
 Way Predictor::Examine(std::string name, const std::vector<Seat>& seats) const {
@@ -328,8 +407,16 @@ Way Predictor::Examine(std::string name, const std::vector<Seat>& seats) const {
     way.reason = "one node has nobody to divide the model with; --ranks says how many there are";
   }
   if (!way.fits) return way;
-  PredictDecode(seats, &way);
-  PredictPrompt(seats, &way);
+  if (!EngineHas(way.name)) {
+    way.reason = absl::StrFormat(
+        "%s does not divide models so: no speed is known; --engine names others, if any was "
+        "measured on such machines",
+        engine_.name);
+    return way;
+  }
+  const std::vector<Station> stations = StationsOf(seats);
+  PredictDecode(stations, &way);
+  PredictPrompt(stations, &way);
   PredictCost(seats.size(), &way);
   return way;
 }
@@ -353,11 +440,13 @@ StatusOr<CountedModel> CountModel(const Checkpoint& checkpoint, const std::vecto
   const CutUnits units = CutUnitsOf(checkpoint);
   model.whole_cuts = CutModel(model.config, {1}, units);
   model.cuts = CutModel(model.config, shares, units);
-  LOCKSTEP_ASSIGN_OR_RETURN(model.whole, CountBytes(model.config, checkpoint, model.whole_cuts, 0));
+  const std::vector<int64_t> kinds = FirstOfKind(model.config, checkpoint);
+  LOCKSTEP_ASSIGN_OR_RETURN(model.whole,
+                            CountBytes(model.config, checkpoint, model.whole_cuts, 0, kinds));
   for (size_t rank = 0; rank < shares.size(); ++rank) {
     LOCKSTEP_ASSIGN_OR_RETURN(
         model.slices.emplace_back(),
-        CountBytes(model.config, checkpoint, model.cuts, static_cast<int>(rank)));
+        CountBytes(model.config, checkpoint, model.cuts, static_cast<int>(rank), kinds));
   }
   return model;
 }

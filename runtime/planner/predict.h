@@ -58,18 +58,23 @@ struct DecodeRate {
 struct Way {
   std::string name;    // "single", "pipeline", "tensor"
   bool fits = false;   // at Load::users and Load::context
-  std::string reason;  // why not; what the user can do
+  std::string reason;  // why it does not fit, or has no speed; what the user can do
   std::vector<MemoryPlan> ranks;
   int64_t max_context = 0;  // for Load::users; 0: not even one token
-  // What follows is empty unless it fits.
+  // What follows is empty unless it fits and the engine divides models so.
   std::vector<DecodeRate> decode;  // 1, 2, 4, ... and Load::users
+  // Nothing where the arithmetic is not known: `prefill_reason` says so.
   double prefill_tokens_per_s = 0;
   Parts prefill;
-  double ttft_s = 0;                // the prompt and the first token
+  double ttft_s = 0;  // the prompt and the first token
+  std::string prefill_reason;
   double joules_per_token = 0;      // one user decodes; 0: watts are not known
   double power_usd_per_month = 0;   // 0: not known, as the following
   double purchase_usd = 0;          // of the nodes that are used
   double months_to_break_even = 0;  // against the cloud; 0: never, or not known
+  std::string cost_reason;          // why there is no month
+
+  bool has_speed() const { return !decode.empty(); }
 };
 
 struct Answer {

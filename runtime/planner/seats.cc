@@ -5,6 +5,11 @@
 
 namespace lockstep::planner {
 
+uint64_t Seat::WeightBytes(const Load& load) const {
+  const bool drafted = drafts && !load.draft_acceptance.empty();
+  return bytes.weights() + (drafted ? bytes.draft.always + bytes.draft.experts : 0);
+}
+
 std::vector<Seat> WholeModel(const CountedModel& model) {
   return {{model.config, model.whole_cuts, 0, model.whole}};
 }
@@ -38,6 +43,8 @@ std::vector<Seat> PipelineStages(const CountedModel& model) {
     if (last) seat.bytes.head = model.whole.head;
     seat.layer_work = static_cast<double>(range.size()) / static_cast<double>(layers);
     seat.head_work = last ? 1 : 0;
+    seat.drafts = last;
+    seat.bytes.draft = model.whole.draft;
     seats.push_back(std::move(seat));
   }
   return seats;
@@ -53,8 +60,11 @@ MemoryPlan MemoryOf(const Seat& seat, const Load& load, int64_t users, int64_t c
   limits.cache_type = load.cache;
   SlicePlan slice;
   slice.cuts = seat.cuts;
-  slice.weight_bytes = seat.bytes.weights();
-  return PlanMemory(seat.config, slice, limits, seat.rank, /*threads=*/1);
+  slice.weight_bytes = seat.WeightBytes(load);
+  ModelConfig config = seat.config;
+  // The draft layer has a cache as any other.
+  if (seat.drafts && !load.draft_acceptance.empty()) ++config.num_hidden_layers;
+  return PlanMemory(config, slice, limits, seat.rank, /*threads=*/1);
 }
 
 double CacheBytesOf(const Seat& seat, kernels::CacheType type) {
@@ -63,17 +73,20 @@ double CacheBytesOf(const Seat& seat, kernels::CacheType type) {
          static_cast<double>(CacheBytesPerToken(seat.config, shape, type));
 }
 
-LayerBytes LayerReadsOf(const Seat& seat, double rows) {
-  const auto experts = static_cast<double>(seat.config.n_routed_experts);
-  const double part =
-      DistinctExperts(experts, static_cast<double>(seat.config.num_experts_per_tok), rows) /
-      experts;
-  LayerBytes reads;
+LayerBytes LayersOf(const Seat& seat) {
+  LayerBytes all;
   for (const LayerBytes& layer : seat.bytes.layers) {
-    reads.always += layer.always;
-    reads.experts += static_cast<uint64_t>(part * static_cast<double>(layer.experts));
+    all.always += layer.always;
+    all.experts += layer.experts;
   }
-  return reads;
+  return all;
+}
+
+LayerBytes ReadsOf(const ModelConfig& config, const LayerBytes& layers, double rows) {
+  const auto experts = static_cast<double>(config.n_routed_experts);
+  const double part =
+      DistinctExperts(experts, static_cast<double>(config.num_experts_per_tok), rows) / experts;
+  return {layers.always, static_cast<uint64_t>(part * static_cast<double>(layers.experts))};
 }
 
 }  // namespace lockstep::planner

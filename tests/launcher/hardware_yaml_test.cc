@@ -57,7 +57,8 @@ TEST(HardwareYaml, EveryFigureOfTheProgramHasItsSource) {
   for (const planner::Engine& engine : Catalogue().engines) {
     check(engine.read_share, engine.name);
     check(engine.arithmetic_share, engine.name);
-    check(engine.exchange_us, engine.name);
+    const bool sums = engine.ways.empty() || engine.ways.back() == "tensor";
+    EXPECT_EQ(engine.ring_source.empty(), !sums) << engine.name;
     EXPECT_TRUE(engine.arithmetic_share.known()) << engine.name;
   }
   for (const planner::Hardware& preset : Catalogue().presets) {
@@ -107,6 +108,23 @@ TEST(HardwareYaml, ErrorsNameTheFileTheLineAndWhatIsAllowed) {
   EXPECT_THAT(ErrorOf("[1, 2]\n"), HasSubstr("key: value"));
   EXPECT_THAT(ErrorOf("node: {a: [}\n"), HasSubstr("not valid YAML"));
   EXPECT_THAT(ErrorOf(""), HasSubstr("key: value"));
+}
+
+TEST(HardwareYaml, WhatAnEngineDoesIsChecked) {
+  const auto error = [](const std::string& habit) {
+    const StatusOr<HardwareCatalogue> catalogue = ParseHardwareCatalogue(
+        "nodes: {}\nlinks: {}\npresets: {}\nengines:\n  cpu:\n    - {name: a, read-share: 0.5, " +
+            habit + "}\n",
+        "mine.yaml");
+    return catalogue.ok() ? "accepted" : MessageOf(catalogue.status());
+  };
+  EXPECT_EQ(error("ways: [single], ring: [true, told], wire: int8, prefill-chunk: 9"), "accepted");
+  EXPECT_THAT(error("ways: [double]"), HasSubstr("one of single, pipeline, tensor"));
+  EXPECT_THAT(error("ways: []"), HasSubstr("a list of single"));
+  EXPECT_THAT(error("ring: true"), HasSubstr("[true or false, source]"));
+  EXPECT_THAT(error("wire: f64"), HasSubstr("one of f32, bf16, int8"));
+  EXPECT_THAT(error("kv-cache-dtype: f64"), HasSubstr("mine.yaml:6"));
+  EXPECT_THAT(error("prefill-chunk: 0"), HasSubstr("from 1"));
 }
 
 TEST(HardwareYaml, UnknownNamesAreAnsweredWithThoseThatThereAre) {

@@ -49,15 +49,48 @@ TEST(Measured, DoctorSaysWhatTheSlowestLinkOfItsChoiceAndTheSmallestNodeGive) {
 
 TEST(Measured, ReplacesWhatWasPublishedAndNothingElse) {
   planner::Hardware hardware;
+  planner::Engine engine;
+  engine.of_measured = true;
   hardware.node.gb_per_s = {273, "datasheet"};
   hardware.node.memory_gib = {110, "datasheet"};
   hardware.link.latency_us = {9, "datasheet"};
   const StatusOr<Measured> measured = Parse(Line(kBench));
   ASSERT_TRUE(measured.ok());
-  Apply(*measured, &hardware);
+  Apply(*measured, engine, &hardware);
   EXPECT_EQ(hardware.node.gb_per_s.value, 16);
   EXPECT_EQ(hardware.node.memory_gib.value, 110);
   EXPECT_EQ(hardware.link.latency_us.value, 9);
+}
+
+TEST(Measured, SharesOfDatasheetsKeepTheDatasheetsFigures) {
+  planner::Hardware hardware;
+  hardware.node.gb_per_s = {273, "datasheet"};
+  planner::Engine engine;
+  engine.name = "other";
+  Apply(*Parse(Line(kBench)), engine, &hardware);
+  EXPECT_EQ(hardware.node.gb_per_s.value, 273);
+  EXPECT_THAT(hardware.node.gb_per_s.source, HasSubstr("16 measured"));
+  EXPECT_EQ(hardware.node.tops.value, 0.3);  // nothing else was known
+}
+
+TEST(Measured, RanksOfOneHostDivideItsMemory) {
+  const auto doctor = [](const char* second) {
+    return Line(R"({"ranks": [{"memory_bytes": 107374182400, "host": "a"},
+{"memory_bytes": 107374182400, )" +
+                std::string(second) + R"(}], "collective": "tcp", "links": []})");
+  };
+  const StatusOr<Measured> one = Parse(doctor(R"("host": "a")"));
+  const StatusOr<Measured> two = Parse(doctor(R"("host": "b")"));
+  const StatusOr<Measured> unknown = Parse(doctor(R"("cpus": 1)"));
+  ASSERT_TRUE(one.ok() && two.ok() && unknown.ok());
+  EXPECT_NEAR(one->memory_gib.value, 47, 1e-9);
+  EXPECT_NEAR(two->memory_gib.value, 94, 1e-9);
+  planner::Hardware hardware;
+  hardware.node.memory_gib = {60, "test"};
+  Apply(*unknown, planner::Engine(), &hardware);
+  EXPECT_EQ(hardware.node.memory_gib.value, 60);
+  Apply(*two, planner::Engine(), &hardware);
+  EXPECT_NEAR(hardware.node.memory_gib.value, 94, 1e-9);
 }
 
 TEST(Measured, OtherLinesAreRefusedWithTheirNumber) {

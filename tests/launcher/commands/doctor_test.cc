@@ -22,6 +22,7 @@ TEST(Doctor, MeasuresEveryPairOverEveryTransportAndChooses) {
   ASSERT_TRUE(json.is_object()) << doctor.out();
   ASSERT_EQ(json["ranks"].size(), 3u);
   EXPECT_GT(json["ranks"][2]["memory_bytes"], 1e6);
+  EXPECT_EQ(json["ranks"][2]["host"], json["ranks"][0]["host"]);
   std::set<std::string> pairs;
   for (const Json& link : json["links"]) {
     pairs.insert(link["transport"].get<std::string>() + link["ranks"].dump());

@@ -48,7 +48,7 @@ constexpr char kMeasured[] =
 
 TEST(PlanCommand, SaysOfEachWayWhatAProgramWantsToKnow) {
   const Json plan = PlanJson({"--hardware", "dgx-spark-2", "--model", "GLM-4.7", "--weights",
-                              "q4_k_m", "--users", "3", "--kv-cache-dtype", "bf16"});
+                              "q4_k_m", "--users", "3", "--engine", "sglang"});
   ASSERT_TRUE(plan.is_object());
   EXPECT_EQ(plan["hardware"]["nodes"], 2);
   EXPECT_THAT(plan["hardware"]["gb_per_s"]["source"].get<std::string>(), HasSubstr("NVIDIA"));
@@ -72,6 +72,7 @@ TEST(PlanCommand, SaysOfEachWayWhatAProgramWantsToKnow) {
     EXPECT_EQ(way["limited_by"], "memory bandwidth");
     EXPECT_EQ(way["cost"]["purchase_usd"], 8000);
     EXPECT_GT(way["cost"]["months_to_break_even"].get<double>(), 1);
+    EXPECT_EQ(way["cost"]["cloud_usd_per_month"]["value"], 6000);
   }
 }
 
@@ -80,7 +81,7 @@ TEST(PlanCommand, ATableSaysTheSameToPeople) {
       TextOf({"--hardware", "h100-8", "--model", "GLM-4.7", "--weights", "bf16"});
   EXPECT_THAT(table, AllOf(HasSubstr("tensor: does not fit: rank 0 needs"), HasSubstr("76 GiB")));
   EXPECT_THAT(TextOf({"--hardware", "h200-8", "--model", "GLM-4.7", "--weights", "bf16"}),
-              AllOf(HasSubstr("tensor: fits"), HasSubstr("limited by memory bandwidth")));
+              AllOf(HasSubstr("tensor: fits"), HasSubstr("limited by exchange")));
 }
 
 TEST(PlanCommand, FilesAreCountedAsTheyAre) {
@@ -96,8 +97,9 @@ TEST(PlanCommand, FilesAreCountedAsTheyAre) {
 
 TEST(PlanCommand, MeasuredFiguresStandAboveThePublished) {
   const std::string measured = Write("plan_test_measured.json", kMeasured);
-  const std::vector<std::string> flash = {"--model",    "GLM-4.7-Flash", "--weights", "q8_0",
-                                          "--hardware", "dgx-spark-1",   "--context", "100"};
+  const std::string node = Write("plan_test_node.yaml", "node: {memory-gib: 60, gb-per-s: 273}\n");
+  const std::vector<std::string> flash = {
+      "--model", "GLM-4.7-Flash", "--weights", "q8_0", "--hardware", node, "--context", "100"};
   std::vector<std::string> with = flash;
   with.insert(with.end(), {"--measured", measured});
   const Json before = PlanJson(flash), after = PlanJson(with);
@@ -105,10 +107,33 @@ TEST(PlanCommand, MeasuredFiguresStandAboveThePublished) {
   const double ratio = before["single"]["decode_tokens_per_s"].get<double>() /
                        after["single"]["decode_tokens_per_s"].get<double>();
   EXPECT_NEAR(ratio, 273.0 / 20, 1e-6);
+  EXPECT_TRUE(before["single"]["prefill_tokens_per_s"].is_null());
+  EXPECT_TRUE(before["single"]["ttft_s"].is_null());
+  EXPECT_THAT(before["single"]["prefill_reason"].get<std::string>(), HasSubstr("'tops'"));
+  EXPECT_GT(after["single"]["prefill_tokens_per_s"].get<double>(), 0);
   // Without hardware: nodes like this machine.
   const Json here = PlanJson({"--model", SourceFile("models/tiny"), "--measured", measured});
   EXPECT_EQ(here["hardware"]["family"], "cpu");
   EXPECT_EQ(here["single"]["fits"], true);
+}
+
+TEST(PlanCommand, WhatIsNotSaidIsAsTheEngineDoesIt) {
+  std::vector<std::string> question = {"--model", "GLM-4.7",    "--weights",
+                                       "q4_k_m",  "--hardware", "dgx-spark-2"};
+  const Json usual = PlanJson(question);
+  EXPECT_EQ(usual["engine"]["name"], "dgpp");
+  EXPECT_EQ(usual["kv_cache_dtype"], "bf16");
+  EXPECT_EQ(usual["wire_bytes"], 2);
+  EXPECT_EQ(usual["prefill_chunk"], 2048);
+  question.insert(question.end(),
+                  {"--wire", "f32", "--prefill-chunk", "256", "--kv-cache-dtype", "f32"});
+  const Json said = PlanJson(question);
+  EXPECT_EQ(said["kv_cache_dtype"], "f32");
+  EXPECT_EQ(said["wire_bytes"], 4);
+  EXPECT_EQ(said["prefill_chunk"], 256);
+  // A way that the engine lacks.
+  EXPECT_TRUE(usual["pipeline"]["decode_tokens_per_s"].is_null());
+  EXPECT_THAT(usual["pipeline"]["reason"].get<std::string>(), HasSubstr("does not divide"));
 }
 
 TEST(PlanCommand, AClusterYamlSaysHowManyNodesThereAre) {

@@ -160,7 +160,7 @@ TEST(KnownModels, ATokenReadsWhatIsPublished) {
     const StatusOr<CountedModel> model = CountModel(**checkpoint, {1});
     ASSERT_TRUE(model.ok()) << model.status();
     const Seat whole = WholeModel(*model).front();
-    const LayerBytes layers = LayerReadsOf(whole, 1);
+    const LayerBytes layers = ReadsOf(whole.config, LayersOf(whole), 1);
     const auto bytes = static_cast<double>(layers.always + layers.experts + whole.bytes.head);
     EXPECT_NEAR(bytes * 1e-9, read.gb, 0.02 * read.gb) << read.model << " " << read.weights;
   }

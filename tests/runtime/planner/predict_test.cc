@@ -28,7 +28,7 @@ const CountedModel& Flash(int ranks) {
 
 Hardware Machines(int nodes) {
   Hardware hardware;
-  hardware.nodes = nodes;
+  hardware.nodes = hardware.cloud_nodes = nodes;
   hardware.node.memory_gib = {100, "test"};
   hardware.node.gb_per_s = {200, "test"};
   hardware.node.tops = {10, "test"};
@@ -104,9 +104,6 @@ TEST(Predict, ARingTakesAsManyStepsAsItHasLinksTwice) {
   ring.ring = true;
   EXPECT_NEAR(ExchangeOfFour(ring), 95 * (6 * 20e-6 + 1.5 * 4096 / 2e9), 1e-9);
   EXPECT_NEAR(ExchangeOfFour(Program()), 95 * (20e-6 + 3 * 4096 / 2e9), 1e-9);
-  Engine slow = Program();
-  slow.exchange_us = {100, "test"};
-  EXPECT_NEAR(ExchangeOfFour(slow), ExchangeOfFour(Program()) + 95 * 100e-6, 1e-9);
 }
 
 TEST(Predict, UsersShareWhatAllOfThemRead) {
@@ -144,12 +141,71 @@ TEST(Predict, DraftsAddTheirRowsAndTheirTokens) {
   const Way way = Predict(model, Machines(1), Program(), load).single;
   const LayerBytes& layer = model.whole.layers.back();
   const double distinct = 64 * (1 - std::pow(1 - 4.0 / 64, 3));
-  const double drafts = 2 * (static_cast<double>(layer.always + model.whole.head) +
+  const double join = 2 * 2048 * 2048 * 2;  // in BF16, where the files have no layer for drafts
+  const double drafts = 2 * (static_cast<double>(layer.always + model.whole.head) + join +
                              static_cast<double>(layer.experts) * 4 / 64);
-  const double cache = 1000.0 * 47 * 2 * (512 + 64);
+  const double cache = 1000.0 * (47 + 2) * 2 * (512 + 64);
   const double seconds =
       (BytesOfOne(model.whole, model.config, distinct) + drafts + cache) / (200e9 * 0.5);
   EXPECT_NEAR(way.decode.front().tokens_per_s, (1 + 0.8 + 0.8 * 0.5) / seconds, 1e-3);
+}
+
+TEST(Predict, DraftsTakeMemoryAndExchanges) {
+  Load load = ShortLoad();
+  const Answer without = Predict(Flash(2), Machines(2), Program(), load);
+  load.draft_acceptance = {0.8};
+  const Answer with = Predict(Flash(2), Machines(2), Program(), load);
+  for (size_t rank = 0; rank < 2; ++rank) {
+    const RankBytes& slice = Flash(2).slices[rank];
+    const LayerBytes& layer = slice.layers.back();
+    EXPECT_EQ(with.tensor.ranks[rank].weight_bytes - without.tensor.ranks[rank].weight_bytes,
+              layer.always + layer.experts + 2048 * 2048 * 2);
+    // Of 47 layers before.
+    EXPECT_EQ(with.tensor.ranks[rank].kv_bytes * 47, without.tensor.ranks[rank].kv_bytes * 48);
+  }
+  // The first stage has none.
+  EXPECT_EQ(with.pipeline.ranks[0].weight_bytes, without.pipeline.ranks[0].weight_bytes);
+  EXPECT_GT(with.pipeline.ranks[1].weight_bytes, without.pipeline.ranks[1].weight_bytes);
+  // Two rows in 95 sums, and one in four more.
+  EXPECT_NEAR(with.tensor.decode.front().step.exchange,
+              95 * (20e-6 + 2 * 4096 / 2e9) + 4 * (20e-6 + 4096 / 2e9), 1e-9);
+}
+
+TEST(Predict, ADraftLayerIsCountedInItsOwnFormat) {
+  const auto checkpoint = KnownModel("GLM-4.7", "nvfp4");
+  const StatusOr<CountedModel> model = CountModel(**checkpoint, {1});
+  ASSERT_TRUE(model.ok());
+  // 3.93 G parameters of a layer and 52 M of what joins its inputs, in BF16.
+  const LayerBytes& draft = model->whole.draft;
+  EXPECT_NEAR(static_cast<double>(draft.always + draft.experts), 2 * (3.94e9 + 0.052e9), 0.04e9);
+}
+
+TEST(Predict, UnknownArithmeticIsNotFree) {
+  Hardware blind = Machines(2);
+  blind.node.tops = {};
+  Engine untried = Program();
+  untried.arithmetic_share = {};
+  for (const auto& [hardware, engine] :
+       {std::pair{blind, Program()}, std::pair{Machines(2), untried}}) {
+    const Answer answer = Predict(Flash(2), hardware, engine, ShortLoad());
+    for (const Way& way : {answer.single, answer.pipeline, answer.tensor}) {
+      EXPECT_EQ(way.prefill_tokens_per_s, 0) << way.name;
+      EXPECT_EQ(way.ttft_s, 0) << way.name;
+      EXPECT_THAT(way.prefill_reason, HasSubstr("not known")) << way.name;
+      EXPECT_TRUE(way.has_speed()) << way.name;
+    }
+  }
+}
+
+TEST(Predict, AWayThatTheEngineLacksHasMemoryAndNoSpeed) {
+  Engine stages = Program();
+  stages.ways = {"single", "pipeline"};
+  const Answer answer = Predict(Flash(2), Machines(2), stages, ShortLoad());
+  EXPECT_TRUE(answer.single.has_speed() && answer.pipeline.has_speed());
+  EXPECT_TRUE(answer.tensor.fits);
+  EXPECT_GT(answer.tensor.max_context, 0);
+  EXPECT_FALSE(answer.tensor.has_speed());
+  EXPECT_THAT(answer.tensor.reason, HasSubstr("does not divide models so"));
 }
 
 TEST(Predict, APromptReadsItsWeightsForEveryChunkAndComputesEveryRow) {
@@ -207,6 +263,31 @@ TEST(Predict, WhatDoesNotFitSaysWhatWouldAndHasNoSpeed) {
   EXPECT_THAT(none.reason, HasSubstr("more memory"));
 }
 
+TEST(Predict, CachesThatDoNotFitAreToldFromWeightsThatDoNot) {
+  Hardware small = Machines(1);
+  Load load = ShortLoad();
+  load.users = 1000;
+  load.chunk = 64;
+  small.node.memory_gib.value = static_cast<double>(Flash(1).whole.weights()) / kGib + 2;
+  const Way some = Predict(Flash(1), small, Program(), load).single;
+  ASSERT_FALSE(some.fits);
+  EXPECT_THAT(some.reason, ::testing::Not(HasSubstr("more nodes")));
+  const size_t at = some.reason.find("--users ");
+  ASSERT_NE(at, std::string::npos) << some.reason;
+  load.users = std::stoll(some.reason.substr(at + 8));
+  EXPECT_TRUE(Predict(Flash(1), small, Program(), load).single.fits);
+  ++load.users;
+  EXPECT_FALSE(Predict(Flash(1), small, Program(), load).single.fits);
+  // Neither one user of so much, nor so many of one position.
+  load.users = 10'000;
+  load.context = load.prompt = 200'000;
+  EXPECT_THAT(Predict(Flash(1), small, Program(), load).single.reason, HasSubstr("lower --users"));
+  // Not even the scratch of one chunk.
+  small.node.memory_gib.value = static_cast<double>(Flash(1).whole.weights()) / kGib + 0.001;
+  EXPECT_THAT(Predict(Flash(1), small, Program(), load).single.reason,
+              HasSubstr("lower --prefill-chunk"));
+}
+
 TEST(Predict, ExpertsThatDoNotFitTheCardAreReadFromBehindIt) {
   const Way all = Predict(Flash(1), Machines(1), Program(), ShortLoad()).single;
   Hardware card = Machines(1);
@@ -232,6 +313,13 @@ TEST(Predict, APurchaseBreaksEvenAgainstWhatTheCloudAsks) {
   EXPECT_NEAR(answer.tensor.power_usd_per_month, 0.1 * 960 * 0.5, 1e-6);
   EXPECT_NEAR(answer.tensor.months_to_break_even, 8000 / (2016 - 48.0), 1e-6);
   EXPECT_NEAR(answer.single.purchase_usd, 4000, 1e-9);
+  // One node does not do what two rented ones are paid for.
+  EXPECT_EQ(answer.single.months_to_break_even, 0);
+  EXPECT_THAT(answer.single.cost_reason, HasSubstr("against 2 nodes, not 1"));
+  EXPECT_EQ(answer.tensor.cost_reason, "");
+  hardware.price_usd = {};
+  EXPECT_THAT(Predict(Flash(2), hardware, Program(), ShortLoad()).tensor.cost_reason,
+              HasSubstr("price-usd"));
 }
 
 // A random question, and the same one with one thing better.
@@ -315,6 +403,14 @@ TEST(Predict, BetterHardwareIsNeverSlowerAndNeverFitsLess) {
     better("more memory", &Node::memory_gib, nullptr, by);
     better("more memory behind it", &Node::slow_gib, nullptr, by);
     better("more arithmetic", &Node::tops, nullptr, by);
+    Hardware blind = before;
+    blind.node.tops = {};
+    const Answer unknown = Predict(Flash(nodes), blind, engine, load);
+    // What is not known promises nothing of prompts, and of decoding no less than is there.
+    EXPECT_EQ(unknown.single.prefill_tokens_per_s, 0);
+    if (base.single.fits)
+      EXPECT_LE(base.single.decode.back().tokens_per_s,
+                unknown.single.decode.back().tokens_per_s * (1 + 1e-9));
     better("less latency", nullptr, &Link::latency_us, 1 / by);
     better("faster links", nullptr, &Link::gb_per_s, by);
   }
