@@ -81,9 +81,12 @@ Status Engine::AcceptsLocked() const {
   if (draining_ || stopping_) return ShuttingDown();
   if (load_.waiting + static_cast<int64_t>(submitted_.size()) < options_.max_queue)
     return OkStatus();
-  return MakeError(
-      ErrorKind::kRequest, absl::StatusCode::kResourceExhausted,
-      absl::StrFormat("%d requests are waiting already; try again later", options_.max_queue));
+  const int64_t seconds = ends_.SecondsFor(options_.max_queue, NowNs());
+  return WithRetryAfter(
+      MakeError(ErrorKind::kRequest, absl::StatusCode::kResourceExhausted,
+                absl::StrFormat("%d requests are waiting already; try again in %d s",
+                                options_.max_queue, seconds)),
+      seconds);
 }
 
 Status Engine::Accepts() const {
@@ -388,6 +391,7 @@ void Engine::End(uint64_t id, FinishReason reason, const Status& error) {
   Wake(active->stream);
   const std::lock_guard lock(mutex_);
   ++counts_.finished[static_cast<size_t>(reason)];
+  ends_.Add(now_ns);
   if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
     counts_.whole.Add(Seconds(active->submitted_ns, now_ns));
     counts_.queue.Add(timings.queue_s);

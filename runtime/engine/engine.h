@@ -19,6 +19,7 @@
 #include "runtime/decode/stop.h"
 #include "runtime/engine/counts.h"
 #include "runtime/engine/executor.h"
+#include "runtime/engine/finish_rate.h"
 #include "runtime/engine/prefill_budget.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/scheduler.h"
@@ -76,8 +77,8 @@ class Engine {
   // one. Any thread.
   Status Accepts() const;
   // Takes a request. Errors: RequestError for bad parameters or a prompt that can never fit;
-  // RESOURCE_EXHAUSTED when the queue is full; UNAVAILABLE when the engine is draining or has
-  // failed. Any thread.
+  // RESOURCE_EXHAUSTED when the queue is full, with RetryAfter as long as it may take to empty;
+  // UNAVAILABLE when the engine is draining or has failed. Any thread.
   StatusOr<std::shared_ptr<OutputStream>> Submit(Request request);
   // The request ends as cancelled (or has ended already): it has no rows in the next plan that is
   // not yet sent. Any thread. `why` is reported as the summary's error.
@@ -148,6 +149,7 @@ class Engine {
   Status failure_;
   EngineLoad load_;
   EngineCounts counts_;
+  FinishRate ends_;
   int64_t last_step_ns_ = 0;  // when the last step ended; 0: none has
   std::vector<uint64_t> digests_;
   uint64_t next_id_ = 1;

@@ -1,9 +1,29 @@
 #include "runtime/engine/request.h"
 
 #include <chrono>
+#include <string>
 #include <utility>
 
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
+
 namespace lockstep {
+namespace {
+
+constexpr char kRetryAfterUrl[] = "lockstep/retry-after";
+
+}  // namespace
+
+Status WithRetryAfter(Status status, int64_t seconds) {
+  status.SetPayload(kRetryAfterUrl, absl::Cord(std::to_string(seconds)));
+  return status;
+}
+
+int64_t RetryAfter(const Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kRetryAfterUrl);
+  int64_t seconds = 0;
+  return payload.has_value() && absl::SimpleAtoi(std::string(*payload), &seconds) ? seconds : 0;
+}
 
 OutputDelta OutputStream::Take() {
   const std::lock_guard lock(mutex_);

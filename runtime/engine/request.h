@@ -24,6 +24,11 @@ inline constexpr double kMostWeight = 1000;
 
 struct Summary;
 
+// An error that goes away by itself: when asking again makes sense, in seconds (0: it is not said).
+// For clients, as Retry-After.
+Status WithRetryAfter(Status status, int64_t seconds);
+int64_t RetryAfter(const Status& status);
+
 struct Request {
   std::vector<int32_t> prompt;  // token ids, not empty
   SamplingParams sampling;

@@ -97,7 +97,7 @@ Status Call::Admit(std::span<Request> requests, int64_t max_model_len) {
   }
   const Client client = client_.value_or(Client());
   if (!client.name.empty()) {
-    LOCKSTEP_RETURN_IF_ERROR(access_.quotas().Take(client, tokens, NowNs(), &retry_after_s_));
+    LOCKSTEP_RETURN_IF_ERROR(access_.quotas().Take(client, tokens, NowNs()));
     const std::lock_guard lock(mutex_);
     taken_tokens_ = tokens;
   }

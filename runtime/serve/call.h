@@ -69,9 +69,8 @@ class Call : public std::enable_shared_from_this<Call> {
   Call& operator=(const Call&) = delete;
 
   // Takes what `requests` may need of the client's limits, and fills in whose they are. An error if
-  // a limit is reached: retry_after_s says when it would not be. Once.
+  // a limit is reached: RetryAfter says when it would not be. Once.
   Status Admit(std::span<Request> requests, int64_t max_model_len);
-  int64_t retry_after_s() const { return retry_after_s_; }
 
   // A number (HTTP) or a name (gRPC).
   void SetStatus(const log::Fact& status);
@@ -93,7 +92,6 @@ class Call : public std::enable_shared_from_this<Call> {
   const std::string span_;
   const bool small_;
   const int64_t begin_ns_;
-  int64_t retry_after_s_ = 0;
 
   std::mutex mutex_;
   std::optional<log::Fact> outcome_;

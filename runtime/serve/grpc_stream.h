@@ -72,8 +72,8 @@ inline Status CheckKey(const Call& call, const grpc::CallbackServerContext& cont
 inline grpc::Status EndCall(Call& call, grpc::CallbackServerContext* context,
                             const Status& status) {
   call.SetStatus({"status", absl::StatusCodeToString(status.code())});
-  if (call.retry_after_s() > 0)
-    context->AddTrailingMetadata("retry-after", std::to_string(call.retry_after_s()));
+  if (const int64_t seconds = RetryAfter(status); seconds > 0)
+    context->AddTrailingMetadata("retry-after", std::to_string(seconds));
   return ToGrpc(status);
 }
 

@@ -336,7 +336,7 @@ class Api final : public HttpApi {
     };
     StatusOr<Reply> made = reply();
     if (made.ok()) return std::move(*made);
-    return ErrorReply(ShapeOf(call), made.status(), context.call->retry_after_s());
+    return ErrorReply(ShapeOf(call), made.status());
   }
 
   Reply ChatCompletions(const HttpCall& call, const Context& context) {

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "runtime/engine/request.h"
 #include "runtime/serve/json_out.h"
 
 namespace lockstep {
@@ -97,13 +98,13 @@ std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, int http_status, std::st
                   std::move(more));
 }
 
-std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, const Status& error,
-                                      int64_t retry_after_s) {
+std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, const Status& error) {
   const int status = HttpStatusOf(error);
-  if (retry_after_s == 0) retry_after_s = status == 429 ? 1 : 5;
   std::vector<HttpField> more;
-  if (status == 429 || status == 503)
-    more.push_back({"Retry-After", std::to_string(retry_after_s)});
+  if (status == 429 || status == 503) {
+    const int64_t said = RetryAfter(error), usual = status == 429 ? 1 : 5;
+    more.push_back({"Retry-After", std::to_string(said > 0 ? said : usual)});
+  }
   return HttpText(status, "application/json", ErrorText(shape, error), std::move(more));
 }
 

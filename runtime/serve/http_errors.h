@@ -29,8 +29,7 @@ std::string ErrorText(ErrorShape shape, int http_status, std::string_view messag
 std::string ErrorText(ErrorShape shape, const Status& error);
 std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, int http_status, std::string_view message,
                                       std::vector<HttpField> more = {});
-// With Retry-After where trying again makes sense; `retry_after_s`: 0 for what is usual then.
-std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, const Status& error,
-                                      int64_t retry_after_s = 0);
+// With Retry-After where trying again makes sense, as the error says or as is usual.
+std::unique_ptr<HttpReply> ErrorReply(ErrorShape shape, const Status& error);
 
 }  // namespace lockstep

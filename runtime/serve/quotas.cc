@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "runtime/engine/request.h"
+
 namespace lockstep {
 namespace {
 
@@ -30,7 +32,7 @@ Quotas::Account& Quotas::Filled(const std::string& name, int64_t now_ns) {
   return account;
 }
 
-Status Quotas::Take(const Client& client, int64_t tokens, int64_t now_ns, int64_t* retry_after_s) {
+Status Quotas::Take(const Client& client, int64_t tokens, int64_t now_ns) {
   const std::lock_guard lock(mutex_);
   const ClientLimits& limits = client.limits;
   Account& account = Filled(client.name, now_ns);
@@ -39,20 +41,23 @@ Status Quotas::Take(const Client& client, int64_t tokens, int64_t now_ns, int64_
   account.tokens = account.tokens_per_minute == 0 ? most : std::min(account.tokens, most);
   account.tokens_per_minute = limits.tokens_per_minute;
   if (limits.requests > 0 && account.running >= limits.requests) {
-    *retry_after_s = 1;
-    return Exhausted(
-        absl::StrFormat("'%s' may have %d requests at once, and has; wait for one to end",
-                        client.name, limits.requests));
+    return WithRetryAfter(
+        Exhausted(absl::StrFormat("'%s' may have %d requests at once, and has; wait for one to end",
+                                  client.name, limits.requests)),
+        1);
   }
   const double taken = Taken(client, tokens);
   if (limits.tokens_per_minute > 0 && account.tokens < taken) {
-    *retry_after_s = static_cast<int64_t>(
+    const auto seconds = static_cast<int64_t>(
         std::max(std::ceil((taken - account.tokens) / PerSecond(limits.tokens_per_minute)), 1.0));
-    return Exhausted(absl::StrFormat(
-        "'%s' may use %d tokens a minute, of which %d are left; this request may need %d (prompt "
-        "and max_tokens). Try again in %d s, or ask for fewer max_tokens",
-        client.name, limits.tokens_per_minute,
-        std::max<int64_t>(static_cast<int64_t>(account.tokens), 0), tokens, *retry_after_s));
+    return WithRetryAfter(
+        Exhausted(absl::StrFormat("'%s' may use %d tokens a minute, of which %d are left; this "
+                                  "request may need %d (prompt "
+                                  "and max_tokens). Try again in %d s, or ask for fewer max_tokens",
+                                  client.name, limits.tokens_per_minute,
+                                  std::max<int64_t>(static_cast<int64_t>(account.tokens), 0),
+                                  tokens, seconds)),
+        seconds);
   }
   account.tokens -= taken;
   ++account.running;

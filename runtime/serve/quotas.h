@@ -24,8 +24,8 @@ struct QuotaState {
 class Quotas {
  public:
   // Takes a call of `tokens`. RESOURCE_EXHAUSTED if a limit is reached: then nothing is taken, and
-  // `retry_after_s` is when it would be, if nothing is given back before.
-  Status Take(const Client& client, int64_t tokens, int64_t now_ns, int64_t* retry_after_s);
+  // RetryAfter says when it would be, if nothing is given back before.
+  Status Take(const Client& client, int64_t tokens, int64_t now_ns);
   // Ends a call of `tokens` that used so many.
   void GiveBack(const Client& client, int64_t tokens, int64_t used, int64_t now_ns);
   QuotaState Of(const Client& client, int64_t now_ns);

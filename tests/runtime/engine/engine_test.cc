@@ -247,6 +247,7 @@ TEST(Engine, AFullQueueIsRefusedPolitely) {
       refusal = stream.status();
     }
     EXPECT_EQ(refusal.code(), absl::StatusCode::kResourceExhausted) << refusal;
+    EXPECT_EQ(RetryAfter(refusal), 1);  // none has ended yet
     for (const auto& stream : streams) engine.Cancel(stream->id());
     for (const auto& stream : streams)
       EXPECT_EQ(Collect(*stream).summary.reason, FinishReason::kCancelled);

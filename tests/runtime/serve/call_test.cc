@@ -33,34 +33,33 @@ constexpr int64_t kSecond = 1'000'000'000;
 TEST(QuotasTest, SoManyRequestsAtOnce) {
   Quotas quotas;
   const Client client{"alice", {.requests = 2}};
-  int64_t retry_s = 0;
-  EXPECT_TRUE(quotas.Take(client, 1'000'000, kSecond, &retry_s).ok());
-  EXPECT_TRUE(quotas.Take(client, 5, kSecond, &retry_s).ok());
-  const Status third = quotas.Take(client, 5, kSecond, &retry_s);
+  EXPECT_TRUE(quotas.Take(client, 1'000'000, kSecond).ok());
+  EXPECT_TRUE(quotas.Take(client, 5, kSecond).ok());
+  const Status third = quotas.Take(client, 5, kSecond);
   EXPECT_EQ(third.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(MessageOf(third), AllOf(HasSubstr("'alice'"), HasSubstr("2 requests at once")));
-  EXPECT_EQ(retry_s, 1);
-  EXPECT_TRUE(quotas.Take({"bob", {}}, 5, kSecond, &retry_s).ok());
+  EXPECT_EQ(RetryAfter(third), 1);
+  EXPECT_TRUE(quotas.Take({"bob", {}}, 5, kSecond).ok());
   quotas.GiveBack(client, 5, 5, kSecond);
   EXPECT_EQ(quotas.Of(client, kSecond).requests, 1);
-  EXPECT_TRUE(quotas.Take(client, 5, kSecond, &retry_s).ok());
+  EXPECT_TRUE(quotas.Take(client, 5, kSecond).ok());
 }
 
 TEST(QuotasTest, SoManyTokensAMinute) {
   Quotas quotas;
   const Client client{"alice", {.tokens_per_minute = 600}};  // 10 a second
-  int64_t now = 5 * kSecond, retry_s = 0;
-  EXPECT_TRUE(quotas.Take(client, 400, now, &retry_s).ok());
+  int64_t now = 5 * kSecond;
+  EXPECT_TRUE(quotas.Take(client, 400, now).ok());
   EXPECT_EQ(quotas.Of(client, now).tokens, 200);
   // 50 are missing, which five seconds bring.
-  const Status refused = quotas.Take(client, 250, now, &retry_s);
+  const Status refused = quotas.Take(client, 250, now);
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(MessageOf(refused), AllOf(HasSubstr("600 tokens a minute"), HasSubstr("200 are left"),
                                         HasSubstr("in 5 s")));
-  EXPECT_EQ(retry_s, 5);
-  EXPECT_FALSE(quotas.Take(client, 250, now + 4 * kSecond, &retry_s).ok());
+  EXPECT_EQ(RetryAfter(refused), 5);
+  EXPECT_FALSE(quotas.Take(client, 250, now + 4 * kSecond).ok());
   now += 5 * kSecond;
-  EXPECT_TRUE(quotas.Take(client, 250, now, &retry_s).ok());
+  EXPECT_TRUE(quotas.Take(client, 250, now).ok());
   // What was not used comes back, and more than a full bucket there never is.
   quotas.GiveBack(client, 400, 100, now);
   EXPECT_EQ(quotas.Of(client, now).tokens, 300);
@@ -69,25 +68,24 @@ TEST(QuotasTest, SoManyTokensAMinute) {
   now += 3600 * kSecond;
   EXPECT_EQ(quotas.Of(client, now).tokens, 600);
   // One that may need more than there ever is takes all; what it used beyond is missing later.
-  EXPECT_TRUE(quotas.Take(client, 10'000, now, &retry_s).ok());
-  EXPECT_FALSE(quotas.Take(client, 1, now, &retry_s).ok());
+  EXPECT_TRUE(quotas.Take(client, 10'000, now).ok());
+  EXPECT_FALSE(quotas.Take(client, 1, now).ok());
   quotas.GiveBack(client, 10'000, 700, now);
-  EXPECT_FALSE(quotas.Take(client, 1, now + 10 * kSecond, &retry_s).ok());
-  EXPECT_TRUE(quotas.Take(client, 1, now + 11 * kSecond, &retry_s).ok());
+  EXPECT_FALSE(quotas.Take(client, 1, now + 10 * kSecond).ok());
+  EXPECT_TRUE(quotas.Take(client, 1, now + 11 * kSecond).ok());
 }
 
 TEST(QuotasTest, ALimitThatIsLiftedHoldsNobodyBack) {
   Quotas quotas;
   const Client limited{"alice", {.tokens_per_minute = 600}}, free{"alice", {}};
-  int64_t retry_s = 0;
-  EXPECT_TRUE(quotas.Take(limited, 600, kSecond, &retry_s).ok());
+  EXPECT_TRUE(quotas.Take(limited, 600, kSecond).ok());
   quotas.GiveBack(limited, 600, 5000, kSecond);
-  EXPECT_FALSE(quotas.Take(limited, 1, kSecond, &retry_s).ok());
-  EXPECT_TRUE(quotas.Take(free, 1'000'000, 2 * kSecond, &retry_s).ok());
+  EXPECT_FALSE(quotas.Take(limited, 1, kSecond).ok());
+  EXPECT_TRUE(quotas.Take(free, 1'000'000, 2 * kSecond).ok());
   EXPECT_EQ(quotas.Of(free, 2 * kSecond).tokens_reset_s, 0);
   // What was free stays free; a limit that comes back begins anew.
   EXPECT_EQ(quotas.Of(limited, 2 * kSecond).tokens, 600);
-  EXPECT_TRUE(quotas.Take(limited, 200, 2 * kSecond, &retry_s).ok());
+  EXPECT_TRUE(quotas.Take(limited, 200, 2 * kSecond).ok());
   quotas.GiveBack(free, 1'000'000, 1'000'000, 2 * kSecond);
   EXPECT_EQ(quotas.Of(limited, 2 * kSecond).tokens, 400);
 }
@@ -95,9 +93,8 @@ TEST(QuotasTest, ALimitThatIsLiftedHoldsNobodyBack) {
 TEST(QuotasTest, CallsThatOutliveAChangeEndByTheNewLimit) {
   Quotas quotas;
   const Client old{"alice", {.tokens_per_minute = 60}}, now{"alice", {.tokens_per_minute = 6000}};
-  int64_t retry_s = 0;
-  EXPECT_TRUE(quotas.Take(old, 50, kSecond, &retry_s).ok());
-  EXPECT_TRUE(quotas.Take(now, 5, kSecond, &retry_s).ok());
+  EXPECT_TRUE(quotas.Take(old, 50, kSecond).ok());
+  EXPECT_TRUE(quotas.Take(now, 5, kSecond).ok());
   EXPECT_EQ(quotas.Of(now, 41 * kSecond).tokens, 4005);  // 60 - 55, and 100 a second
   EXPECT_EQ(quotas.Of(old, 41 * kSecond).tokens, 60);
   quotas.GiveBack(old, 50, 10, 41 * kSecond);
