@@ -10,15 +10,17 @@ namespace {
 
 // In the order of the wire.
 constexpr uint64_t RankReport::*kFields[] = {
-    &RankReport::steps,     &RankReport::compute_ns,    &RankReport::exchange_ns,
-    &RankReport::exchanges, &RankReport::weight_bytes,  &RankReport::token_bytes,
-    &RankReport::kv_bytes,  &RankReport::planned_bytes, &RankReport::resident_bytes,
+    &RankReport::steps,         &RankReport::compute_ns,     &RankReport::exchange_ns,
+    &RankReport::exchanges,     &RankReport::read_bytes,     &RankReport::memory_rate,
+    &RankReport::weight_bytes,  &RankReport::token_bytes,    &RankReport::kv_bytes,
+    &RankReport::planned_bytes, &RankReport::resident_bytes,
 };
 
 }  // namespace
 
 void RankMeter::SetLoaded(const RankReport& loaded) {
   const std::lock_guard lock(mutex_);
+  report_.memory_rate = loaded.memory_rate;
   report_.weight_bytes = loaded.weight_bytes;
   report_.token_bytes = loaded.token_bytes;
   report_.kv_bytes = loaded.kv_bytes;
@@ -26,12 +28,13 @@ void RankMeter::SetLoaded(const RankReport& loaded) {
   report_.threads = loaded.threads;
 }
 
-void RankMeter::AddDecodeStep(int64_t compute_ns, const Exchanges& during) {
+void RankMeter::AddDecodeStep(int64_t compute_ns, const Exchanges& during, uint64_t read_bytes) {
   const std::lock_guard lock(mutex_);
   ++report_.steps;
   report_.compute_ns += static_cast<uint64_t>(std::max<int64_t>(compute_ns, 0));
   report_.exchange_ns += static_cast<uint64_t>(std::max<int64_t>(during.ns, 0));
   report_.exchanges += static_cast<uint64_t>(std::max<int64_t>(during.calls, 0));
+  report_.read_bytes += read_bytes;
 }
 
 RankReport RankMeter::Report() const {

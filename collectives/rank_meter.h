@@ -19,6 +19,10 @@ struct RankReport {
   uint64_t compute_ns = 0;   // in the model, but for its exchanges
   uint64_t exchange_ns = 0;  // from a filled slot until all ranks' values are added: waits included
   uint64_t exchanges = 0;
+  uint64_t read_bytes = 0;  // of weights, in the model
+  // Bytes a second that its threads read from memory when the model was loaded, beside the other
+  // ranks of its machine. 0: nobody looked.
+  uint64_t memory_rate = 0;
   // Memory: of this rank's weights, what one token reads of them, its KV cache, all that was
   // planned, and what the process holds now.
   uint64_t weight_bytes = 0;
@@ -40,10 +44,10 @@ class RankMeter {
   };
   Exchanges exchanges;
 
-  // A model is there; only the memory and the threads of `loaded` are looked at. Any thread.
+  // A model is there; only what does not count decode steps is looked at. Any thread.
   void SetLoaded(const RankReport& loaded);
   // One decode step. Any thread.
-  void AddDecodeStep(int64_t compute_ns, const Exchanges& during);
+  void AddDecodeStep(int64_t compute_ns, const Exchanges& during, uint64_t read_bytes);
   // With the memory that the process holds now. Any thread.
   RankReport Report() const;
 

@@ -4,6 +4,7 @@
 
 #include "launcher/progress.h"
 #include "runtime/base/os.h"
+#include "runtime/kernels/roofline.h"
 
 namespace lockstep {
 namespace {
@@ -74,6 +75,17 @@ std::string DescribePlan(const MemoryPlan& plan, const ModelLimits& limits) {
       FormatBytes(plan.weight_bytes), FormatBytes(plan.kv_bytes), limits.kv_blocks * kBlockTokens,
       static_cast<double>(limits.kv_blocks) / static_cast<double>(per_sequence),
       limits.max_model_len, FormatBytes(StepBytes(plan)), FormatBytes(plan.total()));
+}
+
+uint64_t MemoryRate(ThreadPool& pool) {
+  constexpr uint64_t kBytesPerThread = uint64_t{64} << 20;
+  constexpr int kRounds = 3;
+  StatusOr<kernels::ReadTest> test = kernels::ReadTest::Create(pool, kBytesPerThread);
+  if (!test.ok()) return 0;
+  double seconds = test->FastestPass(pool);
+  for (int round = 1; round < kRounds; ++round)
+    seconds = std::min(seconds, test->FastestPass(pool));
+  return static_cast<uint64_t>(static_cast<double>(test->bytes()) / std::max(seconds, 1e-9));
 }
 
 uint64_t MemoryForRank(int ranks_on_this_host) {

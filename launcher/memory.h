@@ -6,6 +6,7 @@
 #include <string>
 
 #include "runtime/base/status.h"
+#include "runtime/base/thread_pool.h"
 #include "runtime/model/model.h"
 
 namespace lockstep {
@@ -29,6 +30,10 @@ StatusOr<int64_t> FitKvBlocks(const MemoryQuestion& question);
 // "weights 3.1 GiB, KV 1.2 GiB (2048 blocks: 8 sequences of 4096 tokens), scratch 90 MiB: 4.4 GiB
 // in all"
 std::string DescribePlan(const MemoryPlan& plan, const ModelLimits& limits);
+
+// Bytes a second that the pool's threads read from memory just now, the best of some passes; 0 if
+// there is no memory to read. Takes 64 MiB a thread for a fraction of a second.
+uint64_t MemoryRate(ThreadPool& pool);
 
 // This rank's part of the memory that the node has left, some of it kept back for everything else.
 uint64_t MemoryForRank(int ranks_on_this_host);

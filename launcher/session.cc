@@ -345,6 +345,7 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
       progress.Update(done.bytes_done, done.bytes_total, NowNs());
     };
   }
+  const uint64_t memory_rate = needs_.measure_memory ? MemoryRate(*pool_) : 0;
   const int64_t start_ns = NowNs();
   StatusOr<std::unique_ptr<Model>> model =
       LoadModel(opened, load, stage_group(), *backend_, *pool_);
@@ -352,15 +353,15 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
   LOCKSTEP_RETURN_IF_ERROR(model.status());
   model_ = std::move(model).value();
   load_seconds_ = static_cast<double>(NowNs() - start_ns) * 1e-9;
-  membership_->meter().SetLoaded({.weight_bytes = model_->memory().weight_bytes,
+  membership_->meter().SetLoaded({.memory_rate = memory_rate,
+                                  .weight_bytes = model_->memory().weight_bytes,
                                   .token_bytes = model_->bytes_per_token(),
                                   .kv_bytes = model_->memory().kv_bytes,
                                   .planned_bytes = model_->memory().lasting(),
                                   .threads = static_cast<uint32_t>(pool_->count())});
-  const double seconds = load_seconds_;
   const auto bytes = static_cast<double>(model_->bytes_read());
   Report(absl::StrFormat("loaded %s in %.2f s (%.2f GB/s)", FormatBytes(model_->bytes_read()),
-                         seconds, bytes / std::max(seconds, 1e-9) * 1e-9));
+                         load_seconds_, bytes / std::max(load_seconds_, 1e-9) * 1e-9));
   return WaitForSlowDisks(*group_);
 }
 

@@ -28,6 +28,8 @@ struct SessionNeeds {
   // Files of ranks: their probe prompt is computed before the session is open, and logits that
   // differ from the recorded ones are an error. False: the command does it itself, on all ranks.
   bool probe = true;
+  // Reads memory for a moment before the weights are there, for RankReport::memory_rate.
+  bool measure_memory = false;
   // Looks at this rank's files before they are loaded, for as long as it takes; may be empty. An
   // error on one rank ends all.
   std::function<Status(const OpenedModel& opened)> check_files;

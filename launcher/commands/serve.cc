@@ -194,7 +194,8 @@ Status ServeCommand(const Options& options) {
   if (WillBeRankZero(options)) {
     LOCKSTEP_ASSIGN_OR_RETURN(keys, LoadKeys(options));
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened,
+                            OpenTextSession(options, {.measure_memory = true}));
   Access access(keys.get());
   const InterruptScope scope;
   Session& session = *opened.session;

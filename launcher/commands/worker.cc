@@ -8,7 +8,8 @@ namespace lockstep {
 
 Status WorkerCommand(const Options& options) {
   LOCKSTEP_RETURN_IF_ERROR(CheckRecover(options));
-  LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options, {.worker = true}));
+  LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened,
+                            OpenTextSession(options, {.worker = true, .measure_memory = true}));
   return opened.session->Close(WorkThroughLosses(
       *opened.session, options.drain_timeout_ms + kEndAtOnceMs, opened.constraints.get()));
 }

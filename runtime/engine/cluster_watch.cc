@@ -31,6 +31,7 @@ RankTimes TimesOf(const RankReport& from, const RankReport& to, double step) {
   if (steps == 0) return times;
   times.compute = Grown(from.compute_ns, to.compute_ns) / steps * 1e-9;
   times.exchange = Grown(from.exchange_ns, to.exchange_ns) / steps * 1e-9;
+  times.read_bytes = Grown(from.read_bytes, to.read_bytes) / steps;
   times.rest = std::max(step - times.compute - times.exchange, 0.0);
   return times;
 }

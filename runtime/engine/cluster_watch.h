@@ -37,6 +37,7 @@ struct RankTimes {
   // How much longer the rank that waits most waits than this one does. The largest is that of the
   // rank for which the others wait.
   double skew = 0;
+  double read_bytes = 0;  // of weights, which is what it computes with
 };
 
 // Decode steps of up to ten seconds, the last ones that there were.

@@ -87,6 +87,7 @@ Deadline Pipeline::WaitLimit() const { return Deadline::After(options_.wait_ms *
 Status Pipeline::Run(uint64_t step, const Batch& batch, const Ending& ending, uint64_t* digest) {
   const int64_t begin_ns = NowNs();
   step_compute_ns_ = step_wait_ns_ = 0;
+  step_weight_bytes_ = 0;
   const std::vector<Range> ranges =
       SplitRows(batch, options_.stages, options_.chunk_rows, model_.limits().max_rows);
   parts_ = std::ssize(ranges);
@@ -126,6 +127,7 @@ Status Pipeline::RunPart(uint64_t step, uint32_t number, Range outputs, const En
     const int64_t exchange_ns =
         options_.meter != nullptr ? options_.meter->exchanges.ns - exchanged_ns : 0;
     step_compute_ns_ += NowNs() - begin_ns - exchange_ns;
+    step_weight_bytes_ += output.weight_bytes;
     *digest = ChainDigest(*digest, output.digest);
   }
   if (last()) {

@@ -60,6 +60,7 @@ class Pipeline {
   // Of the last step.
   int64_t step_compute_ns() const { return step_compute_ns_; }
   int64_t step_wait_ns() const { return step_wait_ns_; }
+  uint64_t step_weight_bytes() const { return step_weight_bytes_; }
 
  private:
   Deadline WaitLimit() const;
@@ -74,6 +75,7 @@ class Pipeline {
   int64_t parts_ = 1;
   int64_t step_compute_ns_ = 0;
   int64_t step_wait_ns_ = 0;
+  uint64_t step_weight_bytes_ = 0;
   std::vector<std::byte> entering_;
   Batch part_;
 };

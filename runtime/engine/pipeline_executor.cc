@@ -87,7 +87,8 @@ Status PipelineExecutor::RunStep(const StepPlan& plan, uint64_t plan_digest, Ste
     const RankMeter::Exchanges& after = meter->exchanges;
     setup_.pipeline.meter->AddDecodeStep(
         pipeline_.step_compute_ns(),
-        {after.ns - before.ns + pipeline_.step_wait_ns(), after.calls - before.calls});
+        {after.ns - before.ns + pipeline_.step_wait_ns(), after.calls - before.calls},
+        pipeline_.step_weight_bytes());
   }
   return OkStatus();
 }

@@ -53,7 +53,8 @@ Status TensorParallelExecutor::RunStep(const StepPlan& plan, uint64_t plan_diges
       end_.Sample(table_, table_.outputs(), output, {plan.step, digest}, outcome));
   if (meter_ != nullptr && plan.IsDecode()) {
     const RankMeter::Exchanges& after = meter_->exchanges;
-    meter_->AddDecodeStep(compute_ns, {after.ns - before.ns, after.calls - before.calls});
+    meter_->AddDecodeStep(compute_ns, {after.ns - before.ns, after.calls - before.calls},
+                          output.weight_bytes);
   }
   LOCKSTEP_RETURN_IF_ERROR(end_.GatherRaw(table_.outputs(), output, outcome));
   return DraftRaw(output, outcome);

@@ -13,12 +13,31 @@
 #include "runtime/model/rope.h"
 
 namespace lockstep {
+namespace {
+
+uint64_t BytesOf(const FeedForward& ffn) {
+  uint64_t bytes = ffn.down->bytes();
+  for (const PackedPtr& part : ffn.gate_up.parts) bytes += part->bytes();
+  return bytes;
+}
+
+uint64_t BytesOfEveryStep(Weights& weights) {
+  uint64_t bytes = weights.head != nullptr ? weights.head->bytes() : 0;
+  for (Layer& layer : weights.layers) {
+    for (const PackedPtr* matrix : MatricesOf(layer)) bytes += *matrix ? (*matrix)->bytes() : 0;
+    if (layer.mixture.has_value()) bytes -= BytesOf(layer.mixture->experts);
+  }
+  return bytes;
+}
+
+}  // namespace
 
 Decoder::Decoder(ModelConfig config, const ModelLimits& limits, const LocalShape& shape,
                  Weights weights, const ModelPlace& place)
     : config_(std::move(config)),
       limits_(limits),
       shape_(shape),
+      step_bytes_(BytesOfEveryStep(weights)),
       weights_(std::move(weights)),
       group_(place.group),
       ops_(place.backend),
@@ -252,6 +271,7 @@ Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
 
 void Decoder::PrepareRows(const Batch& batch) {
   digest_ = 0;
+  expert_bytes_ = 0;
   RotaryAngles(config_.rope_theta, config_.rotary_dim, batch.positions, scratch_.cosines,
                scratch_.sines);
   for (size_t i = 0; i < batch.block_tables.size(); ++i)
@@ -302,6 +322,8 @@ void Decoder::MixtureOfExperts(const Mixture& mixture, Range rows, float* partia
   digest_ = DigestOf(route.chosen, static_cast<size_t>(chosen), digest_);
 
   const FeedForward& experts = mixture.experts;
+  expert_bytes_ += BytesOf(experts) / static_cast<uint64_t>(route.experts) *
+                   static_cast<uint64_t>(*scratch_.groups.group_count);
   const int64_t columns = experts.down->inputs();
   experts.gate_up.GroupedMatMul(ops_, queue_, scratch_.groups, NormedOf(rows), true,
                                 scratch_.expert_gate_up);  // [R k, 2 F]
@@ -321,6 +343,7 @@ StepOutput Decoder::LeaveStage(int64_t rows) const {
   StepOutput output;
   output.leaving =
       std::span<const float>(scratch_.residual, static_cast<size_t>(rows * config_.hidden_size));
+  output.weight_bytes = step_bytes_ + expert_bytes_;
   output.digest = DigestOf(output.leaving.data(), output.leaving.size(), digest_);
   return output;
 }
@@ -345,6 +368,7 @@ StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) 
     output.all_hidden =
         std::span<const float>(scratch_.normed, static_cast<size_t>(batch.rows() * hidden));
   }
+  output.weight_bytes = step_bytes_ + expert_bytes_;
   output.digest = DigestOf(output.hidden.data(), output.hidden.size(), digest_);
   return output;
 }

@@ -76,6 +76,7 @@ class Decoder : public Model {
   const ModelConfig config_;
   const ModelLimits limits_;
   const LocalShape shape_;
+  const uint64_t step_bytes_;  // of the matrices that every step reads: all but the experts
   const Weights weights_;
   Group& group_;
   const kernels::Backend& ops_;
@@ -133,6 +134,7 @@ class Decoder : public Model {
   int64_t overlap_rows_ = 0;            // steps of so many rows run in halves; 0: none
   std::unique_ptr<SumQueue> sums_;      // of the halves; null where none run
   uint64_t digest_ = 0;
+  uint64_t expert_bytes_ = 0;  // of the experts that this step read
 };
 
 }  // namespace lockstep

@@ -51,6 +51,7 @@ struct StepOutput {
   // The same of all rows of the batch, [rows, hidden_size], for a draft; empty without the layer
   // for drafts.
   std::span<const float> all_hidden;
+  uint64_t weight_bytes = 0;  // of the matrices that were read, an expert once for all its rows
   uint64_t digest =
       0;  // over final hidden bits and router choices of the rows computed, identical on all ranks
   std::span<const float> leaving;  // [rows, hidden_size] what the next stage goes on with

@@ -13,7 +13,8 @@ Json TimesJson(const RankTimes& times) {
   return {{"compute_s", times.compute},
           {"exchange_s", times.exchange},
           {"rest_s", times.rest},
-          {"skew_s", times.skew}};
+          {"skew_s", times.skew},
+          {"read_bytes", times.read_bytes}};
 }
 
 Json RankJson(const RankFacts& rank, const EngineLoad& load) {
@@ -33,6 +34,7 @@ Json RankJson(const RankFacts& rank, const EngineLoad& load) {
             {"kv_used_bytes", static_cast<uint64_t>(static_cast<double>(report.kv_bytes) * used)},
             {"resident_bytes", report.resident_bytes}}},
           {"weight_bytes_per_token", report.token_bytes},
+          {"memory_bytes_per_s", report.memory_rate > 0 ? Json(report.memory_rate) : Json()},
           {"decode_steps", report.steps},
           {"round_trip_s", rank.news.round_trip_ns < 0
                                ? Json()

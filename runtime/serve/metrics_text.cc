@@ -75,6 +75,14 @@ class Writer {
   std::string text_;
 };
 
+std::optional<double> BandwidthShare(const ClusterView& view, size_t rank) {
+  if (!view.decode.has_value() || rank >= view.decode->ranks.size()) return std::nullopt;
+  const RankTimes& times = view.decode->ranks[rank];
+  const auto rate = static_cast<double>(view.ranks[rank].news.report.memory_rate);
+  if (times.compute == 0 || rate == 0) return std::nullopt;
+  return times.read_bytes / times.compute / rate;
+}
+
 }  // namespace
 
 std::string MetricsText(const std::string& model, const EngineLoad& load,
@@ -153,6 +161,15 @@ std::string ClusterMetricsText(const std::string& model, const ClusterView& view
                &RankReport::exchange_ns, 1e-9);
   out.Reported("lockstep_rank_exchanges_total", "counter", "Exchanges in decode steps.", view,
                &RankReport::exchanges);
+  out.Reported("lockstep_rank_read_bytes_total", "counter",
+               "Bytes of weights that a rank read in decode steps.", view, &RankReport::read_bytes);
+  out.Reported("lockstep_rank_memory_bytes_per_second", "gauge",
+               "What a rank's threads read from memory before the model was loaded; 0: not known.",
+               view, &RankReport::memory_rate);
+  out.PerRank("lockstep_rank_bandwidth_share", "gauge",
+              "Share of that rate which the weights of the last decode steps reached while the "
+              "rank computed.",
+              view, [&](const RankFacts&, size_t r) { return BandwidthShare(view, r); });
   out.PerRank("lockstep_rank_skew_seconds", "gauge",
               "How much longer per decode step the rank that waits most waits than this one: the "
               "others wait for the largest.",

@@ -59,8 +59,9 @@ TEST(Bootstrap, RankZeroHearsWhatTheOthersCountAndHowFarTheyAre) {
       RunAsThreads(LocalRanks(3, "tcp"), [&](Membership& membership) -> Status {
         LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Group> group, membership.OpenGroup());
         const auto rank = static_cast<uint64_t>(group->rank());
-        membership.meter().SetLoaded({.weight_bytes = 1000 + rank, .threads = 3});
-        membership.meter().AddDecodeStep(static_cast<int64_t>(10 + rank), {20, 4});
+        membership.meter().SetLoaded(
+            {.memory_rate = 7000 + rank, .weight_bytes = 1000 + rank, .threads = 3});
+        membership.meter().AddDecodeStep(static_cast<int64_t>(10 + rank), {20, 4}, 500 + rank);
         const Deadline deadline = Deadline::After(20'000);
         while (rank == 0 && !heard && !deadline.Passed()) {
           std::this_thread::sleep_for(std::chrono::milliseconds(20));
@@ -70,7 +71,9 @@ TEST(Bootstrap, RankZeroHearsWhatTheOthersCountAndHowFarTheyAre) {
             const RankReport& report = news[r].report;
             heard = report.weight_bytes == 1000 + r && report.steps == 1 &&
                     report.compute_ns == 10 + r && report.exchange_ns == 20 &&
-                    report.exchanges == 4 && report.threads == 3 && report.resident_bytes > 0;
+                    report.exchanges == 4 && report.read_bytes == 500 + r &&
+                    report.memory_rate == 7000 + r && report.threads == 3 &&
+                    report.resident_bytes > 0;
             // Within one process a round trip is short; 0 would be none at all.
             if (r > 0)
               heard = heard && news[r].round_trip_ns > 0 && news[r].round_trip_ns < 1'000'000'000;

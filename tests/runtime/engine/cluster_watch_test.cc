@@ -38,6 +38,7 @@ class Cluster {
     report.steps += steps;
     report.compute_ns += steps * compute_ms * 1'000'000;
     report.exchange_ns += steps * exchange_ms * 1'000'000;
+    report.read_bytes += steps * 1000 * (rank + 1);
   }
   ClusterSample sample_{.at_ns = 77 * kSecond, .ranks = std::vector<RankFacts>(2)};
 };
@@ -54,6 +55,8 @@ void ExpectTimes(const ClusterView& view) {
   EXPECT_NEAR(zero.skew, 0, 1e-9);
   EXPECT_NEAR(one.compute, 0.013, 1e-9);
   EXPECT_NEAR(one.skew, 0.008, 1e-9);
+  EXPECT_NEAR(zero.read_bytes, 1000, 1e-9);
+  EXPECT_NEAR(one.read_bytes, 2000, 1e-9);
   EXPECT_EQ(view.decode->waited_for, 1);
 }
 

@@ -124,18 +124,24 @@ ClusterView SomeView() {
   view.generated = {40, 30, 20};
   view.prompt = {4, 3, 2};
   view.per_second = {10, 50};
-  view.decode =
-      DecodeTimes{.step = 0.02,
-                  .tokens = 2,
-                  .age = 1,
-                  .ranks = {{.compute = 0.010, .exchange = 0.008, .rest = 0.002},
-                            {.compute = 0.014, .exchange = 0.004, .rest = 0.002, .skew = 0.004}},
-                  .waited_for = 1};
+  view.decode = DecodeTimes{
+      .step = 0.02,
+      .tokens = 2,
+      .age = 1,
+      .ranks =
+          {{.compute = 0.010, .exchange = 0.008, .rest = 0.002},
+           {.compute = 0.014, .exchange = 0.004, .rest = 0.002, .skew = 0.004, .read_bytes = 7e6}},
+      .waited_for = 1};
   RankFacts zero, one;
   zero.info = {0, 11, "spark-1", "10.0.0.1"};
   zero.news.report = {.steps = 5, .kv_bytes = 4000, .threads = 8};
   one.info = {1, 12, "spark-\"2\"", "10.0.0.2"};
-  one.news.report = {.steps = 5, .compute_ns = 70'000'000, .weight_bytes = 77, .threads = 6};
+  one.news.report = {.steps = 5,
+                     .compute_ns = 70'000'000,
+                     .read_bytes = 35'000'000,
+                     .memory_rate = 1'000'000'000,
+                     .weight_bytes = 77,
+                     .threads = 6};
   one.news.round_trip_ns = 84'000;
   one.news.silent_ns = 150'000'000;
   view.ranks = {zero, one};
@@ -164,10 +170,15 @@ TEST_F(PageTest, TheClusterTellsTheFactsThatItIsGiven) {
   EXPECT_EQ(json["ranks"][1]["threads"], 6);
   EXPECT_DOUBLE_EQ(json["ranks"][1]["round_trip_s"], 84e-6);
   EXPECT_EQ(json["ranks"][1]["step"]["skew_s"], 0.004);
+  EXPECT_EQ(json["ranks"][1]["step"]["read_bytes"], 7e6);
+  EXPECT_EQ(json["ranks"][1]["memory_bytes_per_s"], 1'000'000'000);
+  EXPECT_EQ(json["ranks"][0]["memory_bytes_per_s"], nullptr);
   const std::string metrics = BodyOf(Get("/metrics"));
   const std::string one = R"({model_name="tiny",rank="1",host="spark-\"2\""} )";
   EXPECT_THAT(metrics, HasSubstr("\nlockstep_rank_compute_seconds_total" + one + "0.07"));
   EXPECT_THAT(metrics, HasSubstr("\nlockstep_rank_skew_seconds" + one + "0.004"));
+  EXPECT_THAT(metrics, HasSubstr("\nlockstep_rank_read_bytes_total" + one + "35000000\n"));
+  EXPECT_THAT(metrics, HasSubstr("\nlockstep_rank_bandwidth_share" + one + "0.5\n"));
   EXPECT_THAT(metrics, HasSubstr("\nlockstep_link_round_trip_seconds" + one + "8.4"));
   EXPECT_THAT(metrics, HasSubstr("\nlockstep_rank_weight_bytes" + one + "77\n"));
   EXPECT_THAT(metrics,
