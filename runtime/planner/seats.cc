@@ -64,6 +64,7 @@ MemoryPlan MemoryOf(const Seat& seat, const Load& load, int64_t users, int64_t c
   ModelConfig config = seat.config;
   // The draft layer has a cache as any other.
   if (seat.drafts && !load.draft_acceptance.empty()) ++config.num_hidden_layers;
+  slice.cuts.layers = {0, config.num_hidden_layers};
   return PlanMemory(config, slice, limits, seat.rank, /*threads=*/1);
 }
 
