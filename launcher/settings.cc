@@ -11,6 +11,13 @@ std::string ModeOf(const Options& options, const World& world) {
   return absl::StrFormat("pipeline of %d stages over %s", world.stages, options.stage_link);
 }
 
+// In a pipeline without --shares every rank takes part in sharing by memory, which is not the same
+// as the equal shares of tensor mode, nor as shares that are given equal.
+std::string SharesOf(const World& world) {
+  if (world.stages == 1) return FormatShares(world.shares);
+  return world.stage_shares.empty() ? "by memory" : FormatShares(world.stage_shares);
+}
+
 std::string OrDefault(int64_t value) { return value == 0 ? "default" : std::to_string(value); }
 
 }  // namespace
@@ -21,8 +28,7 @@ std::vector<Setting> SettingsOf(const Options& options, const World& world,
   return {
       {"source version", SourceVersion(), "install the same build of lockstep on every node"},
       {"mode", ModeOf(options, world), same + "--mode, --stages and --stage-link"},
-      {"shares", FormatShares(world.stage_shares.empty() ? world.shares : world.stage_shares),
-       same + "--shares or YAML"},
+      {"shares", SharesOf(world), same + "--shares or YAML"},
       {"kernels", kernels,
        "instruction sets differ in their last bits; give every rank the same --exact, and "
        "--kernels "

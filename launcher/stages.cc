@@ -28,6 +28,13 @@ Status CheckPipeline(const Options& options) {
   return OkStatus();
 }
 
+Status CheckStageLink(const std::string& link, bool one_machine) {
+  if (link != "shm" || one_machine) return OkStatus();
+  return UsageError(
+      "--stage-link shm works only between ranks of one machine, and there are several; use "
+      "--stage-link grpc or tcp");
+}
+
 Status CheckPipelineFiles(const std::string& model) {
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator(model, error)) {

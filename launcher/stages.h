@@ -15,6 +15,9 @@ namespace lockstep {
 
 // A UsageError for what a pipeline does not do, with what to do instead.
 Status CheckPipeline(const Options& options);
+// Whether stages can pass rows on over `link`, a value of --stage-link. Ranks of other machines are
+// not reached by shm.
+Status CheckStageLink(const std::string& link, bool one_machine);
 Status CheckPipelineFiles(const std::string& model);
 
 // Collective: how the stages share the layers, one value per stage, as --shares says or as the

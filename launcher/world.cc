@@ -183,6 +183,8 @@ class Decision {
     const bool pipeline = options_.mode == "pipeline" && stages > 1;
     if (options_.mode != "pipeline" && options_.stages > 0)
       return UsageError("--stages are those of a pipeline; give --mode pipeline too");
+    if (options_.mode != "pipeline" && options_.stage_link != Options().stage_link)
+      return UsageError("--stage-link is that of a pipeline; give --mode pipeline too");
     if (!pipeline) {
       LOCKSTEP_ASSIGN_OR_RETURN(world_.shares, ValidateShares(options_.shares, world_.size));
       return OkStatus();

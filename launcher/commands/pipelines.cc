@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "launcher/commands/bench.h"
+#include "launcher/stages.h"
 #include "runtime/engine/rpc/grpc_stage_link.h"
 #include "transport/fabric.h"
 
@@ -36,8 +37,11 @@ StatusOr<std::unique_ptr<StageLink>> Open(Session& session) {
   StagePeers peers = PeersOf(session.rank(), session.size(), session.stages());
   peers.names = RankNames(session);
   Membership& membership = session.membership();
+  peers.verify = session.options().verify_exchanges;
   peers.health = [&membership] { return membership.Health(); };
   const std::string& carrier = session.options().stage_link;
+  LOCKSTEP_RETURN_IF_ERROR(
+      CheckStageLink(carrier, membership.local_size() == std::ssize(membership.ranks())));
   if (carrier == "grpc") return OpenGrpc(session, std::move(peers));
   LOCKSTEP_ASSIGN_OR_RETURN(Mesh rows, membership.OpenMesh(carrier, 0));
   LOCKSTEP_ASSIGN_OR_RETURN(Mesh outcomes, membership.OpenMesh(carrier, 0));
@@ -58,9 +62,10 @@ PipelineOptions PipelineOptionsOf(Session& session) {
   options.stages = session.stages();
   options.stage = session.stage();
   options.chunk_rows = session.options().prefill_chunk;
-  // In tensor mode as long for every layer.
-  options.wait_ms =
-      session.options().exchange_timeout_ms * session.model().config().num_hidden_layers;
+  // Ranks that share a stage wait for each other in its exchanges: whoever waits for rows says so
+  // before they can hold it for the one that is stuck.
+  const bool alone = session.stages() == session.size();
+  options.wait_ms = std::max<int64_t>(session.options().exchange_timeout_ms / (alone ? 1 : 2), 1);
   options.meter = &session.membership().meter();
   return options;
 }

@@ -1,6 +1,7 @@
 #include "runtime/engine/pipeline.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <utility>
 
@@ -9,6 +10,9 @@
 
 namespace lockstep {
 namespace {
+
+constexpr int64_t kLongestSteps = 8;
+constexpr int64_t kFirstWaits = 20;
 
 // Rows of the batch that are alone in their sequence.
 std::vector<bool> SingleRows(const Batch& batch) {
@@ -81,8 +85,15 @@ std::vector<Range> SplitRows(const Batch& batch, int stages, int64_t chunk_rows,
 Pipeline::Pipeline(Model& model, StageLink& link, PipelineOptions options)
     : model_(model), link_(link), options_(std::move(options)) {}
 
-// The stages before may be busy with all parts of this step.
-Deadline Pipeline::WaitLimit() const { return Deadline::After(options_.wait_ms * parts_); }
+int64_t Pipeline::WaitLimitMs() const {
+  const int64_t longest_ns = longest_ns_[size_class_];
+  if (longest_ns == 0) return kFirstWaits * options_.wait_ms * parts_;
+  return options_.wait_ms + kLongestSteps * longest_ns / 1'000'000;
+}
+
+void Pipeline::Took(int64_t ns) {
+  longest_ns_[size_class_] = std::max(longest_ns_[size_class_], ns);
+}
 
 Status Pipeline::Run(uint64_t step, const Batch& batch, const Ending& ending, uint64_t* digest) {
   const int64_t begin_ns = NowNs();
@@ -91,6 +102,8 @@ Status Pipeline::Run(uint64_t step, const Batch& batch, const Ending& ending, ui
   const std::vector<Range> ranges =
       SplitRows(batch, options_.stages, options_.chunk_rows, model_.limits().max_rows);
   parts_ = std::ssize(ranges);
+  size_class_ = static_cast<size_t>(std::bit_width(static_cast<uint64_t>(batch.rows())) % 64);
+  limit_ms_ = WaitLimitMs();
   int64_t output = 0;
   for (size_t i = 0; i < ranges.size(); ++i) {
     Range outputs{output, output};
@@ -102,7 +115,9 @@ Status Pipeline::Run(uint64_t step, const Batch& batch, const Ending& ending, ui
     LOCKSTEP_RETURN_IF_ERROR(RunPart(step, static_cast<uint32_t>(i), outputs, ending, digest));
   }
   times_.compute_ns += step_compute_ns_;
-  times_.step_ns += NowNs() - begin_ns;
+  run_ns_ = NowNs() - begin_ns;
+  times_.step_ns += run_ns_;
+  Took(run_ns_);
   return OkStatus();
 }
 
@@ -155,6 +170,7 @@ Status Pipeline::ReceiveOutcome(uint64_t step, int64_t rows, uint64_t most_bytes
   const int64_t waited_ns = NowNs() - begin_ns;
   step_wait_ns_ += waited_ns;
   times_.step_ns += waited_ns;
+  Took(run_ns_ + waited_ns);
   return OkStatus();
 }
 

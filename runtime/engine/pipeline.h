@@ -2,6 +2,7 @@
 // before, computed, and passed on, so that the stages compute at the same time.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -18,7 +19,7 @@ struct PipelineOptions {
   int stages = 1;
   int stage = 0;           // this rank's
   int64_t chunk_rows = 1;  // prompt rows of a micro-batch
-  // How long a stage may wait for a micro-batch: the time of all layers before it.
+  // How much longer than before a stage may wait (see WaitLimitMs).
   int64_t wait_ms = 30'000;
   RankMeter* meter = nullptr;  // in which the exchanges of the stage's ranks count; may be null
 };
@@ -63,7 +64,12 @@ class Pipeline {
   uint64_t step_weight_bytes() const { return step_weight_bytes_; }
 
  private:
-  Deadline WaitLimit() const;
+  // Of a wait for or of a neighbour: wait_ms more than several times the longest step of about as
+  // many rows; where there was none, many times wait_ms for every part.
+  int64_t WaitLimitMs() const;
+  Deadline WaitLimit() const { return Deadline::After(limit_ms_); }
+  // This rank's time of the step that ends, with its waits.
+  void Took(int64_t ns);
   // What part_ holds.
   Status RunPart(uint64_t step, uint32_t number, Range outputs, const Ending& ending,
                  uint64_t* digest);
@@ -73,6 +79,10 @@ class Pipeline {
   const PipelineOptions options_;
   StageTimes times_;
   int64_t parts_ = 1;
+  size_t size_class_ = 0;                 // of the step: bits of its number of rows
+  std::array<int64_t, 64> longest_ns_{};  // steps so far, by size_class_
+  int64_t limit_ms_ = 0;                  // of the waits of this step
+  int64_t run_ns_ = 0;                    // of the last Run
   int64_t step_compute_ns_ = 0;
   int64_t step_wait_ns_ = 0;
   uint64_t step_weight_bytes_ = 0;

@@ -125,7 +125,13 @@ Status PipelineExecutor::FinishStep(const StepPlan& plan, const StepOutcome& fou
   if (group_.rank() != 0) return OkStatus();
   LOCKSTEP_RETURN_IF_ERROR(
       pipeline_.ReceiveOutcome(plan.step, plan.rows(), shape.most_bytes(), &message_));
-  LOCKSTEP_ASSIGN_OR_RETURN(*outcome, DecodeOutcome(message_, shape));
+  StatusOr<StepOutcome> received = DecodeOutcome(message_, shape);
+  if (!received.ok()) {
+    const int sender = (setup_.pipeline.stages - 1) * stage_group_.size();
+    return WithLostRank(PeerLostError("%s %s", setup_.names[sender], MessageOf(received.status())),
+                        sender);
+  }
+  *outcome = std::move(*received);
   for (size_t i = 0; i < outcome->slots.size(); ++i) {
     sampled_.push_back(outcome->tokens[i].id);
     table_.Append(outcome->slots[i], sampled_.back());

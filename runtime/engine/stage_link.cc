@@ -3,6 +3,8 @@
 #include <chrono>
 #include <utility>
 
+#include "runtime/base/digest.h"
+
 namespace lockstep {
 namespace {
 
@@ -49,6 +51,25 @@ Status BrokenBy(const StagePeers& peers, int peer, const std::string& what) {
   return WithLostRank(PeerLostError("%s %s", peers.names[peer], what), peer);
 }
 
+Status WrongFrom(const StagePeers& peers, int peer, const Status& what) {
+  return WithLostRank(PeerLostError("%s %s", peers.names[peer], MessageOf(what)), peer);
+}
+
+Status CheckHeader(const StagePeers& peers, const StageHeader& got, const StageHeader& expected) {
+  const Status due = CheckStageHeader(got, expected, peers.names[peers.from]);
+  return due.ok() ? due : WithLostRank(due, peers.from);
+}
+
+Status CheckBytes(const StagePeers& peers, const StageHeader& header,
+                  std::span<const std::byte> bytes) {
+  if (!peers.verify || header.digest == Digest64(bytes)) return OkStatus();
+  return WithLostRank(
+      PeerLostError("%s sent other bytes than arrived at %s in part %d of step %d: the link "
+                    "between them, or the memory of one of them, changes data",
+                    peers.names[peers.from], peers.names[peers.rank], header.part, header.step),
+      peers.from);
+}
+
 void StageOutbox::Start(SendOne send_one) {
   send_one_ = std::move(send_one);
   thread_ = std::thread([this] { SendAll(); });
@@ -79,6 +100,7 @@ Status StageOutbox::Put(const StageHeader& header, std::span<const std::byte> by
   LOCKSTEP_RETURN_IF_ERROR(failure_);
   Message message;
   message.header = header;
+  if (peers_.verify) message.header.digest = Digest64(bytes);
   if (!spare_.empty()) {
     message.bytes = std::move(spare_.back());
     spare_.pop_back();

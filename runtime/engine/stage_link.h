@@ -54,6 +54,7 @@ struct StagePeers {
   bool sends_outcomes = false;
   bool receives_outcomes = false;
   std::vector<std::string> names;  // of all ranks: "rank 1 (spark-2, pid 4711)"
+  bool verify = false;             // digests of what travels are sent and checked; on all ranks
   // OK while every rank is there; else why this one must stop. Any thread.
   std::function<Status()> health;
 };
@@ -65,6 +66,14 @@ Status TooLate(const StagePeers& peers, int peer, const char* what);
 // `peer` "closed the connection", say. A peer that closes may itself be the victim of another, so
 // the control channel gets a moment to say who was first.
 Status BrokenBy(const StagePeers& peers, int peer, const std::string& what);
+
+// `peer` "sent no message", say: what came from it cannot be.
+Status WrongFrom(const StagePeers& peers, int peer, const Status& what);
+// The header and the bytes of a message of peers.from against what is due, or, where exchanges are
+// verified, against the digest.
+Status CheckHeader(const StagePeers& peers, const StageHeader& got, const StageHeader& expected);
+Status CheckBytes(const StagePeers& peers, const StageHeader& header,
+                  std::span<const std::byte> bytes);
 
 // What waits to be sent, and the thread that sends it.
 class StageOutbox {

@@ -23,6 +23,7 @@ std::array<std::byte, kStageHeaderBytes> EncodeStageHeader(const StageHeader& he
   writer.Put(header.part);
   writer.Put(header.rows);
   writer.Put(header.bytes);
+  writer.Put(header.digest);
   std::array<std::byte, kStageHeaderBytes> bytes{};
   std::copy(writer.bytes().begin(), writer.bytes().end(), bytes.begin());
   return bytes;
@@ -37,8 +38,9 @@ StatusOr<StageHeader> DecodeStageHeader(std::span<const std::byte> bytes) {
   header.part = reader.Get<uint32_t>();
   header.rows = reader.Get<uint32_t>();
   header.bytes = reader.Get<uint64_t>();
+  header.digest = reader.Get<uint64_t>();
   if (!reader.Finish("stage header").ok() || !known)
-    return InternalError("what came from the stage before is no message of a stage");
+    return InternalError("sent no message of a stage where one is due");
   return header;
 }
 
@@ -51,8 +53,7 @@ Status CheckStageHeader(const StageHeader& got, const StageHeader& expected,
     return OkStatus();
   return PeerLostError(
       "%s sent kind %d of step %d, part %d with %d rows in %d bytes, where kind %d of step %d, "
-      "part "
-      "%d with %d rows in %d bytes is due: the ranks are out of step",
+      "part %d with %d rows in %d bytes is due: the ranks are out of step",
       name, static_cast<uint32_t>(got.kind), got.step, got.part, got.rows, got.bytes,
       static_cast<uint32_t>(expected.kind), expected.step, expected.part, expected.rows,
       expected.bytes);
@@ -121,7 +122,7 @@ StatusOr<StepOutcome> DecodeOutcome(std::span<const std::byte> bytes, const Outc
     }
   }
   if (!fits || !reader.Finish("outcome of a step").ok())
-    return InternalError("what the last stage says of a step is not what was asked of it");
+    return InternalError("says of a step what was not asked of it");
   return outcome;
 }
 

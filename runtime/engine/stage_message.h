@@ -23,17 +23,18 @@ enum class StageKind : uint32_t {
 struct StageHeader {
   StageKind kind = StageKind::kRows;
   uint64_t step = 0;
-  uint32_t part = 0;   // of the step: which micro-batch
-  uint32_t rows = 0;   // of that part; of a result, of the step
-  uint64_t bytes = 0;  // that follow; of a result that is expected, at most
+  uint32_t part = 0;    // of the step: which micro-batch
+  uint32_t rows = 0;    // of that part; of a result, of the step
+  uint64_t bytes = 0;   // that follow; of a result that is expected, at most
+  uint64_t digest = 0;  // Digest64 of them, where exchanges are verified; else 0
 };
 
 // As they travel outside gRPC.
-inline constexpr size_t kStageHeaderBytes = 32;
+inline constexpr size_t kStageHeaderBytes = 40;
 std::array<std::byte, kStageHeaderBytes> EncodeStageHeader(const StageHeader& header);
 StatusOr<StageHeader> DecodeStageHeader(std::span<const std::byte> bytes);
 
-// OK if `got` is what `expected` says. `name` is the sender's.
+// OK if `got` is what `expected` says, whose digest nobody knows. `name` is the sender's.
 Status CheckStageHeader(const StageHeader& got, const StageHeader& expected,
                         const std::string& name);
 

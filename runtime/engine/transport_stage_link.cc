@@ -38,10 +38,12 @@ class TransportStageLink final : public StageLink {
                  std::vector<std::byte>* bytes) override {
     std::array<std::byte, kStageHeaderBytes> raw{};
     LOCKSTEP_RETURN_IF_ERROR(ReceiveBytes(raw, deadline));
-    LOCKSTEP_ASSIGN_OR_RETURN(const StageHeader header, DecodeStageHeader(raw));
-    LOCKSTEP_RETURN_IF_ERROR(CheckStageHeader(header, expected, peers_.names[peers_.from]));
-    bytes->resize(header.bytes);
-    return bytes->empty() ? OkStatus() : ReceiveBytes(*bytes, deadline);
+    const StatusOr<StageHeader> header = DecodeStageHeader(raw);
+    if (!header.ok()) return WrongFrom(peers_, peers_.from, header.status());
+    LOCKSTEP_RETURN_IF_ERROR(CheckHeader(peers_, *header, expected));
+    bytes->resize(header->bytes);
+    if (!bytes->empty()) LOCKSTEP_RETURN_IF_ERROR(ReceiveBytes(*bytes, deadline));
+    return CheckBytes(peers_, *header, *bytes);
   }
 
  private:

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "launcher/settings.h"
 #include "tests/support/temporary.h"
 
 namespace lockstep {
@@ -21,6 +22,30 @@ TEST(SharesByMemory, AreEighthsOfTheLargest) {
   EXPECT_EQ(SharesByMemory({0, 0}, 2), Shares({1, 1}));        // not known
   // The ranks of a stage hold alike, so its least counts.
   EXPECT_EQ(SharesByMemory({128, 64, 128, 128}, 2), Shares({4, 8}));
+}
+
+// Who has no --shares takes part in an exchange that who has them leaves out.
+TEST(SettingsOf, TellGivenSharesFromThoseByMemory) {
+  const auto shares = [](int stages, std::vector<double> ranks, std::vector<double> given) {
+    World world;
+    world.size = 4;
+    world.stages = stages;
+    world.shares = std::move(ranks);
+    world.stage_shares = std::move(given);
+    for (const Setting& setting : SettingsOf(Options(), world, "avx2")) {
+      if (setting.name == "shares") return setting.value;
+    }
+    return std::string("none");
+  };
+  EXPECT_NE(shares(2, {1, 1}, {}), shares(2, {1, 1}, {1, 1}));
+  EXPECT_EQ(shares(2, {1, 1}, {1, 1}), "1,1");
+  EXPECT_EQ(shares(1, {1, 1, 1, 2}, {}), "1,1,1,2");
+}
+
+TEST(CheckStageLink, ShmStaysOnOneMachine) {
+  EXPECT_TRUE(CheckStageLink("shm", true).ok());
+  EXPECT_TRUE(CheckStageLink("tcp", false).ok());
+  EXPECT_THAT(MessageOf(CheckStageLink("shm", false)), ::testing::StartsWith("--stage-link shm"));
 }
 
 TEST(CheckPipeline, RefusesWhatItDoesNotDoWithWhatToDo) {

@@ -294,6 +294,9 @@ TEST(World, StagesArePlacesOfEquallyManyRanks) {
   EXPECT_THAT(test.Error(), HasSubstr("6 ranks cannot stand in 12 stages"));
   test.options.mode = "tensor";
   EXPECT_THAT(test.Error(), HasSubstr("--mode pipeline"));
+  test.options.stages = 0;
+  test.options.stage_link = "tcp";
+  EXPECT_THAT(test.Error(), HasSubstr("--stage-link is that of a pipeline"));
 }
 
 TEST(World, OneStageIsTensorMode) {

@@ -8,7 +8,8 @@ import signal
 import unittest
 import urllib.request
 
-from support import GOLDENS, MODELS, TINY, TestCase, Tensors, children, mpirun, relative_error, run, start, wait_for
+from support import (GOLDENS, MODELS, TINY, TestCase, Tensors, children, free_port, mpirun, relative_error, run, start,
+                     wait_for)
 
 PIPELINE = ("--mode", "pipeline")
 GREEDY = ("--temperature", "0", "--raw", "--ignore-eos")
@@ -65,8 +66,8 @@ class Answers(TestCase):
 
     def test_bench_says_what_part_of_the_time_every_stage_computes(self):
         for benchmark in ("decode", "prefill"):
-            result = run("bench", benchmark, "--model", TINY, *PIPELINE, "--ranks", 2, "--tokens", 8, "--prompt-tokens", 64,
-                         "--prefill-chunk", 16, "--repeat", 1, "--json")
+            result = run("bench", benchmark, "--model", TINY, *PIPELINE, "--ranks", 2, "--tokens", 8,
+                         "--prompt-tokens", 64, "--prefill-chunk", 16, "--repeat", 1, "--json")
             self.assertEqual(result.returncode, 0, result.stderr.decode())
             report = json.loads(result.stdout)
             self.assertEqual((report["mode"], report["stages"], report["stage_link"]), ("pipeline", 2, "grpc"))
@@ -122,15 +123,28 @@ class LostStages(TestCase):
             pass
         process.communicate()
 
-    def test_a_killed_stage_is_named_and_ends_the_others(self):
-        for link, victim in (("grpc", 1), ("grpc", 2), ("tcp", 1)):
-            with self.subTest(link=link, victim=victim):
-                process, pids = self.begin(3, "--stage-link", link)
-                os.kill(pids[victim], signal.SIGKILL)
-                code, _, err = self.end(process, 15)  # far below any timeout of an exchange
-                self.assertEqual(code, 4, err)
-                self.assertRegex(err, rf"rank \d \([^)]*pid {pids[victim]}\)")
-                self.assertTrue(wait_for(lambda: not children(process.pid), 10))
+    def test_a_killed_stage_is_named_by_every_other_rank_and_ends_it(self):
+        for link, victim, ranks, flags in (("grpc", 1, 3, ()), ("grpc", 2, 3, ()), ("tcp", 1, 3, ()),
+                                           ("grpc", 2, 4, ("--stages", 2))):
+            with self.subTest(link=link, victim=victim, ranks=ranks):
+                secret = self.write("secret", "s" * 32)
+                os.chmod(secret, 0o600)
+                config = self.write("cluster.yaml", f"model: {TINY}\nsecret-file: {secret}\nrendezvous: 127.0.0.1:"
+                                    f"{free_port()}\nnodes:\n" + "  - address: 127.0.0.1\n" * ranks)
+                processes = []
+                for rank in range(ranks):
+                    last = (*LONG, "Once upon a time") if rank == 0 else ()
+                    processes.append(start("run" if rank == 0 else "worker", "--config", config, "--rank", rank,
+                                           *PIPELINE, "--stage-link", link, *flags, *last))
+                    self.addCleanup(self.stop, processes[-1])
+                self.assertTrue(processes[0].stdout.read(20), "no text came")
+                processes[victim].kill()
+                for rank in range(ranks):
+                    if rank == victim:
+                        continue
+                    code, _, err = self.end(processes[rank], 15)  # far below any timeout of an exchange
+                    self.assertEqual(code, 4, err)
+                    self.assertRegex(err, rf"lockstep: .*rank {victim} \([^)]*pid {processes[victim].pid}\)")
 
     def test_a_stopped_stage_is_named_after_the_peer_timeout(self):
         for link in ("grpc", "tcp"):

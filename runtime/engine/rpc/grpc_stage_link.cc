@@ -27,7 +27,11 @@ using std::chrono::milliseconds;
 constexpr size_t kPieceBytes = size_t{1} << 20;
 constexpr size_t kNonceBytes = sizeof(Challenge);
 constexpr int kHandshakeMs = 10'000;
+constexpr int kKeepaliveMs = 10'000;
 constexpr int kLookMs = 20;
+// Streams that have proven nothing yet; one more ends the first of them, so that strangers keep
+// nobody out.
+constexpr size_t kMostUnproven = 3;
 // Pieces that may wait for the thread that computes; what comes beyond is left to gRPC's flow
 // control, which stops the sender.
 constexpr size_t kMostPieces = 8;
@@ -41,6 +45,15 @@ void LogQuietly(gpr_log_func_args* line) { log::Debug("gRPC: %s", std::string(li
 std::string RandomNonce() {
   const Challenge random = RandomChallenge();
   return {reinterpret_cast<const char*>(random.data()), random.size()};
+}
+
+// A path that carries nothing any more breaks the stream, on both ends, also while nothing is sent.
+template <typename Set>
+void SetKeepalive(const Set& set) {
+  set(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  set(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 2 * kKeepaliveMs);
+  set(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);  // any number
+  set(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kKeepaliveMs / 2);
 }
 
 // What the client ('c') or the server ('s') proves.
@@ -90,8 +103,12 @@ class CallLimit {
 };
 
 StageHeader HeaderOf(const v1::StageHeader& header) {
-  return {static_cast<StageKind>(header.kind()), header.step(), header.part(), header.rows(),
-          header.bytes()};
+  return {static_cast<StageKind>(header.kind()),
+          header.step(),
+          header.part(),
+          header.rows(),
+          header.bytes(),
+          header.digest()};
 }
 
 void ToProto(const StageHeader& header, v1::StageHeader* to) {
@@ -100,6 +117,7 @@ void ToProto(const StageHeader& header, v1::StageHeader* to) {
   to->set_part(header.part);
   to->set_rows(header.rows);
   to->set_bytes(header.bytes);
+  to->set_digest(header.digest);
 }
 
 // What the stream of the stage before has brought.
@@ -134,6 +152,7 @@ class PassService final : public v1::Pipeline::Service {
  private:
   bool Admit(grpc::ServerContext* context, Stream* stream) {
     const CallLimit limit(context, kHandshakeMs);
+    const Unproven unproven(*this, context);
     v1::PassRequest request;
     if (!stream->Read(&request)) return false;
     const v1::StageHello hello = request.hello();  // empty if it is none
@@ -158,6 +177,28 @@ class PassService final : public v1::Pipeline::Service {
     return stream->Write(response);
   }
 
+  // A stream's place among those that have proven nothing.
+  class Unproven {
+   public:
+    Unproven(PassService& service, grpc::ServerContext* context)
+        : service_(service), context_(context) {
+      const std::lock_guard lock(service_.mutex_);
+      if (service_.unproven_.size() >= kMostUnproven) {
+        service_.unproven_.front()->TryCancel();
+        service_.unproven_.pop_front();
+      }
+      service_.unproven_.push_back(context);
+    }
+    ~Unproven() {
+      const std::lock_guard lock(service_.mutex_);
+      std::erase(service_.unproven_, context_);
+    }
+
+   private:
+    PassService& service_;
+    grpc::ServerContext* const context_;
+  };
+
   bool Put(v1::StagePiece piece) {
     std::unique_lock lock(inbox_.mutex);
     inbox_.changed.wait(lock,
@@ -170,6 +211,8 @@ class PassService final : public v1::Pipeline::Service {
 
   const GrpcStageOptions& options_;
   Inbox& inbox_;
+  std::mutex mutex_;
+  std::deque<grpc::ServerContext*> unproven_;  // the oldest first
 };
 
 class StreamingStageLink final : public GrpcStageLink {
@@ -208,6 +251,8 @@ class StreamingStageLink final : public GrpcStageLink {
   const StagePeers& peers() const { return options_.peers; }
   // The stream to the next stage: both sides prove who they are.
   Status OpenStream(const std::string& next, Deadline deadline);
+  // One try; *again if others may have kept this rank out.
+  bool TryStream(bool* again);
   Status SendOne(const StageHeader& header, std::span<const std::byte> bytes);
   // Until `there` holds of the inbox, whose lock is held.
   template <typename There>
@@ -246,6 +291,7 @@ Status StreamingStageLink::Listen() {
   std::vector<int> ports(hosts.size(), 0);
   for (size_t i = 0; i < hosts.size(); ++i)
     builder.AddListeningPort(hosts[i] + ":0", grpc::InsecureServerCredentials(), &ports[i]);
+  SetKeepalive([&](const char* name, int value) { builder.AddChannelArgument(name, value); });
   builder.RegisterService(&service_);
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || std::find(ports.begin(), ports.end(), 0) != ports.end()) {
@@ -274,6 +320,7 @@ Status StreamingStageLink::OpenStream(const std::string& next, Deadline deadline
   // A name of the environment's for proxies is not meant for this.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  SetKeepalive([&](const char* name, int value) { arguments.SetInt(name, value); });
   const auto channel =
       grpc::CreateCustomChannel(next, grpc::InsecureChannelCredentials(), arguments);
   while (!channel->WaitForConnected(std::chrono::system_clock::now() + milliseconds(100))) {
@@ -281,6 +328,22 @@ Status StreamingStageLink::OpenStream(const std::string& next, Deadline deadline
     if (deadline.Passed()) return BrokenBy(peers(), peers().to, "cannot be reached at " + next);
   }
   stub_ = v1::Pipeline::NewStub(channel);
+  bool again = false;
+  while (!TryStream(&again)) {
+    LOCKSTEP_RETURN_IF_ERROR(peers().health());
+    if (!again || deadline.Passed()) {
+      return BrokenBy(peers(), peers().to,
+                      "did not prove at " + next + " that it belongs to this session");
+    }
+    std::this_thread::sleep_for(milliseconds(kLookMs));
+  }
+  outbox_.Start([this](const StageHeader& header, std::span<const std::byte> bytes) {
+    return SendOne(header, bytes);
+  });
+  return OkStatus();
+}
+
+bool StreamingStageLink::TryStream(bool* again) {
   context_ = std::make_unique<grpc::ClientContext>();
   const CallLimit limit(context_.get(), kHandshakeMs);
   stream_ = stub_->Pass(context_.get());
@@ -291,21 +354,20 @@ Status StreamingStageLink::OpenStream(const std::string& next, Deadline deadline
   hello.set_nonce(RandomNonce());
   *request.mutable_hello() = hello;
   v1::PassResponse response;
-  bool proven = stream_->Write(request) && stream_->Read(&response) &&
-                response.nonce().size() == kNonceBytes &&
+  const bool answered = stream_->Write(request) && stream_->Read(&response);
+  bool proven = answered && response.nonce().size() == kNonceBytes &&
                 Holds(response.proof(), ProofOf(options_, 's', hello, response.nonce()));
+  const bool lied = answered && !proven;
   if (proven) {
     request.set_proof(TextOf(ProofOf(options_, 'c', hello, response.nonce())));
     proven = stream_->Write(request) && stream_->Read(&response) && response.accepted();
   }
-  if (!proven) {
-    return BrokenBy(peers(), peers().to,
-                    "did not prove at " + next + " that it belongs to this session");
-  }
-  outbox_.Start([this](const StageHeader& header, std::span<const std::byte> bytes) {
-    return SendOne(header, bytes);
-  });
-  return OkStatus();
+  if (proven) return true;
+  if (lied) context_->TryCancel();  // else the other side has ended the stream, and says why
+  const grpc::StatusCode code = stream_->Finish().error_code();
+  stream_.reset();
+  *again = !lied && code != grpc::StatusCode::UNAUTHENTICATED;
+  return false;
 }
 
 // On the outbox's thread.
@@ -354,19 +416,20 @@ Status StreamingStageLink::Receive(const StageHeader& expected, Deadline deadlin
                                    std::vector<std::byte>* bytes) {
   LOCKSTEP_RETURN_IF_ERROR(TakePiece(deadline, &piece_));
   const StageHeader header = HeaderOf(piece_.header());
-  LOCKSTEP_RETURN_IF_ERROR(CheckStageHeader(header, expected, peers().names[peers().from]));
+  LOCKSTEP_RETURN_IF_ERROR(CheckHeader(peers(), header, expected));
   bytes->resize(header.bytes);
   size_t filled = 0;
   while (true) {
     const std::string& data = piece_.data();
     const size_t wanted = std::min(kPieceBytes, bytes->size() - filled);
     if (data.size() != wanted) {
-      return InternalError("%s sent a piece of %d bytes, not %d", peers().names[peers().from],
-                           data.size(), wanted);
+      return WrongFrom(
+          peers(), peers().from,
+          InternalError("sent a piece of %d bytes, where %d are due", data.size(), wanted));
     }
     if (wanted > 0) std::memcpy(bytes->data() + filled, data.data(), wanted);
     filled += wanted;
-    if (filled == bytes->size()) return OkStatus();
+    if (filled == bytes->size()) return CheckBytes(peers(), header, *bytes);
     LOCKSTEP_RETURN_IF_ERROR(TakePiece(deadline, &piece_));
   }
 }

@@ -27,6 +27,8 @@ struct Way {
   int stages = 1;  // 1: tensor mode
   std::string link = "grpc";
   std::vector<double> shares;  // of the stages; empty: even
+  bool verify = false;         // exchanges between stages
+  int64_t kv_blocks = 32;
 };
 inline void PrintTo(const Way& way, std::ostream* out) {
   *out << way.ranks << " ranks, " << way.stages << " stages, " << way.link;
@@ -42,6 +44,7 @@ inline StatusOr<std::unique_ptr<StageLink>> OpenLink(const Way& way, Membership&
                                                      Group& group) {
   StagePeers peers = PeersOf(group.rank(), way.ranks, way.stages);
   for (const RankInfo& rank : membership.ranks()) peers.names.push_back(rank.Name());
+  peers.verify = way.verify;
   peers.health = [&membership] { return membership.Health(); };
   if (way.link != "grpc") {
     LOCKSTEP_ASSIGN_OR_RETURN(Mesh rows, membership.OpenMesh(way.link, 0));
@@ -84,6 +87,7 @@ inline std::vector<uint64_t> RunWay(
     load.shares.assign(static_cast<size_t>(width), 1);
     load.stage = {stage, way.shares.empty() ? std::vector<double>(way.stages, 1) : way.shares};
     load.limits = kStageLimits;
+    load.limits.kv_blocks = way.kv_blocks;
     if (!pipeline) load.limits.max_rows = kPlanRows;
     const auto model = LoadModel(load, stage_group, *backend, pool).value();
     const Range rows = CutModel(model->config(), load.shares).vocab[stage_group.rank()];

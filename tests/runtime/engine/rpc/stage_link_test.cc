@@ -90,8 +90,36 @@ TEST_P(EveryStageLink, RefusesWhatIsNotDueAndNamesTheRank) {
     std::vector<std::byte> got;
     const Status refused = link.Receive(Rows(6, 4), Soon(), &got);
     EXPECT_EQ(MessageOf(refused).rfind("rank 0 (", 0), 0u) << refused;
+    EXPECT_EQ(LostRank(refused), 0);
     EXPECT_NE(MessageOf(refused).find("out of step"), std::string::npos) << refused;
   });
+}
+
+TEST_P(EveryStageLink, VerifiesTheBytesAndNamesTheRank) {
+  for (const bool sent : {true, false}) {
+    testing::RunRanks(2, "tcp", [&](Membership& membership, Group& group) {
+      // A sender that does not verify sends the digest of other bytes.
+      const testing::Way way = {
+          .ranks = 2, .stages = 2, .link = GetParam(), .verify = sent || group.rank() == 1};
+      auto link = testing::OpenLink(way, membership, group);
+      ASSERT_TRUE(link.ok()) << link.status();
+      if (group.rank() == 0) {
+        for (const uint64_t step : {5, 6})
+          ASSERT_TRUE((*link)->Send(Rows(step, 3 << 20), Bytes(3 << 20, 1), Soon()).ok());
+      } else {
+        std::vector<std::byte> got;
+        for (const uint64_t step : {5, 6}) {
+          const Status end = (*link)->Receive(Rows(step, 3 << 20), Soon(), &got);
+          EXPECT_EQ(end.ok(), sent) << end;
+          if (sent) continue;
+          EXPECT_EQ(LostRank(end), 0);
+          EXPECT_EQ(MessageOf(end).rfind("rank 0 (", 0), 0u) << end;
+          EXPECT_NE(MessageOf(end).find("other bytes"), std::string::npos) << end;
+        }
+      }
+      ASSERT_TRUE(Barrier(group).ok());
+    });
+  }
 }
 
 TEST_P(EveryStageLink, AWaitEndsByItsDeadlineAndNamesTheRank) {
@@ -191,6 +219,102 @@ TEST(GrpcStageLink, LetsNobodyInWhoCannotProveTheSession) {
   std::vector<std::byte> got;
   ASSERT_TRUE(second->Receive(Rows(1, 3), Soon(), &got).ok());
   EXPECT_EQ(got, Bytes(3, 1));
+}
+
+// What the streams of one try to get in say.
+struct Call {
+  std::unique_ptr<v1::Pipeline::Stub> stub;
+  grpc::ClientContext context;
+  std::unique_ptr<grpc::ClientReaderWriter<v1::PassRequest, v1::PassResponse>> stream;
+
+  explicit Call(const std::string& address)
+      : stub(v1::Pipeline::NewStub(
+            grpc::CreateChannel(address, grpc::InsecureChannelCredentials()))) {
+    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    stream = stub->Pass(&context);
+  }
+  ~Call() {
+    context.TryCancel();
+    stream->Finish();
+  }
+  v1::PassResponse Greet(const v1::StageHello& hello) {
+    v1::PassRequest request;
+    *request.mutable_hello() = hello;
+    stream->Write(request);
+    v1::PassResponse response;
+    stream->Read(&response);
+    return response;
+  }
+  bool Prove(const std::string& proof) {
+    v1::PassRequest request;
+    request.set_proof(proof);
+    stream->Write(request);
+    v1::PassResponse response;
+    return stream->Read(&response) && response.accepted();
+  }
+};
+
+v1::StageHello Hello(uint32_t from, uint32_t to) {
+  v1::StageHello hello;
+  hello.set_from(from);
+  hello.set_to(to);
+  hello.set_nonce(std::string(32, 'n'));
+  return hello;
+}
+
+// As docs/wire.md says.
+std::string ClientProof(const v1::StageHello& hello, const std::string& server_nonce) {
+  const std::string text = "lockstep stage link c " + std::to_string(hello.from()) + " " +
+                           std::to_string(hello.to()) + " " + hello.nonce() + server_nonce;
+  const Proof proof = HmacSha256("key", std::as_bytes(std::span(text)));
+  return {reinterpret_cast<const char*>(proof.data()), proof.size()};
+}
+
+TEST(GrpcStageLink, TakesNoProofOfAnotherSpeakerOrAnotherTime) {
+  std::string heard;  // the proof of one who was let in
+  {
+    const auto link = Listen(1, "key");
+    Call call(link->address());
+    heard = ClientProof(Hello(0, 1), call.Greet(Hello(0, 1)).nonce());
+    EXPECT_TRUE(call.Prove(heard));
+  }
+  const auto link = Listen(1, "key");
+  {
+    Call reflects(link->address());
+    const v1::PassResponse response = reflects.Greet(Hello(0, 1));
+    ASSERT_EQ(response.proof().size(), 32u);
+    EXPECT_FALSE(reflects.Prove(response.proof()));
+  }
+  {
+    Call replays(link->address());
+    replays.Greet(Hello(0, 1));
+    EXPECT_FALSE(replays.Prove(heard));
+  }
+  for (const v1::StageHello& other : {Hello(1, 0), Hello(1, 1), Hello(0, 0)}) {
+    Call swaps(link->address());
+    EXPECT_FALSE(swaps.Prove(ClientProof(other, swaps.Greet(other).nonce())));
+  }
+  {
+    Call swaps(link->address());  // the ranks of its hello are right, those of the proof are not
+    EXPECT_FALSE(swaps.Prove(ClientProof(Hello(1, 0), swaps.Greet(Hello(0, 1)).nonce())));
+  }
+  Call call(link->address());
+  EXPECT_TRUE(call.Prove(ClientProof(Hello(0, 1), call.Greet(Hello(0, 1)).nonce())));
+}
+
+TEST(GrpcStageLink, StreamsThatProveNothingKeepNobodyOut) {
+  const auto first = Listen(0, "key"), second = Listen(1, "key");
+  std::vector<std::unique_ptr<Call>> strangers;
+  for (int i = 0; i < 12; ++i) {
+    strangers.push_back(std::make_unique<Call>(second->address()));
+    v1::PassRequest request;
+    *request.mutable_hello() = Hello(0, 1);
+    strangers.back()->stream->Write(request);
+  }
+  std::thread other([&] { EXPECT_TRUE(second->Connect(first->address()).ok()); });
+  const Status connected = first->Connect(second->address());
+  EXPECT_TRUE(connected.ok()) << connected;
+  other.join();
 }
 
 TEST(GrpcStageLink, AClosedStreamNamesTheRank) {
