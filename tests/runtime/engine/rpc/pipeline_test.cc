@@ -56,6 +56,8 @@ struct Asked {
   std::vector<int32_t> prompt;
   int64_t tokens = 8;
   SamplingParams params = {.temperature = 0};
+  int priority = 0;
+  int64_t after_steps = 0;  // comes then
 };
 
 SamplingParams Drawn(uint64_t seed) {
@@ -74,29 +76,38 @@ SamplingParams Drawn(uint64_t seed) {
 struct Answers {
   std::vector<std::vector<int32_t>> tokens;
   std::vector<std::vector<double>> logprobs;
+  int64_t preemptions = 0;
   bool operator==(const Answers&) const = default;
 };
 
-// All requests at the same time, by the engine's scheduler.
-Answers Answer(GroupExecutor& executor, const ModelConfig& config,
-               const std::vector<Asked>& asked) {
+// All requests together, by the engine's scheduler.
+Answers Answer(GroupExecutor& executor, const ModelConfig& config, const std::vector<Asked>& asked,
+               int64_t kv_blocks = testing::kStageLimits.kv_blocks) {
   SchedulerLimits limits{.max_sequences = 4,
                          .max_rows = testing::kPlanRows,
                          .max_outputs = 4,
                          .prefill_rows = 16,
                          .prefill_rows_alone = 40,
                          .max_model_len = testing::kStageLimits.max_model_len,
-                         .kv_blocks = testing::kStageLimits.kv_blocks};
+                         .kv_blocks = kv_blocks};
   Scheduler scheduler(limits);
-  for (size_t i = 0; i < asked.size(); ++i) {
+  const auto add = [&](size_t i) {
     ScheduledRequest request;
     request.id = i + 1;
     request.tokens = asked[i].prompt;
     request.max_tokens = asked[i].tokens;
     request.token_set.limit = config.vocab_size;
     request.params = asked[i].params;
+    request.priority = asked[i].priority;
     scheduler.Add(std::move(request));
-  }
+  };
+  const auto add_those_of = [&](int64_t step) {
+    for (size_t i = 0; i < asked.size(); ++i) {
+      if (asked[i].after_steps == step) add(i);
+    }
+  };
+  int64_t steps = 0;
+  add_those_of(steps);
   Answers answers{std::vector<std::vector<int32_t>>(asked.size()),
                   std::vector<std::vector<double>>(asked.size())};
   StepPlan plan;
@@ -113,7 +124,9 @@ Answers Answer(GroupExecutor& executor, const ModelConfig& config,
         answers.logprobs[index].push_back(best.logprob);
       if (std::ssize(answers.tokens[index]) == asked[index].tokens) scheduler.Remove(index + 1);
     }
+    add_those_of(++steps);
   }
+  answers.preemptions = scheduler.preemptions();
   return answers;
 }
 
@@ -181,6 +194,32 @@ std::string NameOf(const ::testing::TestParamInfo<std::pair<const char*, Way>>& 
 }
 
 INSTANTIATE_TEST_SUITE_P(Ways, PipelineOf, ::testing::ValuesIn(Ways()), NameOf);
+
+// Who is preempted is computed again from its answer so far, and draws and penalties go on; blocks
+// change hands.
+TEST(Pipeline, PreemptedSequencesGoOnAsInTensorMode) {
+  const Golden golden = GoldenOf("tiny-a");
+  std::vector<Asked> asked = {{golden.Ids("greedy.prompt_ids"), 24},
+                              {golden.Ids("batch.0.input_ids"), 24, Drawn(3)},
+                              {golden.Ids("main.input_ids"), 16, Drawn(7)},
+                              {golden.Ids("batch.2.input_ids"), 24}};
+  for (Asked& one : asked) one.priority = 1;
+  for (const int64_t step : {6, 9, 14})
+    asked.push_back({golden.Ids("batch.0.input_ids"), 6, Drawn(11), 0, step});
+  const auto answer = [&](Way way) {
+    way.kv_blocks = 14;
+    Answers answers;
+    RunWay("tiny-a", way, [&](GroupExecutor& executor, const ModelConfig& config) {
+      answers = Answer(executor, config, asked, way.kv_blocks);
+    });
+    return answers;
+  };
+  const Answers want = answer({1, 1});
+  EXPECT_GE(want.preemptions, 2);
+  for (size_t i = 0; i < asked.size(); ++i) EXPECT_EQ(std::ssize(want.tokens[i]), asked[i].tokens);
+  EXPECT_EQ(answer({2, 2, "grpc"}), want);
+  EXPECT_EQ(answer({3, 3, "tcp"}), want);
+}
 
 TEST(Pipeline, GathersRawRowsWithTheHiddenStatesOfTheLastStage) {
   const std::vector<int32_t> tokens = GoldenOf("tiny-a").Ids("main.input_ids");
