@@ -16,9 +16,13 @@
 #include "runtime/base/check.h"
 #include "runtime/base/log.h"
 #include "runtime/base/os.h"
+#include "runtime/base/own_file.h"
 
 namespace lockstep {
 namespace {
+
+// Stands between a file's name and the id of the process that writes what is to replace it.
+constexpr char kTemporary[] = ".tmp.";
 
 Status FileError(const std::string& path, const char* what, ErrorKind kind = ErrorKind::kUsage) {
   return MakeError(kind, absl::StrFormat("%s: cannot %s: %s", path, what, std::strerror(errno)));
@@ -110,6 +114,33 @@ StatusOr<std::unique_ptr<RandomAccessFile>> OpenLocal(const std::string& path, E
   return std::make_unique<LocalFile>(path, kind, fd, static_cast<uint64_t>(info.st_size));
 }
 
+// Of what is open: it is this user's, and no other may write it.
+Status CheckOwn(const std::string& path, const struct stat& info) {
+  if (info.st_uid != geteuid()) {
+    return UsageError("%s: belongs to user %d, not to this one, %d; name a directory of your own",
+                      path, info.st_uid, geteuid());
+  }
+  if ((info.st_mode & (S_IWGRP | S_IWOTH)) == 0) return OkStatus();
+  return UsageError("%s: others may write it (mode %03o); take that from them with chmod go-w",
+                    path, info.st_mode & 0777);
+}
+
+// A descriptor of the directory, which is this user's alone.
+StatusOr<int> OpenOwnDirectory(const std::string& path) {
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECTORY);
+  if (fd < 0) return FileError(path, "open");
+  struct stat info {};
+  const Status own = fstat(fd, &info) == 0 ? CheckOwn(path, info) : FileError(path, "look at");
+  if (own.ok()) return fd;
+  close(fd);
+  return own;
+}
+
+std::string DirectoryOf(const std::string& path) {
+  const std::string above = std::filesystem::path(path).parent_path().string();
+  return above.empty() ? "." : above;
+}
+
 // The mounted directories. Few: looked through one by one.
 struct Mounts {
   std::mutex mutex;
@@ -144,6 +175,39 @@ StatusOr<std::unique_ptr<RandomAccessFile>> RandomAccessFile::Open(const std::st
   if (source == nullptr) return OpenLocal(path, kind);
   if (name.empty()) return MakeError(kind, path + ": not a regular file");
   return source->Open(name);
+}
+
+Status CheckOwnDirectory(const std::string& path) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const int fd, OpenOwnDirectory(path));
+  close(fd);
+  return OkStatus();
+}
+
+StatusOr<std::unique_ptr<RandomAccessFile>> OpenOwnFile(const std::string& path) {
+  // What is mounted is this process's own.
+  if (std::string name; MountOf(path, &name) != nullptr) return RandomAccessFile::Open(path);
+  LOCKSTEP_ASSIGN_OR_RETURN(const int directory, OpenOwnDirectory(DirectoryOf(path)));
+  const int fd = openat(directory, std::filesystem::path(path).filename().c_str(),
+                        O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+  const int error = errno;
+  close(directory);
+  errno = error;
+  if (fd < 0 && errno == ENOENT) return std::unique_ptr<RandomAccessFile>();
+  if (fd < 0 && errno == ELOOP) return UsageError("%s: is a link, not a file of its own", path);
+  if (fd < 0) return FileError(path, "open");
+  struct stat info {};
+  Status own = OkStatus();
+  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode)) {
+    own = UsageError("%s: not a regular file", path);
+  } else {
+    own = CheckOwn(path, info);
+  }
+  if (!own.ok()) {
+    close(fd);
+    return own;
+  }
+  return std::unique_ptr<RandomAccessFile>(std::make_unique<LocalFile>(
+      path, ErrorKind::kUsage, fd, static_cast<uint64_t>(info.st_size)));
 }
 
 Status RandomAccessFile::ReadParts(std::span<const FilePart> parts) const {
@@ -195,29 +259,77 @@ StatusOr<std::string> ReadTextFile(const std::string& path, uint64_t limit_bytes
   return text;
 }
 
-Status WriteFileAtomically(const std::string& path, std::span<const std::byte> contents) {
-  const std::string temporary = path + ".tmp." + std::to_string(os::ProcessId());
-  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+StatusOr<std::unique_ptr<FileReplacement>> FileReplacement::Begin(const std::string& path,
+                                                                  int mode) {
+  const std::string temporary = path + kTemporary + std::to_string(os::ProcessId());
+  // A new file, with this mode and nobody's link, even if one was left under the name.
+  (void)unlink(temporary.c_str());
+  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
   if (fd < 0) return FileError(temporary, "create");
+  return std::unique_ptr<FileReplacement>(new FileReplacement(path, temporary, fd));
+}
+
+FileReplacement::~FileReplacement() {
+  if (fd_ < 0) return;
+  (void)close(fd_);
+  (void)unlink(temporary_.c_str());
+}
+
+Status FileReplacement::Write(std::span<const std::byte> bytes) {
   size_t done = 0;
-  while (done < contents.size()) {
+  while (done < bytes.size()) {
     const ssize_t wrote =
-        write(fd, contents.data() + done, std::min(contents.size() - done, size_t{64} << 20));
+        write(fd_, bytes.data() + done, std::min(bytes.size() - done, size_t{64} << 20));
     if (wrote < 0 && errno == EINTR) continue;
-    if (wrote < 0) {
-      const Status status = FileError(temporary, "write");
-      close(fd);
-      unlink(temporary.c_str());
-      return status;
-    }
+    if (wrote < 0) return FileError(temporary_, "write");
     done += static_cast<size_t>(wrote);
   }
-  Status status = fsync(fd) == 0 ? OkStatus() : FileError(temporary, "write");
-  if (close(fd) != 0 && status.ok()) status = FileError(temporary, "write");
-  if (status.ok() && rename(temporary.c_str(), path.c_str()) != 0)
-    status = FileError(path, "replace");
-  if (!status.ok()) unlink(temporary.c_str());
+  return OkStatus();
+}
+
+Status FileReplacement::Sync() {
+  return fsync(fd_) == 0 ? OkStatus() : FileError(temporary_, "write");
+}
+
+Status FileReplacement::Replace() {
+  if (rename(temporary_.c_str(), path_.c_str()) != 0) return FileError(path_, "replace");
+  if (close(std::exchange(fd_, -1)) != 0) return FileError(path_, "write");
+  // The name too is on the disk. Some file systems cannot say so (EINVAL).
+  const std::string directory = DirectoryOf(path_);
+  const int fd = open(directory.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECTORY);
+  if (fd < 0) return errno == EACCES ? OkStatus() : FileError(directory, "open");
+  const bool synced = fsync(fd) == 0 || errno == EINVAL || errno == ENOTSUP;
+  const Status status = synced ? OkStatus() : FileError(directory, "write");
+  close(fd);
   return status;
+}
+
+void FileReplacement::RemoveLeftOvers(const std::string& path) {
+  const std::filesystem::path whole(path);
+  const std::string beginning = whole.filename().string() + kTemporary;
+  std::error_code error;
+  std::filesystem::directory_iterator entry(whole.parent_path(), error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    if (!entry->path().filename().string().starts_with(beginning)) continue;
+    std::error_code ignored;
+    std::filesystem::remove(entry->path(), ignored);
+  }
+}
+
+Status WriteFileAtomically(const std::string& path, std::span<const std::byte> contents) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto file, FileReplacement::Begin(path, 0644));
+  LOCKSTEP_RETURN_IF_ERROR(file->Write(contents));
+  LOCKSTEP_RETURN_IF_ERROR(file->Sync());
+  return file->Replace();
+}
+
+Status MakeDirectory(const std::string& path, int mode) {
+  std::error_code error;
+  const std::filesystem::path above = std::filesystem::path(path).parent_path();
+  if (!above.empty()) std::filesystem::create_directories(above, error);
+  if (mkdir(path.c_str(), static_cast<mode_t>(mode)) == 0) return OkStatus();
+  if (errno == EEXIST && IsDirectory(path)) return OkStatus();
+  return FileError(path, "make this directory");
 }
 
 bool FileExists(const std::string& path) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/base/status.h"
@@ -98,8 +99,39 @@ class MountedFiles {
 StatusOr<std::string> ReadTextFile(const std::string& path,
                                    uint64_t limit_bytes = uint64_t{256} << 20,
                                    ErrorKind kind = ErrorKind::kUsage);
-// Writes beside `path` and renames over it: readers see the old file or the whole new one.
+// A file that is written beside `path` and takes its place when it is whole: readers see the old
+// file or the whole new one. Not thread-safe.
+class FileReplacement {
+ public:
+  // `mode` as open(2) has it: 0600 for what is its owner's alone.
+  static StatusOr<std::unique_ptr<FileReplacement>> Begin(const std::string& path, int mode);
+  // Removes what has not taken the path.
+  ~FileReplacement();
+  FileReplacement(const FileReplacement&) = delete;
+  FileReplacement& operator=(const FileReplacement&) = delete;
+
+  // At the end.
+  Status Write(std::span<const std::byte> bytes);
+  // Everything written is on the disk, still beside the path.
+  Status Sync();
+  // Takes the path, after Sync.
+  Status Replace();
+
+  // Removes what processes left that were killed before they came to an end. One that still writes
+  // fails in Replace.
+  static void RemoveLeftOvers(const std::string& path);
+
+ private:
+  FileReplacement(std::string path, std::string temporary, int fd)
+      : path_(std::move(path)), temporary_(std::move(temporary)), fd_(fd) {}
+  const std::string path_, temporary_;
+  int fd_;
+};
+
+// The same for contents that are there.
 Status WriteFileAtomically(const std::string& path, std::span<const std::byte> contents);
+// Makes `path` a directory with that mode if there is none; those above it as the system does.
+Status MakeDirectory(const std::string& path, int mode);
 bool FileExists(const std::string& path);
 bool IsDirectory(const std::string& path);
 // The names in a directory, sorted; files of this machine include folders and dot files.

@@ -1,5 +1,6 @@
 #include "runtime/cache/block_pool.h"
 
+#include <algorithm>
 #include <span>
 
 #include "runtime/base/check.h"
@@ -87,6 +88,41 @@ int32_t BlockPool::Publish(int32_t before, const BlockTokens& tokens, int32_t bl
   mine.key = place->first;
   if (before >= 0) ++blocks_[before].children;
   return block;
+}
+
+// Of a chain the last block is dropped first, so that the idle ones, backwards, have each block
+// behind those before it.
+std::vector<ChainedBlock> BlockPool::Idle(int64_t most, std::vector<int32_t>* ids) const {
+  std::vector<ChainedBlock> list;
+  ids->clear();
+  std::unordered_map<int32_t, int32_t> places = {{-1, -1}};
+  for (auto block = idle_.rbegin(); block != idle_.rend(); ++block) {
+    if (static_cast<int64_t>(list.size()) >= most) break;
+    const Key& key = blocks_[*block].key;
+    const auto before = places.find(key.before);
+    if (before == places.end()) continue;
+    places[*block] = static_cast<int32_t>(list.size());
+    list.push_back({before->second, key.tokens});
+    ids->push_back(*block);
+  }
+  return list;
+}
+
+void BlockPool::Restore(std::span<const ChainedBlock> blocks) {
+  LOCKSTEP_CHECK(static_cast<int64_t>(free_.size()) == total_);
+  const auto count = std::min(blocks.size(), free_.size());
+  free_.resize(free_.size() - count);
+  for (size_t i = 0; i < count; ++i) {
+    const auto id = static_cast<int32_t>(i);
+    const ChainedBlock& from = blocks[i];
+    LOCKSTEP_CHECK(from.before >= -1 && from.before < id);
+    Block& block = blocks_[i];
+    block.taken = block.published = true;
+    block.key = {from.before, from.tokens};
+    LOCKSTEP_CHECK(published_.emplace(block.key, id).second);
+    if (from.before >= 0) ++blocks_[from.before].children;
+    block.idle = idle_.insert(idle_.begin(), id);
+  }
 }
 
 }  // namespace lockstep

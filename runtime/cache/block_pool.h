@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <list>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -13,6 +14,14 @@ namespace lockstep {
 
 // The tokens of a full block.
 using BlockTokens = std::array<int32_t, 16>;
+
+// A published block in a list of them: its tokens stand behind those of the block at `before` of
+// that list, an earlier one, or at the beginning (-1).
+struct ChainedBlock {
+  int32_t before = -1;
+  BlockTokens tokens{};
+  bool operator==(const ChainedBlock&) const = default;
+};
 
 // Hands out block ids [0, blocks). A pure state machine: the same calls give the same ids. Not
 // thread-safe.
@@ -57,6 +66,14 @@ class BlockPool {
   // or one that was published before with the same tokens; `block` then stays the caller's own. -1,
   // and nothing changes, where that one's room is promised to others: perhaps later.
   int32_t Publish(int32_t before, const BlockTokens& tokens, int32_t block);
+
+  // The published blocks that nobody holds and whose chains nobody holds either, at most `most` of
+  // them, those that were held last first; `ids` becomes theirs. Every beginning of the list is one
+  // itself: a block stands behind those before it.
+  std::vector<ChainedBlock> Idle(int64_t most, std::vector<int32_t>* ids) const;
+  // Publishes the first `total()` blocks of such a list under the ids 0, 1, ...; nobody holds them,
+  // and they go as they would have gone there. Nothing was taken before.
+  void Restore(std::span<const ChainedBlock> blocks);
 
  private:
   struct Key {

@@ -373,6 +373,47 @@ StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) 
   return output;
 }
 
+std::vector<Range> Decoder::PagesOf(int32_t block) const {
+  LOCKSTEP_CHECK(block >= 0 && block < limits_.kv_blocks);
+  const int64_t layers = config_.num_hidden_layers + (has_draft_layer() ? 1 : 0);
+  const int64_t arrays = layers * PageArrays(), array = CacheBytes() / PageArrays();
+  const int64_t page = array / limits_.kv_blocks;
+  std::vector<Range> pages;
+  for (int64_t i = 0; i < arrays; ++i)
+    pages.push_back({i * array + block * page, i * array + (block + 1) * page});
+  return pages;
+}
+
+int64_t Decoder::block_bytes() const {
+  const int64_t layers = config_.num_hidden_layers + (has_draft_layer() ? 1 : 0);
+  const int64_t drafted = has_draft_layer() ? sizeof(int32_t) : 0;
+  return layers * kBlockTokens * CacheBytesPerToken(config_, shape_, limits_.cache_type) + drafted;
+}
+
+void Decoder::ReadBlock(int32_t block, int32_t before, std::span<std::byte> to) const {
+  LOCKSTEP_CHECK(static_cast<int64_t>(to.size()) == block_bytes());
+  std::byte* next = to.data();
+  for (const Range& page : PagesOf(block))
+    next = std::copy_n(kv_.data() + page.begin, page.size(), next);
+  if (!has_draft_layer()) return;
+  const int32_t drafted = Drafted(block, before);
+  std::memcpy(next, &drafted, sizeof(drafted));
+}
+
+void Decoder::WriteBlock(int32_t block, int32_t before, std::span<const std::byte> from) {
+  LOCKSTEP_CHECK(static_cast<int64_t>(from.size()) == block_bytes());
+  const std::byte* next = from.data();
+  for (const Range& page : PagesOf(block)) {
+    std::copy_n(next, page.size(), kv_.data() + page.begin);
+    next += page.size();
+  }
+  if (!has_draft_layer()) return;
+  int32_t drafted = 0;
+  std::memcpy(&drafted, next, sizeof(drafted));
+  drafted = std::clamp<int32_t>(drafted, 0, kBlockTokens);
+  drafted_[block] = {before, before < 0 ? 0 : drafted_[before].stamp, drafted, ++draft_stamp_};
+}
+
 int64_t Decoder::CacheBytes() const {
   return limits_.kv_blocks * kBlockTokens * CacheBytesPerToken(config_, shape_, limits_.cache_type);
 }

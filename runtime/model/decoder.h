@@ -47,6 +47,9 @@ class Decoder : public Model {
   // Final hidden states and this rank's logits of the wanted rows.
   StepOutput Head(const Batch& batch, const kernels::PackedMatrix& head);
   StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden) override;
+  int64_t block_bytes() const override;
+  void ReadBlock(int32_t block, int32_t before, std::span<std::byte> to) const override;
+  void WriteBlock(int32_t block, int32_t before, std::span<const std::byte> from) override;
 
  protected:
   // Where the heads of all layers find their rows.
@@ -54,6 +57,8 @@ class Decoder : public Model {
   // normed [R, D] -> partial [R, D] for R of the step's rows: this rank's heads, through their
   // columns of o_proj. `index` is the layer's place in the cache. A sequence's rows come in order.
   virtual void Attention(const Layer& layer, size_t index, Range rows, float* partial) = 0;
+  // Of how many arrays of pages, equally long, one layer's cache is made.
+  virtual int64_t PageArrays() const = 0;
 
   bool begins_model() const { return shape_.layers.begin == 0; }
   bool ends_model() const { return shape_.layers.end == config_.num_hidden_layers; }
@@ -85,6 +90,10 @@ class Decoder : public Model {
   Scratch scratch_;
 
  private:
+  // Where the pages of a block lie in kv_, one for each array of each layer.
+  std::vector<Range> PagesOf(int32_t block) const;
+  // How many positions of a block are in the draft layer's cache, behind all those of `before`.
+  int32_t Drafted(int32_t block, int32_t before) const;
   // Batches come from another rank's plan: sizes are checked before anything indexes by them.
   Status CheckBatch(const Batch& batch);
   Status CheckRows(const Batch& batch);

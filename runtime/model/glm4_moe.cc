@@ -30,6 +30,8 @@ class Glm4Moe final : public Decoder {
                 config_.hidden_size);  // [R, D]
   }
 
+  int64_t PageArrays() const override { return 2; }  // keys, values
+
   void PrepareHeads(const Batch& batch) override {
     attention_.query_heads = shape_.query_heads.size();
     attention_.kv_heads = shape_.kv_heads.size();

@@ -64,6 +64,8 @@ class Glm4MoeLite final : public Decoder {
                 config_.hidden_size);  // [R, D]
   }
 
+  int64_t PageArrays() const override { return 1; }
+
   void PrepareHeads(const Batch& batch) override {
     const LatentScratch& scratch = scratch_.latent;
     attention_.heads = shape_.query_heads.size();

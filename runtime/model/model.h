@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -148,6 +149,14 @@ class Model {
   // To guess further: a row of position t + 1 with the guessed token and the hidden state that came
   // with the guess (StepOutput::hidden).
   virtual StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden);
+
+  // What this rank's cache holds of one KV block in all layers, the draft layer too, to be kept and
+  // to be put into any block of a model that was loaded alike (same slice, cache type and layers):
+  // bits that its own steps would have written there. `before` is the block whose positions come
+  // before (-1: none), which was written first. Spans of block_bytes().
+  virtual int64_t block_bytes() const = 0;
+  virtual void ReadBlock(int32_t block, int32_t before, std::span<std::byte> to) const = 0;
+  virtual void WriteBlock(int32_t block, int32_t before, std::span<const std::byte> from) = 0;
 };
 
 // A checkpoint as one rank sees it, checked and planned, before anything large is read.

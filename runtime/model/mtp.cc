@@ -50,6 +50,14 @@ Status Decoder::ContinueDraft(const Batch& batch) {
   return OkStatus();
 }
 
+int32_t Decoder::Drafted(int32_t block, int32_t before) const {
+  const DraftedBlock& there = drafted_[block];
+  const bool follows =
+      there.before == before && (before < 0 || (there.before_stamp == drafted_[before].stamp &&
+                                                drafted_[before].count == kBlockTokens));
+  return follows ? there.count : 0;
+}
+
 StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> hidden) {
   if (!has_draft_layer()) return Model::Draft(batch, hidden);
   LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));

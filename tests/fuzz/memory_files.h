@@ -48,7 +48,7 @@ class MemoryFiles final : public FileSource {
         return ModelError("%s: ends before byte %d", path(), offset + out.size());
       const std::string_view rest = text_.substr(std::min<uint64_t>(offset, text_.size()));
       const size_t there = std::min(rest.size(), out.size());
-      std::memcpy(out.data(), rest.data(), there);
+      if (there > 0) std::memcpy(out.data(), rest.data(), there);
       std::fill(out.begin() + static_cast<std::ptrdiff_t>(there), out.end(), std::byte{0});
       return OkStatus();
     }

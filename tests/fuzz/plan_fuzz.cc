@@ -12,5 +12,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   lockstep::SequenceTable table({64, 64, 1024, 64}, 1000, {100, 500});
   (void)table.Apply(*plan);
   (void)table.Apply(*plan);
+  (void)table.CheckKept(plan->kept);
   return 0;
 }

@@ -1,3 +1,5 @@
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <atomic>
@@ -168,14 +170,34 @@ TEST(File, AnAtomicWriteThatFailsLeavesNothingOpen) {
   const testing::TemporaryDirectory directory;
   std::filesystem::create_directory(directory.File("folder"));
   const int before = OpenDescriptors();
-  // What is written to there cannot be brought to a disk.
-  const std::string disk = directory.File("file");
-  std::filesystem::create_symlink("/dev/null", disk + ".tmp." + std::to_string(os::ProcessId()));
-  EXPECT_THAT(MessageOf(WriteFileAtomically(disk, {})), HasSubstr("cannot write"));
+  // As on a full disk: no file may have a byte.
+  struct rlimit limit {};
+  ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &limit), 0);
+  const struct rlimit none = {0, limit.rlim_max};
+  const auto handler = signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &none), 0);
+  const std::string text = "text";
+  const Status full = WriteFileAtomically(directory.File("file"), std::as_bytes(std::span(text)));
+  ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
+  signal(SIGXFSZ, handler);
+  EXPECT_THAT(MessageOf(full), HasSubstr("cannot write"));
   EXPECT_THAT(MessageOf(WriteFileAtomically(directory.File("folder"), {})),
               HasSubstr("cannot replace"));
   EXPECT_EQ(OpenDescriptors(), before);
   EXPECT_EQ(NamesIn(directory.path()).value(), std::vector<std::string>{"folder"});
+}
+
+// Somebody else may have put one into a directory that all may write to.
+TEST(File, AnAtomicWriteFollowsNoLink) {
+  const testing::TemporaryDirectory directory;
+  directory.Write("precious", "untouched");
+  const std::string path = directory.File("file");
+  std::filesystem::create_symlink(directory.File("precious"),
+                                  path + ".tmp." + std::to_string(os::ProcessId()));
+  const std::string text = "text";
+  ASSERT_TRUE(WriteFileAtomically(path, std::as_bytes(std::span(text))).ok());
+  EXPECT_EQ(ReadTextFile(path).value(), "text");
+  EXPECT_EQ(ReadTextFile(directory.File("precious")).value(), "untouched");
 }
 
 TEST(File, APipeIsRefusedAtOnce) {
