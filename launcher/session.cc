@@ -68,6 +68,7 @@ class OpenedSession final : public Session {
   Model& model() override { return *model_; }
   double load_seconds() const override { return load_seconds_; }
   const std::vector<double>& shares() const override { return world_.shares; }
+  uint64_t model_digest() const override { return model_digest_.value_or(0); }
   std::optional<uint64_t> files_settings() const override { return files_settings_; }
 
   Status FinalStatus(const Status& status) const override {

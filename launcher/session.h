@@ -61,6 +61,8 @@ class Session {
   virtual double load_seconds() const = 0;
   // One per rank of stage_group(), validated.
   virtual const std::vector<double>& shares() const = 0;
+  // What Checkpoint::Digest says of the model, the same on all ranks.
+  virtual uint64_t model_digest() const = 0;
   // The settings digest of the files of ranks that were loaded; nothing if they are none.
   virtual std::optional<uint64_t> files_settings() const = 0;
 

@@ -20,6 +20,11 @@ Status CheckPipeline(const Options& options) {
     return UsageError(
         "--recover: a pipeline ends when a rank is lost; leave it out, or use --mode tensor");
   }
+  if (!options.prefix_cache_dir.empty()) {
+    return UsageError(
+        "--prefix-cache-dir: a pipeline keeps no cache over a restart; leave it out, or use "
+        "--mode tensor");
+  }
   if (options.wire != "f32") {
     return UsageError(
         "--wire %s: what it does to logits is measured in --mode tensor alone; leave it out",

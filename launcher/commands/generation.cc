@@ -3,17 +3,21 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <optional>
 #include <thread>
 #include <utility>
 
+#include "launcher/commands/cache_key.h"
 #include "launcher/commands/pipelines.h"
 #include "launcher/process.h"
 #include "runtime/base/log.h"
+#include "runtime/base/version.h"
 #include "runtime/engine/defaults.h"
 #include "runtime/engine/pipeline_executor.h"
 #include "runtime/engine/tensor_parallel.h"
 #include "runtime/model/shape.h"
 #include "runtime/text/streaming_decoder.h"
+#include "runtime/weights/partition.h"
 
 namespace lockstep {
 namespace {
@@ -46,6 +50,40 @@ Status CheckVocabulary(const ModelText& text, const ModelConfig& config) {
   return OkStatus();
 }
 
+// What decides the bits of this session's KV pages on this rank.
+CacheKeyFacts FactsOf(Session& session) {
+  CacheKeyFacts facts;
+  facts.build = BuildDescription();
+  facts.c_library = CLibraryDescription();
+  facts.model_digest = session.model_digest();
+  facts.kernels = session.backend().name();
+  facts.cache_type = std::string(kernels::NameOf(session.model().limits().cache_type));
+  facts.shares = session.shares();
+  facts.wire = session.options().wire;
+  facts.sum_order = session.options().sum_order;
+  facts.draft = session.model().has_draft_layer();
+  for (const RankInfo& rank : session.membership().ranks()) facts.hosts.push_back(rank.host);
+  return facts;
+}
+
+Status CannotKeepWith(const std::string& collective) {
+  return UsageError(
+      "--prefix-cache-dir: with --sum-order any, %s adds as it likes, so that answers over kept "
+      "pages would not be those without them; leave out --sum-order any or --prefix-cache-dir",
+      collective);
+}
+
+// What --prefix-cache-dir asks for; null: nothing.
+StatusOr<std::unique_ptr<KeptCache>> KeptCacheOf(Session& session) {
+  const Options& options = session.options();
+  if (options.prefix_cache_dir.empty()) return nullptr;
+  if (session.size() > 1 && options.sum_order == "any" &&
+      !session.group().traits().any_order_is_fixed)
+    return CannotKeepWith(session.group().traits().name);
+  return std::make_unique<KeptCache>(options.prefix_cache_dir, CacheKeyOf(FactsOf(session)),
+                                     [&session] { return session.membership().Health(); });
+}
+
 }  // namespace
 
 StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs) {
@@ -74,7 +112,7 @@ StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs
 }
 
 StatusOr<std::unique_ptr<GroupExecutor>> MakeExecutor(Session& session,
-                                                      TokenConstraints* constraints) {
+                                                      TokenConstraints* constraints, bool keeps) {
   const std::vector<Range> cuts = CutModel(session.model().config(), session.shares()).vocab;
   const Range vocab = cuts[static_cast<size_t>(session.stage_group().rank())];
   if (session.stages() > 1) {
@@ -88,16 +126,35 @@ StatusOr<std::unique_ptr<GroupExecutor>> MakeExecutor(Session& session,
     return PipelineExecutor::Create(session.model(), session.group(), session.stage_group(),
                                     std::move(link), std::move(setup));
   }
+  std::optional<InterruptScope> interrupts;
+  std::unique_ptr<KeptCache> kept;
+  if (keeps) {
+    LOCKSTEP_ASSIGN_OR_RETURN(kept, KeptCacheOf(session));
+    // To read it takes as long as the disks do. A signal ends that on all ranks; those after rank 0
+    // leave it to rank 0.
+    if (kept != nullptr && session.rank() == 0) {
+      interrupts.emplace([&session] {
+        session.membership().Abort(InterruptedError());
+        session.group().Abort(InterruptedError());
+      });
+    }
+  }
   return TensorParallelExecutor::Create(session.model(), session.group(), {vocab.begin, vocab.end},
                                         RankNames(session), &session.membership().meter(),
-                                        constraints);
+                                        constraints, std::move(kept));
 }
 
 Status WorkForRankZero(Session& session, int64_t patience_ms, TokenConstraints* constraints) {
+  // Outlives the scope, whose thread looks at it.
+  std::unique_ptr<GroupExecutor> executor;
+  std::atomic<const GroupExecutor*> at_work{nullptr};
   std::atomic<bool> done{false};
   const InterruptScope scope([&] {
-    for (int64_t waited_ms = 0; waited_ms < patience_ms && !done; waited_ms += 20) {
+    for (int64_t waited_ms = 0; waited_ms < patience_ms && !done;) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      // The disks take their time: a second signal is for who cannot wait.
+      const GroupExecutor* const working = at_work;
+      if (working == nullptr || !working->saving()) waited_ms += 20;
     }
     if (done) return;
     // Told with this rank's name.
@@ -106,8 +163,8 @@ Status WorkForRankZero(Session& session, int64_t patience_ms, TokenConstraints* 
     session.group().Abort(reason);
   });
   const auto work = [&]() -> Status {
-    LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<GroupExecutor> executor,
-                              MakeExecutor(session, constraints));
+    LOCKSTEP_ASSIGN_OR_RETURN(executor, MakeExecutor(session, constraints, /*keeps=*/true));
+    at_work = executor.get();
     return executor->RunWorker();
   };
   const Status status = work();
@@ -123,7 +180,15 @@ Status WorkThroughLosses(Session& session, int64_t patience_ms, TokenConstraints
   }
 }
 
-Status CheckRecover(const Options& options) {
+Status CheckServing(const Options& options) {
+  if (!options.prefix_cache_dir.empty() && !options.prefix_cache) {
+    return UsageError(
+        "--prefix-cache-dir keeps what --prefix-cache=false turns off; leave one out");
+  }
+  // Before a large model is loaded.
+  if (!options.prefix_cache_dir.empty() && options.sum_order == "any" &&
+      (options.collective == "mpi" || options.collective == "nccl"))
+    return CannotKeepWith(options.collective);
   int rank = 0, size = 0, local_rank = 0, local_size = 0;
   if (!options.recover ||
       (options.collective != "mpi" && !DetectMpirun(&rank, &size, &local_rank, &local_size)))

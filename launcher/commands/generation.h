@@ -31,9 +31,12 @@ struct TextSession {
 StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs = {});
 
 // Collective: every rank of the session makes its executor, that of its --mode. `constraints` must
-// outlive it; where rank 0 gives them, all ranks do.
+// outlive it; where rank 0 gives them, all ranks do. `keeps`: the prefix cache stays over a
+// restart, if --prefix-cache-dir says where and rank 0 keeps it too. A signal while it is read ends
+// all ranks.
 StatusOr<std::unique_ptr<GroupExecutor>> MakeExecutor(Session& session,
-                                                      TokenConstraints* constraints = nullptr);
+                                                      TokenConstraints* constraints = nullptr,
+                                                      bool keeps = false);
 
 // How long ranks 1.. leave the end to rank 0 after a signal, if it does not let answers end first.
 inline constexpr int64_t kEndAtOnceMs = 2'000;
@@ -46,8 +49,8 @@ Status WorkForRankZero(Session& session, int64_t patience_ms = kEndAtOnceMs,
 
 // The same through losses of other ranks, where --recover mends them.
 Status WorkThroughLosses(Session& session, int64_t patience_ms, TokenConstraints* constraints);
-// A UsageError where --recover cannot be kept.
-Status CheckRecover(const Options& options);
+// A UsageError where --recover cannot be kept, or --prefix-cache-dir has no cache or not its bits.
+Status CheckServing(const Options& options);
 
 // What the engine of rank 0 may plan.
 SchedulerLimits LimitsOf(Session& session);

@@ -120,6 +120,19 @@ ClusterWatch::Source FactsOf(Session& session) {
   };
 }
 
+// MakeExecutor, which may read for long, through losses of ranks, where --recover mends them.
+StatusOr<std::unique_ptr<GroupExecutor>> MakeThroughLosses(Session& session,
+                                                           TokenConstraints* constraints) {
+  while (true) {
+    StatusOr<std::unique_ptr<GroupExecutor>> made =
+        MakeExecutor(session, constraints, /*keeps=*/true);
+    if (made.ok()) return made;
+    const Status end = session.FinalStatus(made.status());
+    if (!session.CanReopen(end)) return end;
+    LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
+  }
+}
+
 // WatchUntilTheEnd through losses of ranks, where --recover mends them. Meanwhile requests are
 // refused with the loss.
 Status ServeThroughLosses(Session& session, Engine& engine, ClusterWatch& watch, GrpcServer& server,
@@ -131,7 +144,7 @@ Status ServeThroughLosses(Session& session, Engine& engine, ClusterWatch& watch,
     watch.SetSource({});
     executor->reset();
     LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
-    LOCKSTEP_ASSIGN_OR_RETURN(*executor, MakeExecutor(session, constraints));
+    LOCKSTEP_ASSIGN_OR_RETURN(*executor, MakeThroughLosses(session, constraints));
     engine.Resume(LimitsOf(session), executor->get());
     watch.SetSource(FactsOf(session));
     server.SetServing(true);
@@ -145,7 +158,7 @@ Status ServeOnRankZero(const Options& options, const TextSession& opened, Access
   TokenConstraints* const constraints = opened.constraints.get();
   if (!text.chat_warning.empty()) log::Warning("%s", text.chat_warning);
   LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<GroupExecutor> executor,
-                            MakeExecutor(session, constraints));
+                            MakeThroughLosses(session, constraints));
   // A third of what makes an idle service count as not ready.
   const std::unique_ptr<Engine> engine =
       MakeEngine(session, text, executor.get(), Engine::kReadyMs / 3, constraints);
@@ -187,7 +200,7 @@ Status ServeOnRankZero(const Options& options, const TextSession& opened, Access
 }  // namespace
 
 Status ServeCommand(const Options& options) {
-  LOCKSTEP_RETURN_IF_ERROR(CheckRecover(options));
+  LOCKSTEP_RETURN_IF_ERROR(CheckServing(options));
   LOCKSTEP_RETURN_IF_ERROR(CheckPortEarly(options, "gRPC", options.grpc_port, "--grpc-port"));
   LOCKSTEP_RETURN_IF_ERROR(CheckPortEarly(options, "HTTP", options.port, "--port"));
   std::unique_ptr<ApiKeys> keys;

@@ -7,7 +7,7 @@
 namespace lockstep {
 
 Status WorkerCommand(const Options& options) {
-  LOCKSTEP_RETURN_IF_ERROR(CheckRecover(options));
+  LOCKSTEP_RETURN_IF_ERROR(CheckServing(options));
   LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened,
                             OpenTextSession(options, {.worker = true, .measure_memory = true}));
   return opened.session->Close(WorkThroughLosses(

@@ -63,6 +63,7 @@ struct Options {
   std::string tls_key;
   int64_t drain_timeout_ms = 10'000;
   bool prefix_cache = true;
+  std::string prefix_cache_dir;
   int64_t prefill_delay_ms = 0;
   // One prompt.
   std::vector<std::string> prompt;

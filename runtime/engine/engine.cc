@@ -6,6 +6,7 @@
 
 #include "runtime/base/check.h"
 #include "runtime/base/log.h"
+#include "runtime/engine/defaults.h"
 #include "runtime/model/model.h"
 
 namespace lockstep {
@@ -30,6 +31,7 @@ Engine::Engine(EngineOptions options, Executor* executor)
       scheduler_(options_.limits),
       prefill_budget_(options_.prefill_delay_s, options_.limits.prefill_rows) {
   load_.kv_blocks = options_.limits.kv_blocks;
+  scheduler_.Restore(executor_->restored());
   try {
     publisher_ = std::thread([this] { Publisher(); });
     loop_ = std::thread([this] { Loop(); });
@@ -150,6 +152,7 @@ void Engine::Resume(const SchedulerLimits& limits, Executor* executor) {
   options_.limits = limits;
   preempted_before_ = counts_.preemptions;
   scheduler_ = Scheduler(limits);
+  scheduler_.Restore(executor->restored());
   prefill_budget_ = PrefillBudget(options_.prefill_delay_s, limits.prefill_rows);
   executor_ = executor;
   plan_ = {};
@@ -201,18 +204,7 @@ bool Engine::Turn() {
     stopping = stopping_;
   }
   if (stopping) {
-    // What came in since: from now on Submit refuses, so nothing is left behind.
-    TakeNews();
-    std::vector<uint64_t> ids;
-    for (const auto& [id, active] : active_) ids.push_back(id);
-    for (const uint64_t id : ids) End(id, FinishReason::kCancelled, ShuttingDown());
-    const StatusOr<std::vector<uint64_t>> digests = executor_->Stop(plan_.step + 1, stop_reason_);
-    if (digests.ok()) {
-      const std::lock_guard lock(mutex_);
-      digests_ = *digests;
-    } else {
-      FailAll(digests.status());
-    }
+    StopRanks();
     return false;
   }
   const int64_t now_ns = NowNs();
@@ -253,6 +245,30 @@ bool Engine::Turn() {
   news_.wait_for(lock, std::chrono::nanoseconds(kHealthPeriodNs),
                  [this] { return stopping_ || !submitted_.empty() || !cancelled_.empty(); });
   return true;
+}
+
+void Engine::StopRanks() {
+  // What came in since: from now on Submit refuses, so nothing is left behind.
+  TakeNews();
+  std::vector<uint64_t> ids;
+  for (const auto& [id, active] : active_) ids.push_back(id);
+  for (const uint64_t id : ids) End(id, FinishReason::kCancelled, ShuttingDown());
+  if (const Status kept = KeepCache(); !kept.ok()) return FailAll(kept);
+  const StatusOr<std::vector<uint64_t>> digests = executor_->Stop(plan_.step + 1, stop_reason_);
+  if (!digests.ok()) return FailAll(digests.status());
+  const std::lock_guard lock(mutex_);
+  digests_ = *digests;
+}
+
+// Of an orderly end. What is on the disks already, or was there and found no use today, stays.
+Status Engine::KeepCache() {
+  const bool orderly = stop_reason_ == ErrorKind{0} || stop_reason_ == ErrorKind::kInterrupted;
+  if (!orderly || !executor_->keeps_cache()) return OkStatus();
+  scheduler_.NextSave(&plan_);
+  const std::vector<ChainedBlock>& chains = plan_.kept.chains;
+  if (std::ranges::equal(chains, executor_->restored())) return OkStatus();
+  plan_.kept.save = FreshSeed();
+  return executor_->Execute(plan_, &outcome_);
 }
 
 bool Engine::ProbeIsDue() const {

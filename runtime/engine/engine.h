@@ -87,8 +87,9 @@ class Engine {
   // Takes no more requests and waits until all have ended or `timeout_ms` passed; what still runs
   // then goes on until Stop cancels it. Any thread.
   void Drain(int64_t timeout_ms);
-  // Cancels what runs, sends the stop plan to all ranks and ends the loop. Returns each rank's
-  // digest over all steps; after a failure, that failure. Once.
+  // Cancels what runs, has the ranks keep their cache if they do so (Executor::keeps_cache) and the
+  // reason is none or an interruption, sends the stop plan to all ranks and ends the loop. Returns
+  // each rank's digest over all steps; after a failure, that failure. Once.
   StatusOr<std::vector<uint64_t>> Stop(ErrorKind reason);
 
   // Works again after a failure, over another executor with its own limits; every request of before
@@ -120,6 +121,8 @@ class Engine {
   void Publisher();
   // One turn of the loop; false to end it.
   bool Turn();
+  void StopRanks();
+  Status KeepCache();
   void TakeNews();
   bool ProbeIsDue() const;
   Status RunPlan(const StepPlan& plan);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "runtime/base/status.h"
@@ -26,8 +27,13 @@ struct StepOutcome {
 class Executor {
  public:
   virtual ~Executor() = default;
-  // Computes one step on all ranks. After an error the executor is of no more use.
+  // Computes one step on all ranks, or keeps what a save plan says; then `outcome` is not touched.
+  // After an error the executor is of no more use.
   virtual Status Execute(const StepPlan& plan, StepOutcome* outcome) = 0;
+  // Whether it takes save plans.
+  virtual bool keeps_cache() const { return false; }
+  // What the KV blocks 0, 1, ... hold before the first plan, as BlockPool::Restore takes it.
+  virtual std::span<const ChainedBlock> restored() const { return {}; }
   // Sends the stop plan: every rank ends its loop. Returns each rank's digest over all steps.
   virtual StatusOr<std::vector<uint64_t>> Stop(uint64_t step, ErrorKind reason) = 0;
 };

@@ -21,6 +21,8 @@ class GroupExecutor : public Executor {
   // Ranks 1..: computes plans until the stop plan. OK after an orderly stop, "interrupted" if that
   // was the reason, otherwise why this rank could not go on (the others have been told).
   Status RunWorker();
+  // True while this rank and the others write their cache to the disk. Any thread.
+  virtual bool saving() const { return false; }
 
  protected:
   // `group` has all ranks and outlives the executor.

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "runtime/base/bytes.h"
+#include "runtime/cache/chains.h"
 
 namespace lockstep {
 namespace {
@@ -103,6 +104,21 @@ Status GetSpans(ByteReader* reader, StepPlan* plan) {
   return failed ? InternalError("step plan: malformed list of rows") : OkStatus();
 }
 
+void PutKept(const KeptBlocks& kept, ByteWriter* writer) {
+  writer->Put(kept.save);
+  writer->PutVector(kept.blocks);
+  PutChains(kept.chains, writer);
+}
+
+Status GetKept(ByteReader* reader, KeptBlocks* kept) {
+  kept->save = reader->Get<uint64_t>();
+  kept->blocks = reader->GetVector<int32_t>();
+  if (GetChains(reader, kMostKeptBlocks, &kept->chains) &&
+      kept->chains.size() == kept->blocks.size())
+    return OkStatus();
+  return InternalError("step plan: malformed list of blocks to keep");
+}
+
 bool GivesToken(const RowSpan& span) {
   return span.count == 1 && span.output == SpanOutput::kSample;
 }
@@ -156,6 +172,7 @@ void EncodePlan(const StepPlan& plan, std::vector<std::byte>* message) {
     writer.Put(span.count);
     writer.Put(static_cast<uint8_t>(span.output));
   }
+  if (plan.kind == PlanKind::kSave) PutKept(plan.kept, &writer);
   *message = writer.bytes();
 }
 
@@ -164,8 +181,8 @@ StatusOr<StepPlan> DecodePlan(std::span<const std::byte> message) {
   StepPlan plan;
   if (reader.Get<uint32_t>() != kMagic) return InternalError("step plan: this is no plan");
   const uint8_t kind = reader.Get<uint8_t>();
-  if (kind != static_cast<uint8_t>(PlanKind::kStep) &&
-      kind != static_cast<uint8_t>(PlanKind::kStop)) {
+  if (kind < static_cast<uint8_t>(PlanKind::kStep) ||
+      kind > static_cast<uint8_t>(PlanKind::kSave)) {
     return InternalError("step plan: unknown kind %d", static_cast<int>(kind));
   }
   plan.kind = static_cast<PlanKind>(kind);
@@ -186,6 +203,7 @@ StatusOr<StepPlan> DecodePlan(std::span<const std::byte> message) {
   }
   if (failed) return InternalError("step plan: malformed list of blocks");
   LOCKSTEP_RETURN_IF_ERROR(GetSpans(&reader, &plan));
+  if (plan.kind == PlanKind::kSave) LOCKSTEP_RETURN_IF_ERROR(GetKept(&reader, &plan.kept));
   LOCKSTEP_RETURN_IF_ERROR(reader.Finish("step plan"));
   return plan;
 }

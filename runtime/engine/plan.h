@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "runtime/base/status.h"
+#include "runtime/cache/kept_file.h"
 #include "runtime/decode/sampler.h"
 #include "runtime/decode/sampling_params.h"
 
@@ -19,6 +20,7 @@ enum class PlanKind : uint8_t {
   kStep = 1,  // compute the rows (there may be none: all ranks then only prove that they are alive
               // and agree)
   kStop = 2,  // the last plan: gather the digests and end
+  kSave = 3,  // a step without rows, after which every rank writes `kept` to its disk
 };
 
 // What is wanted of a span of rows.
@@ -58,6 +60,13 @@ struct RowSpan {
   SpanOutput output = SpanOutput::kNone;
 };
 
+// Which blocks go to the disks.
+struct KeptBlocks {
+  uint64_t save = 0;                 // KeptHeader::save
+  std::vector<ChainedBlock> chains;  // at most kMostKeptBlocks, as BlockPool::Idle gives them
+  std::vector<int32_t> blocks;       // their ids, beside chains
+};
+
 struct StepPlan {
   PlanKind kind = PlanKind::kStep;
   uint64_t step = 0;                // counts plans from 1
@@ -69,6 +78,7 @@ struct StepPlan {
   std::vector<NewSequence> started;
   std::vector<BlockGrowth> growth;
   std::vector<RowSpan> spans;  // at most one per slot
+  KeptBlocks kept;             // kSave alone
 
   int64_t rows() const;
   // Those of prompts: all but single rows that give a token.

@@ -341,6 +341,12 @@ void Scheduler::NextEmpty(StepPlan* plan) {
   }
 }
 
+void Scheduler::NextSave(StepPlan* plan) {
+  NextEmpty(plan);
+  plan->kind = PlanKind::kSave;
+  plan->kept.chains = pool_.Idle(kMostKeptBlocks, &plan->kept.blocks);
+}
+
 bool Scheduler::Next(StepPlan* plan, int64_t prompt_rows) {
   if (order_.empty() && queue_.size() == 0) return false;
   NextEmpty(plan);

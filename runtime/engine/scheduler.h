@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -51,6 +52,10 @@ class Scheduler {
   bool Next(StepPlan* plan, int64_t prompt_rows = std::numeric_limits<int64_t>::max());
   // A step without rows: only what has ended since the last plan.
   void NextEmpty(StepPlan* plan);
+  // The same as a save plan of what the pool holds and nobody else does; its save is 0.
+  void NextSave(StepPlan* plan);
+  // Before the first request: what the pool holds already.
+  void Restore(std::span<const ChainedBlock> blocks) { pool_.Restore(blocks); }
   // The sequence in `slot` got its next token.
   void Append(int32_t slot, int32_t token);
 

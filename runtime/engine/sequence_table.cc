@@ -8,6 +8,14 @@
 #include "runtime/base/digest.h"
 
 namespace lockstep {
+namespace {
+
+// What a block of these tokens holds behind that content (0: at the beginning); never 0.
+uint64_t ContentBehind(uint64_t before, std::span<const int32_t> tokens) {
+  return std::max<uint64_t>(Digest64(std::as_bytes(tokens), before), 1);
+}
+
+}  // namespace
 
 SequenceTable::SequenceTable(const ModelLimits& limits, int64_t vocab_size, VocabSlice slice,
                              TokenConstraints* constraints, bool samples)
@@ -18,11 +26,34 @@ SequenceTable::SequenceTable(const ModelLimits& limits, int64_t vocab_size, Voca
       samples_(samples),
       blocks_(limits.kv_blocks) {}
 
-// What the sequence's block of that index holds, behind those before it; never 0.
+// What the sequence's block of that index holds, behind those before it.
 uint64_t SequenceTable::ContentOf(const Sequence& sequence, int64_t block) const {
   const uint64_t before = block == 0 ? 0 : blocks_[sequence.blocks[block - 1]].content;
-  const auto tokens = std::span(sequence.tokens).subspan(block * kBlockTokens, kBlockTokens);
-  return std::max<uint64_t>(Digest64(std::as_bytes(tokens), before), 1);
+  return ContentBehind(before,
+                       std::span(sequence.tokens).subspan(block * kBlockTokens, kBlockTokens));
+}
+
+Status SequenceTable::CheckKept(const KeptBlocks& kept) const {
+  for (size_t i = 0; i < kept.blocks.size(); ++i) {
+    const int32_t block = kept.blocks[i];
+    const ChainedBlock& chain = kept.chains[i];
+    if (block < 0 || block >= limits_.kv_blocks)
+      return InternalError("step plan keeps block %d, which is not in the pool", block);
+    if (chain.before < -1 || chain.before >= static_cast<int64_t>(i))
+      return InternalError("step plan keeps block %d behind none before it", block);
+    const uint64_t before = chain.before < 0 ? 0 : blocks_[kept.blocks[chain.before]].content;
+    if (blocks_[block].content != ContentBehind(before, chain.tokens))
+      return InternalError("step plan keeps block %d, which holds other tokens", block);
+  }
+  return OkStatus();
+}
+
+void SequenceTable::Restore(std::span<const ChainedBlock> blocks) {
+  const size_t count = std::min(blocks.size(), blocks_.size());
+  for (size_t i = 0; i < count; ++i) {
+    const uint64_t before = blocks[i].before < 0 ? 0 : blocks_[blocks[i].before].content;
+    blocks_[i].content = ContentBehind(before, blocks[i].tokens);
+  }
 }
 
 SequenceTable::Sequence* SequenceTable::Find(int32_t slot) {

@@ -52,6 +52,11 @@ class SequenceTable {
   // (SequenceSampler::TakeBack).
   void Truncate(int32_t slot, int64_t length);
 
+  // What rank 0 says that blocks hold is what they hold here; else an InternalError.
+  Status CheckKept(const KeptBlocks& kept) const;
+  // Before the first plan: the blocks 0, 1, ... hold these, as BlockPool::Restore has it.
+  void Restore(std::span<const ChainedBlock> blocks);
+
  private:
   struct Sequence {
     std::vector<int32_t> tokens;  // prompt and output

@@ -1,20 +1,50 @@
 #include "runtime/engine/tensor_parallel.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "runtime/base/clock.h"
 #include "runtime/base/digest.h"
+#include "runtime/base/log.h"
 #include "runtime/engine/introduction.h"
 
 namespace lockstep {
 
 StatusOr<std::unique_ptr<TensorParallelExecutor>> TensorParallelExecutor::Create(
     Model& model, Group& group, VocabSlice slice, std::vector<std::string> rank_names,
-    RankMeter* meter, TokenConstraints* constraints) {
+    RankMeter* meter, TokenConstraints* constraints, std::unique_ptr<KeptCache> kept) {
   LOCKSTEP_ASSIGN_OR_RETURN(std::vector<VocabSlice> slices,
                             Introduce(model, group, slice, constraints, rank_names));
-  return std::unique_ptr<TensorParallelExecutor>(new TensorParallelExecutor(
+  std::unique_ptr<TensorParallelExecutor> executor(new TensorParallelExecutor(
       model, group, std::move(slices), std::move(rank_names), meter, constraints));
+  LOCKSTEP_RETURN_IF_ERROR(executor->RestoreCache(std::move(kept)));
+  return executor;
+}
+
+Status TensorParallelExecutor::RestoreCache(std::unique_ptr<KeptCache> kept) {
+  const std::byte mine{kept != nullptr};
+  std::vector<std::byte> keeps(static_cast<size_t>(group_.size()));
+  LOCKSTEP_RETURN_IF_ERROR(AllGather(group_, std::span(&mine, 1), keeps));
+  // Another command of rank 0 than `serve` keeps nothing.
+  if (keeps[0] == std::byte{0}) return OkStatus();
+  const auto without = std::find(keeps.begin(), keeps.end(), std::byte{0}) - keeps.begin();
+  if (without < group_.size()) {
+    if (group_.rank() == 0) {
+      log::Warning("prefix cache: nothing is kept over a restart: %s has no --prefix-cache-dir",
+                   rank_names_[static_cast<size_t>(without)]);
+    }
+    return OkStatus();
+  }
+  kept_ = std::move(kept);
+  LOCKSTEP_ASSIGN_OR_RETURN(restored_, kept_->Restore(model_, group_, rank_names_));
+  table_.Restore(restored_);
+  return OkStatus();
+}
+
+Status TensorParallelExecutor::SaveCache(const KeptBlocks& blocks) {
+  if (kept_ == nullptr) return InternalError("step plan keeps blocks, and this rank keeps none");
+  LOCKSTEP_RETURN_IF_ERROR(table_.CheckKept(blocks));
+  return kept_->Save(blocks, model_, group_, rank_names_);
 }
 
 TensorParallelExecutor::TensorParallelExecutor(Model& model, Group& group,
@@ -25,12 +55,14 @@ TensorParallelExecutor::TensorParallelExecutor(Model& model, Group& group,
       model_(model),
       meter_(meter),
       slice_(slices[static_cast<size_t>(group.rank())]),
+      rank_names_(rank_names),
       table_(model.limits(), model.config().vocab_size, slice_, constraints),
       end_(model.config(), group, std::move(slices), std::move(rank_names)) {}
 
 Status TensorParallelExecutor::RunStep(const StepPlan& plan, uint64_t plan_digest,
                                        StepOutcome* outcome) {
   LOCKSTEP_RETURN_IF_ERROR(table_.Apply(plan));
+  if (plan.kind == PlanKind::kSave) return SaveCache(plan.kept);
   const RankMeter::Exchanges before =
       meter_ != nullptr ? meter_->exchanges : RankMeter::Exchanges{};
   int64_t compute_ns = 0;

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "runtime/base/status.h"
 #include "runtime/decode/sampler.h"
 #include "runtime/engine/group_executor.h"
+#include "runtime/engine/kept_cache.h"
 #include "runtime/engine/sequence_table.h"
 #include "runtime/engine/step_end.h"
 #include "runtime/model/model.h"
@@ -24,11 +26,16 @@ class TensorParallelExecutor final : public GroupExecutor {
   // `group` and `model` must outlive it. `slice` is the vocabulary range whose logits this rank's
   // model gives. `meter` counts the decode steps (null: nothing does); it outlives the executor,
   // and the exchanges of `group` count in it. `constraints` (null: sequences have none) outlives it
-  // too.
+  // too. `kept` (null: none) keeps the cache over restarts where rank 0 and all others have one:
+  // it is restored here.
   static StatusOr<std::unique_ptr<TensorParallelExecutor>> Create(
       Model& model, Group& group, VocabSlice slice, std::vector<std::string> rank_names,
-      RankMeter* meter = nullptr, TokenConstraints* constraints = nullptr);
+      RankMeter* meter = nullptr, TokenConstraints* constraints = nullptr,
+      std::unique_ptr<KeptCache> kept = nullptr);
 
+  bool keeps_cache() const override { return kept_ != nullptr; }
+  std::span<const ChainedBlock> restored() const override { return restored_; }
+  bool saving() const override { return kept_ != nullptr && kept_->saving(); }
   int64_t rows_gathered_whole() const { return end_.rows_gathered_whole(); }
 
  protected:
@@ -38,6 +45,9 @@ class TensorParallelExecutor final : public GroupExecutor {
   TensorParallelExecutor(Model& model, Group& group, std::vector<VocabSlice> slices,
                          std::vector<std::string> rank_names, RankMeter* meter,
                          TokenConstraints* constraints);
+  // Takes `kept` if all ranks keep, and what it brings back.
+  Status RestoreCache(std::unique_ptr<KeptCache> kept);
+  Status SaveCache(const KeptBlocks& blocks);
   // The model's part of a step, measured.
   StatusOr<StepOutput> StepModel(int64_t* compute_ns);
   Status DraftRaw(const StepOutput& output, StepOutcome* outcome);
@@ -45,6 +55,9 @@ class TensorParallelExecutor final : public GroupExecutor {
   Model& model_;
   RankMeter* const meter_;
   const VocabSlice slice_;
+  const std::vector<std::string> rank_names_;
+  std::unique_ptr<KeptCache> kept_;
+  std::vector<ChainedBlock> restored_;
   SequenceTable table_;
   StepEnd end_;
 };

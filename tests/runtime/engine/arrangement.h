@@ -50,7 +50,8 @@ struct Arrangement {
   std::function<Status()> health;
   std::function<std::unique_ptr<TokenDecoder>()> make_decoder;  // instead of letters
   std::function<void(int rank, FakeModel*)> prepare;  // changes a rank's model before it starts
-  std::function<TokenConstraints*(int rank)> constraints;  // what keeps grammars there
+  std::function<TokenConstraints*(int rank)> constraints;    // what keeps grammars there
+  std::function<std::unique_ptr<KeptCache>(int rank)> kept;  // what keeps the cache there
 };
 
 inline EngineOptions OptionsOf(const Arrangement& setup) {
@@ -77,7 +78,8 @@ inline std::vector<Status> WithEngine(const Arrangement& setup,
     if (setup.prepare) setup.prepare(group.rank(), &model);
     TokenConstraints* constraints = setup.constraints ? setup.constraints(group.rank()) : nullptr;
     auto executor = TensorParallelExecutor::Create(model, group, slice, FakeNames(setup.ranks),
-                                                   nullptr, constraints);
+                                                   nullptr, constraints,
+                                                   setup.kept ? setup.kept(group.rank()) : nullptr);
     ASSERT_TRUE(executor.ok()) << executor.status();
     if (group.rank() != 0) {
       ends[group.rank()] = (*executor)->RunWorker();

@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -113,6 +116,14 @@ class FakeModel final : public Model {
     output.vocab = {slice_.begin, slice_.end};
     output.logits = logits_;
     return output;
+  }
+
+  int64_t block_bytes() const override { return kBlockTokens * int64_t{sizeof(int32_t)}; }
+  void ReadBlock(int32_t block, int32_t, std::span<std::byte> to) const override {
+    std::memcpy(to.data(), &pages_[block * kBlockTokens], to.size());
+  }
+  void WriteBlock(int32_t block, int32_t, std::span<const std::byte> from) override {
+    std::memcpy(&pages_[block * kBlockTokens], from.data(), from.size());
   }
 
   int64_t steps = 0;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <string>
 #include <vector>
@@ -87,6 +88,53 @@ TEST(Plan, ComesBackAsItWas) {
   EXPECT_EQ(plan->spans[2].begin, 16);
   EXPECT_EQ(plan->spans[2].output, SpanOutput::kNone);
   EXPECT_EQ(plan->rows(), 12);
+}
+
+StepPlan SavePlan() {
+  StepPlan plan;
+  plan.kind = PlanKind::kSave;
+  plan.released = {2};
+  plan.kept.save = 0xfedcba9876543210;
+  BlockTokens tokens{};
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(3 * i);
+  plan.kept.chains = {{-1, tokens}, {0, tokens}};
+  plan.kept.blocks = {5, 1};
+  return plan;
+}
+
+TEST(Plan, ASaveComesBackAsItWas) {
+  const StepPlan expected = SavePlan();
+  std::vector<std::byte> bytes = Encoded(expected);
+  const StatusOr<StepPlan> plan = DecodePlan(bytes);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->kind, PlanKind::kSave);
+  EXPECT_EQ(plan->released, expected.released);
+  EXPECT_EQ(plan->kept.save, expected.kept.save);
+  EXPECT_EQ(plan->kept.chains, expected.kept.chains);
+  EXPECT_EQ(plan->kept.blocks, expected.kept.blocks);
+  for (size_t length = 0; length < bytes.size(); ++length)
+    EXPECT_FALSE(DecodePlan(std::span(bytes).first(length)).ok()) << length;
+  bytes.push_back(std::byte{0});
+  EXPECT_FALSE(DecodePlan(bytes).ok());
+  // A step has nothing of it, not even the lengths.
+  StepPlan step = expected;
+  step.kind = PlanKind::kStep;
+  EXPECT_LT(Encoded(step).size() + 2 * (4 + 4 + 64), bytes.size());
+}
+
+TEST(Plan, ASaveWhoseListsDoNotMatchIsRefused) {
+  for (const int what : {0, 1}) {
+    StepPlan plan = SavePlan();
+    what == 0 ? plan.kept.blocks.pop_back() : plan.kept.chains.pop_back();
+    EXPECT_FALSE(DecodePlan(Encoded(plan)).ok());
+  }
+  // One place less among those before: its list stands behind the ids, before 4 + 128 bytes.
+  std::vector<std::byte> bytes = Encoded(SavePlan());
+  const auto list = bytes.end() - (4 + 128) - (4 + 8);
+  ASSERT_EQ(*list, std::byte{2});
+  *list = std::byte{1};
+  bytes.erase(list + 4, list + 8);
+  EXPECT_FALSE(DecodePlan(bytes).ok());
 }
 
 TEST(Plan, ADecodeRowTakesThirteenBytes) {
@@ -242,6 +290,63 @@ TEST(SequenceTable, BlocksAreSharedOnlyWithWhoBeginsAlike) {
   plan.growth = {{2, {0}}};
   ASSERT_TRUE(stale.table.Apply(plan).ok());
   EXPECT_FALSE(start(stale, tokens, {0}).ok());
+}
+
+// The blocks of the list as `table` has them.
+KeptBlocks KeptOf(const Prepared& prepared) {
+  KeptBlocks kept;
+  kept.blocks = {0};
+  kept.chains.resize(1);
+  for (size_t i = 0; i < 16; ++i)
+    kept.chains[0].tokens[i] = prepared.table.TokenAt(0, static_cast<int64_t>(i));
+  return kept;
+}
+
+TEST(SequenceTable, OnlyWhatBlocksHoldIsKept) {
+  // Slot 0 has computed block 0, and not all of block 1.
+  const Prepared prepared;
+  ASSERT_TRUE(prepared.table.CheckKept(KeptOf(prepared)).ok());
+  const std::vector<std::function<void(KeptBlocks*)>> slips = {
+      [](KeptBlocks* kept) { kept->chains[0].tokens[3] ^= 1; },
+      [](KeptBlocks* kept) { kept->blocks[0] = 1; },
+      [](KeptBlocks* kept) { kept->blocks[0] = 8; },
+      [](KeptBlocks* kept) { kept->blocks[0] = -1; },
+      [](KeptBlocks* kept) { kept->chains[0].before = 0; },
+      [](KeptBlocks* kept) { kept->chains[0].before = -2; },
+      [](KeptBlocks* kept) {  // behind itself it would be another block
+        kept->chains.push_back({0, kept->chains[0].tokens});
+        kept->blocks.push_back(0);
+      }};
+  for (size_t i = 0; i < slips.size(); ++i) {
+    KeptBlocks kept = KeptOf(prepared);
+    slips[i](&kept);
+    EXPECT_FALSE(prepared.table.CheckKept(kept).ok()) << i;
+  }
+}
+
+// Whether a prompt of two such blocks, with another token at `changed` (-1: with none), shares
+// them.
+bool SharesRestored(const std::vector<ChainedBlock>& list, int32_t changed) {
+  SequenceTable table({16, 4, 64, 8}, 100, {0, 50});
+  table.Restore(list);
+  NewSequence sequence;
+  for (const ChainedBlock& block : list)
+    sequence.tokens.insert(sequence.tokens.end(), block.tokens.begin(), block.tokens.end());
+  sequence.tokens.push_back(1);
+  if (changed >= 0) sequence.tokens[changed] ^= 1;
+  sequence.token_set.limit = 100;
+  sequence.shared = {0, 1};
+  StepPlan plan;
+  plan.started = {sequence};
+  return table.Apply(plan).ok();
+}
+
+TEST(SequenceTable, RestoredBlocksAreSharedByWhoBeginsSo) {
+  std::vector<ChainedBlock> list = KeptOf(Prepared()).chains;
+  list.push_back({0, list[0].tokens});
+  EXPECT_TRUE(SharesRestored(list, -1));
+  EXPECT_FALSE(SharesRestored(list, 0));
+  EXPECT_FALSE(SharesRestored(list, 31));
 }
 
 TEST(SequenceTable, RefusesMoreRowsOrOutputsThanTheLimit) {

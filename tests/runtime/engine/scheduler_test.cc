@@ -264,11 +264,17 @@ class Walk {
       ASSERT_GE(scheduler_.pool().available(), 0) << "more is promised than there is";
     }
     ASSERT_FALSE(scheduler_.Next(&plan_)) << "work is left";
-    scheduler_.NextEmpty(&plan_);
+    scheduler_.NextSave(&plan_);
+    ASSERT_EQ(plan_.rows(), 0);
+    ASSERT_TRUE(table_.Apply(plan_).ok());
+    const Status kept = table_.CheckKept(plan_.kept);
+    ASSERT_TRUE(kept.ok()) << kept;
+    kept_ = static_cast<int64_t>(plan_.kept.blocks.size());
     ASSERT_EQ(scheduler_.pool().used(), 0);
     ASSERT_EQ(scheduler_.pool().available(), limits_.kv_blocks);
   }
   int64_t shared() const { return shared_; }
+  int64_t kept() const { return kept_; }
   int64_t preemptions() const { return scheduler_.preemptions(); }
   const SchedulerLimits& limits() const { return limits_; }
 
@@ -373,11 +379,12 @@ class Walk {
   uint64_t next_id_ = 1;
   StepPlan plan_;
   int64_t shared_ = 0;
+  int64_t kept_ = 0;  // blocks in the save at the end
 };
 
 TEST(Scheduler, PlansAlwaysFitTheWorkersStateAndEverythingEnds) {
   std::mt19937 random(lockstep::testing::TestSeed());
-  int64_t shared = 0, preemptions = 0;
+  int64_t shared = 0, preemptions = 0, kept = 0;
   for (int turn = 0; turn < 60; ++turn) {
     Walk walk([&](int64_t n) { return static_cast<int64_t>(random() % static_cast<uint64_t>(n)); });
     ASSERT_NO_FATAL_FAILURE(walk.Run());
@@ -385,8 +392,11 @@ TEST(Scheduler, PlansAlwaysFitTheWorkersStateAndEverythingEnds) {
     preemptions += walk.preemptions();
     if (!walk.limits().prefix_cache) {
       ASSERT_EQ(walk.shared(), 0);
+      ASSERT_EQ(walk.kept(), 0);
     }
+    kept += walk.kept();
   }
+  EXPECT_GT(kept, 100);
   EXPECT_GT(shared, 100);
   EXPECT_GT(preemptions, 50);
 }
