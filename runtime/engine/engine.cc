@@ -401,19 +401,22 @@ void Engine::End(uint64_t id, FinishReason reason, const Status& error) {
   summary.timings.prefill_s =
       Seconds(started_ns, active->first_token_ns > 0 ? active->first_token_ns : now_ns);
   summary.timings.decode_s = Seconds(active->first_token_ns, active->last_token_ns);
-  const Timings timings = summary.timings;
+  {
+    // Before anyone hears of the end, and may ask for the counts.
+    const std::lock_guard lock(mutex_);
+    ++counts_.finished[static_cast<size_t>(reason)];
+    ends_.Add(now_ns);
+    if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
+      counts_.whole.Add(Seconds(active->submitted_ns, now_ns));
+      counts_.queue.Add(summary.timings.queue_s);
+      counts_.prefill.Add(summary.timings.prefill_s);
+      counts_.decode.Add(summary.timings.decode_s);
+    }
+  }
   if (active->request.ended) active->request.ended(summary);
   active->stream->Finish(text, std::move(summary));
   Wake(active->stream);
   const std::lock_guard lock(mutex_);
-  ++counts_.finished[static_cast<size_t>(reason)];
-  ends_.Add(now_ns);
-  if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
-    counts_.whole.Add(Seconds(active->submitted_ns, now_ns));
-    counts_.queue.Add(timings.queue_s);
-    counts_.prefill.Add(timings.prefill_s);
-    counts_.decode.Add(timings.decode_s);
-  }
   if (--open_ == 0) emptied_.notify_all();
 }
 

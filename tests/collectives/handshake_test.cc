@@ -155,20 +155,21 @@ TEST(ControlFrames, MalformedOnesAreRefused) {
 }
 
 TEST(ControlFrames, AHeartbeatHasTheBytesThatTheWirePageSays) {
-  const Heartbeat sent = {
-      .stamp = 0x0102030405060708, .held_ns = 9, .report = {1, 2, 3, 4, 5, 6, 7, 8, 10, 11}};
+  const Heartbeat sent = {.stamp = 0x0102030405060708,
+                          .held_ns = 9,
+                          .report = {1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13}};
   const std::vector<std::byte> body = EncodeHeartbeat(sent);
-  ASSERT_EQ(body.size(), 92u);
+  ASSERT_EQ(body.size(), 108u);
   EXPECT_EQ(body[0], std::byte{8});
   EXPECT_EQ(body[8], std::byte{9});
   for (size_t i = 0; i < 8; ++i) EXPECT_EQ(body[16 + 8 * i], std::byte(i + 1));
-  EXPECT_EQ(body[80], std::byte{10});
-  EXPECT_EQ(body[88], std::byte{11});
+  for (size_t i = 8; i < 11; ++i) EXPECT_EQ(body[16 + 8 * i], std::byte(i + 2));
+  EXPECT_EQ(body[104], std::byte{13});
   const StatusOr<Heartbeat> read = ParseHeartbeat(body);
   ASSERT_TRUE(read.ok()) << read.status();
   EXPECT_EQ(read->stamp, sent.stamp);
   EXPECT_EQ(read->report, sent.report);
-  for (const size_t size : {size_t{0}, size_t{1}, size_t{91}, size_t{93}}) {
+  for (const size_t size : {size_t{0}, size_t{1}, size_t{107}, size_t{109}}) {
     std::vector<std::byte> other = body;
     other.resize(size);
     EXPECT_FALSE(ParseHeartbeat(other).ok()) << size;
