@@ -20,7 +20,7 @@ endif()
 
 cmake_minimum_required(VERSION 3.25)
 # Everything that goes into the program, whatever machine it is built for; tests and benchmarks do not.
-set(patterns ${SOURCE}/cmake/*.cmake ${SOURCE}/cmake/*.txt)
+set(patterns ${SOURCE}/cmake/*.cmake ${SOURCE}/cmake/*.txt ${SOURCE}/configs/hardware/*.yaml)
 foreach(folder runtime transport collectives proto launcher)
   foreach(suffix cc h proto html json)
     list(APPEND patterns ${SOURCE}/${folder}/*.${suffix})
