@@ -68,6 +68,8 @@ def predicted(row):
     way = plan(row)[row["way"]]
     if way["decode_tokens_per_s"] is None:
         return None, way["reason"]
+    if not way["measured"]:
+        return None, "not measured with any program"
     if row["quantity"] == "prefill":
         return way["prefill_tokens_per_s"], way["prefill"]
     rate = way["decode_by_users"][-1]
@@ -104,7 +106,7 @@ def verdict(row):
     """What is to be thought of a claim: a word, and why. Within 20 % of its range it is as predicted."""
     rate, parts = predicted(row)
     if rate is None and plan(row)[row["way"]]["fits"]:
-        return "not known", "not measured with any program"
+        return "not known", parts
     if rate is None:
         needs = re.search(r"needs ([0-9.]+ GiB).* may use ([0-9.]+ GiB)", parts)
         return "cannot be", f"does not fit: {needs.group(1)} a rank, of {needs.group(2)}" if needs else parts

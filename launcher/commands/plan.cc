@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "launcher/cluster_yaml.h"
 #include "launcher/commands/bench.h"
 #include "launcher/commands/commands.h"
@@ -31,8 +32,9 @@ StatusOr<std::unique_ptr<Checkpoint>> OpenOrKnown(const Options& options) {
   if (!std::filesystem::exists(options.model, error)) {
     if (options.weights.empty()) {
       return UsageError(
-          "'%s' is no file; the name of a known model needs --weights: q4_k_m, fp8, ...",
-          options.model);
+          "'%s' is no file; a model that is known by its name (%s) needs --weights: q4_k_m, fp8, "
+          "...",
+          options.model, absl::StrJoin(KnownModels(), ", "));
     }
     return KnownModel(options.model, options.weights);
   }

@@ -46,7 +46,7 @@ const MemoryPlan& Largest(const Way& way) {
 }
 
 Json WayJson(const Way& way, const planner::Hardware& hardware) {
-  Json json = {{"fits", way.fits}};
+  Json json = {{"fits", way.fits}, {"measured", way.measured}};
   if (!way.reason.empty()) json["reason"] = way.reason;
   json["bytes_per_rank"] = MemoryJson(Largest(way));
   json["ranks"] = Json::array();
@@ -199,11 +199,8 @@ void PrintTable(const PlanReport& report) {
                 static_cast<double>(largest.weight_bytes) / kGib,
                 static_cast<double>(largest.kv_bytes) / kGib,
                 static_cast<double>(largest.scratch_bytes) / kGib);
-    if (way->has_speed()) {
-      PrintRates(*way);
-    } else {
-      std::printf("  speed       not known: %s\n", way->reason.c_str());
-    }
+    if (!way->measured) std::printf("  a guess     %s\n", way->reason.c_str());
+    PrintRates(*way);
   }
 }
 

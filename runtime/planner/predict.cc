@@ -408,11 +408,11 @@ Way Predictor::Examine(std::string name, const std::vector<Seat>& seats) const {
   }
   if (!way.fits) return way;
   if (!EngineHas(way.name)) {
+    way.measured = false;
     way.reason = absl::StrFormat(
-        "%s does not divide models so: no speed is known; --engine names others, if any was "
-        "measured on such machines",
+        "%s does not divide models so: these are its constants, and no program was measured; "
+        "--engine names others, if any was measured on such machines",
         engine_.name);
-    return way;
   }
   const std::vector<Station> stations = StationsOf(seats);
   PredictDecode(stations, &way);

@@ -58,10 +58,13 @@ struct DecodeRate {
 struct Way {
   std::string name;    // "single", "pipeline", "tensor"
   bool fits = false;   // at Load::users and Load::context
-  std::string reason;  // why it does not fit, or has no speed; what the user can do
+  std::string reason;  // why it does not fit, and what the user can do; or why it is not measured
+  // The engine divides models so (Engine::ways), and its constants are from runs that did. False:
+  // what it would be with these constants.
+  bool measured = true;
   std::vector<MemoryPlan> ranks;
   int64_t max_context = 0;  // for Load::users; 0: not even one token
-  // What follows is empty unless it fits and the engine divides models so.
+  // What follows is empty unless it fits.
   std::vector<DecodeRate> decode;  // 1, 2, 4, ... and Load::users
   // Nothing where the arithmetic is not known: `prefill_reason` says so.
   double prefill_tokens_per_s = 0;

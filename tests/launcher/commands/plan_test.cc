@@ -132,7 +132,9 @@ TEST(PlanCommand, WhatIsNotSaidIsAsTheEngineDoesIt) {
   EXPECT_EQ(said["wire_bytes"], 4);
   EXPECT_EQ(said["prefill_chunk"], 256);
   // A way that the engine lacks.
-  EXPECT_TRUE(usual["pipeline"]["decode_tokens_per_s"].is_null());
+  EXPECT_EQ(usual["tensor"]["measured"], true);
+  EXPECT_EQ(usual["pipeline"]["measured"], false);
+  EXPECT_GT(usual["pipeline"]["decode_tokens_per_s"].get<double>(), 0);
   EXPECT_THAT(usual["pipeline"]["reason"].get<std::string>(), HasSubstr("does not divide"));
 }
 

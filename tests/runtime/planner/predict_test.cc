@@ -197,15 +197,19 @@ TEST(Predict, UnknownArithmeticIsNotFree) {
   }
 }
 
-TEST(Predict, AWayThatTheEngineLacksHasMemoryAndNoSpeed) {
+TEST(Predict, AWayThatTheEngineLacksIsAGuessWithItsConstants) {
   Engine stages = Program();
   stages.ways = {"single", "pipeline"};
   const Answer answer = Predict(Flash(2), Machines(2), stages, ShortLoad());
   EXPECT_TRUE(answer.single.has_speed() && answer.pipeline.has_speed());
   EXPECT_TRUE(answer.tensor.fits);
   EXPECT_GT(answer.tensor.max_context, 0);
-  EXPECT_FALSE(answer.tensor.has_speed());
+  EXPECT_TRUE(answer.pipeline.measured);
+  EXPECT_FALSE(answer.tensor.measured);
   EXPECT_THAT(answer.tensor.reason, HasSubstr("does not divide models so"));
+  const Answer all = Predict(Flash(2), Machines(2), Program(), ShortLoad());
+  EXPECT_TRUE(all.tensor.measured);
+  EXPECT_EQ(answer.tensor.decode.front().tokens_per_s, all.tensor.decode.front().tokens_per_s);
 }
 
 TEST(Predict, APromptReadsItsWeightsForEveryChunkAndComputesEveryRow) {
