@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "launcher/progress.h"
+#include "runtime/base/largest.h"
 #include "runtime/base/os.h"
 #include "runtime/kernels/roofline.h"
 
@@ -23,21 +24,6 @@ MemoryPlan PlanWith(const MemoryQuestion& question, int64_t kv_blocks, int64_t m
   limits.kv_blocks = kv_blocks;
   limits.max_model_len = max_model_len;
   return PlanMemory(question.config, question.slice, limits, question.rank, question.threads);
-}
-
-// The largest value in [lowest, highest] for which `fits` holds; lowest - 1 if none. `fits` is
-// monotone.
-template <typename Fits>
-int64_t LargestThatFits(int64_t lowest, int64_t highest, const Fits& fits) {
-  while (lowest <= highest) {
-    const int64_t middle = lowest + (highest - lowest) / 2;
-    if (fits(middle)) {
-      lowest = middle + 1;
-    } else {
-      highest = middle - 1;
-    }
-  }
-  return highest;
 }
 
 }  // namespace

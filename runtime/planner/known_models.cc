@@ -17,27 +17,24 @@ namespace {
 
 struct KnownShape {
   const char* name;
-  const char* config;  // what its config.json says
-  bool draft_copies;   // the draft layer has its own embedding and head
+  const char* config;  // what its config.json says, but for the positions
+  int64_t positions;
+  bool draft_copies;  // the draft layer has its own embedding and head
+
+  std::string Config() const {
+    return absl::StrFormat("{\"max_position_embeddings\": %d, %s", positions, config + 1);
+  }
 };
 
-// The config.json of the models, as far as sizes hang on it.
-constexpr const char* kGlm47 =
+// The config.json of the models, as far as sizes hang on it. The first is that of GLM-4.5 to 4.7.
+constexpr const char* kGlm4 =
     R"({"model_type": "glm4_moe", "num_hidden_layers": 92, "num_nextn_predict_layers": 1,
     "first_k_dense_replace": 3, "hidden_size": 5120, "num_attention_heads": 96,
     "num_key_value_heads": 8, "head_dim": 128, "attention_bias": true, "use_qk_norm": true,
     "partial_rotary_factor": 0.5, "rope_theta": 1000000, "intermediate_size": 12288,
     "moe_intermediate_size": 1536, "n_routed_experts": 160, "n_shared_experts": 1,
     "num_experts_per_tok": 8, "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-5,
-    "vocab_size": 151552, "max_position_embeddings": 202752})";
-constexpr const char* kGlm45 =
-    R"({"model_type": "glm4_moe", "num_hidden_layers": 92, "num_nextn_predict_layers": 1,
-    "first_k_dense_replace": 3, "hidden_size": 5120, "num_attention_heads": 96,
-    "num_key_value_heads": 8, "head_dim": 128, "attention_bias": true, "use_qk_norm": true,
-    "partial_rotary_factor": 0.5, "rope_theta": 1000000, "intermediate_size": 12288,
-    "moe_intermediate_size": 1536, "n_routed_experts": 160, "n_shared_experts": 1,
-    "num_experts_per_tok": 8, "routed_scaling_factor": 2.5, "rms_norm_eps": 1e-5,
-    "vocab_size": 151552, "max_position_embeddings": 131072})";
+    "vocab_size": 151552})";
 constexpr const char* kGlm45Air =
     R"({"model_type": "glm4_moe", "num_hidden_layers": 46, "num_nextn_predict_layers": 1,
     "first_k_dense_replace": 1, "hidden_size": 4096, "num_attention_heads": 96,
@@ -45,7 +42,7 @@ constexpr const char* kGlm45Air =
     "partial_rotary_factor": 0.5, "rope_theta": 1000000, "intermediate_size": 10944,
     "moe_intermediate_size": 1408, "n_routed_experts": 128, "n_shared_experts": 1,
     "num_experts_per_tok": 8, "routed_scaling_factor": 1.0, "rms_norm_eps": 1e-5,
-    "vocab_size": 151552, "max_position_embeddings": 131072})";
+    "vocab_size": 151552})";
 constexpr const char* kGlm47Flash =
     R"({"model_type": "glm4_moe_lite", "num_hidden_layers": 47, "num_nextn_predict_layers": 1,
     "first_k_dense_replace": 1, "hidden_size": 2048, "num_attention_heads": 20,
@@ -53,13 +50,13 @@ constexpr const char* kGlm47Flash =
     "v_head_dim": 256, "rope_theta": 1000000, "intermediate_size": 10240,
     "moe_intermediate_size": 1536, "n_routed_experts": 64, "n_shared_experts": 1,
     "num_experts_per_tok": 4, "routed_scaling_factor": 1.8, "rms_norm_eps": 1e-5,
-    "vocab_size": 154880, "max_position_embeddings": 202752})";
+    "vocab_size": 154880})";
 
-constexpr KnownShape kShapes[] = {{"GLM-4.7", kGlm47, true},
-                                  {"GLM-4.6", kGlm47, false},
-                                  {"GLM-4.5", kGlm45, true},
-                                  {"GLM-4.5-Air", kGlm45Air, true},
-                                  {"GLM-4.7-Flash", kGlm47Flash, true}};
+constexpr KnownShape kShapes[] = {{"GLM-4.7", kGlm4, 202752, true},
+                                  {"GLM-4.6", kGlm4, 202752, false},
+                                  {"GLM-4.5", kGlm4, 131072, true},
+                                  {"GLM-4.5-Air", kGlm45Air, 131072, true},
+                                  {"GLM-4.7-Flash", kGlm47Flash, 202752, true}};
 
 enum class Family : uint8_t { kHuggingFace, kGguf, kMlx };
 
@@ -147,7 +144,7 @@ class ShapedCheckpoint : public Checkpoint {
   ShapedCheckpoint(const KnownShape& known, const Recipe& recipe, ModelConfig model)
       : recipe_(recipe), model_(std::move(model)) {
     path_ = known.name;
-    config_ = known.config;
+    config_ = known.Config();
     config_file_ = path_;
     const ModelConfig& c = model_;
     Add("model.embed_tokens.weight", {c.vocab_size, c.hidden_size});
@@ -277,7 +274,7 @@ StatusOr<std::unique_ptr<Checkpoint>> KnownModel(std::string_view model, std::st
     return UsageError("--weights '%s' is none of the formats of %s: %s", std::string(weights),
                       shape->name, absl::StrJoin(KnownWeights(), ", "));
   }
-  LOCKSTEP_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(shape->config, shape->name));
+  LOCKSTEP_ASSIGN_OR_RETURN(ModelConfig config, ParseModelConfig(shape->Config(), shape->name));
   return std::make_unique<ShapedCheckpoint>(*shape, *recipe, std::move(config));
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "runtime/base/largest.h"
 #include "runtime/planner/seats.h"
 
 namespace lockstep::planner {
@@ -111,23 +112,9 @@ bool Predictor::Fits(const std::vector<Seat>& seats, int64_t users, int64_t cont
   });
 }
 
-// The largest of 1 .. `highest` for which `fits` holds, as it then does for all below; 0: none.
-template <typename Check>
-int64_t Most(int64_t highest, const Check& fits) {
-  int64_t lowest = 1;
-  while (lowest <= highest) {
-    const int64_t middle = lowest + (highest - lowest) / 2;
-    if (fits(middle)) {
-      lowest = middle + 1;
-    } else {
-      highest = middle - 1;
-    }
-  }
-  return highest;
-}
-
 int64_t Predictor::MostContext(const std::vector<Seat>& seats, int64_t users) const {
-  return Most(most_positions_, [&](int64_t context) { return Fits(seats, users, context); });
+  return LargestThatFits(1, most_positions_,
+                         [&](int64_t context) { return Fits(seats, users, context); });
 }
 
 void Predictor::CheckMemory(const std::vector<Seat>& seats, Way* way) const {
@@ -153,8 +140,8 @@ std::string Predictor::WhyNot(const std::vector<Seat>& seats, const Way& way) co
 }
 
 std::string Predictor::WhatWouldFit(const std::vector<Seat>& seats, const Way& way) const {
-  const int64_t users =
-      Most(load_.users - 1, [&](int64_t count) { return Fits(seats, count, load_.context); });
+  const int64_t users = LargestThatFits(
+      1, load_.users - 1, [&](int64_t count) { return Fits(seats, count, load_.context); });
   std::string advice;
   if (way.max_context > 0) advice = absl::StrFormat("--context %d would fit", way.max_context);
   if (users > 0)
