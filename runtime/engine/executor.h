@@ -22,6 +22,17 @@ struct StepOutcome {
   std::vector<float> raw_logits;               // [raw_rows, vocab_size]
   std::vector<std::vector<float>> raw_hidden;  // per rank [raw_rows, hidden_size]; from kRawHidden
   std::vector<float> draft_logits;             // [drafted rows, vocab_size]; kRawDraft only
+
+  // Keeps the memory for the next step.
+  void Clear() {
+    slots.clear();
+    tokens.clear();
+    too_slow.clear();
+    raw_rows = 0;
+    raw_logits.clear();
+    raw_hidden.clear();
+    draft_logits.clear();
+  }
 };
 
 class Executor {

@@ -27,7 +27,7 @@ Status GroupExecutor::Execute(const StepPlan& plan, StepOutcome* outcome) {
       !sent.ok()) {
     return Fail(sent);
   }
-  *outcome = {};
+  if (plan.kind != PlanKind::kSave) outcome->Clear();
   if (const Status done = RunStep(plan, Digest64(message_), outcome); !done.ok()) return Fail(done);
   return OkStatus();
 }

@@ -375,7 +375,7 @@ StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) 
 
 std::vector<Range> Decoder::PagesOf(int32_t block) const {
   LOCKSTEP_CHECK(block >= 0 && block < limits_.kv_blocks);
-  const int64_t layers = config_.num_hidden_layers + (has_draft_layer() ? 1 : 0);
+  const int64_t layers = shape_.layers.size() + (has_draft_layer() ? 1 : 0);
   const int64_t arrays = layers * PageArrays(), array = CacheBytes() / PageArrays();
   const int64_t page = array / limits_.kv_blocks;
   std::vector<Range> pages;
@@ -385,7 +385,7 @@ std::vector<Range> Decoder::PagesOf(int32_t block) const {
 }
 
 int64_t Decoder::block_bytes() const {
-  const int64_t layers = config_.num_hidden_layers + (has_draft_layer() ? 1 : 0);
+  const int64_t layers = shape_.layers.size() + (has_draft_layer() ? 1 : 0);
   const int64_t drafted = has_draft_layer() ? sizeof(int32_t) : 0;
   return layers * kBlockTokens * CacheBytesPerToken(config_, shape_, limits_.cache_type) + drafted;
 }
