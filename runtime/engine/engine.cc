@@ -223,9 +223,7 @@ bool Engine::Turn() {
   {
     // What the plan admitted waits no longer: the step may be long.
     const std::lock_guard lock(mutex_);
-    load_.waiting = scheduler_.waiting();
-    load_.running = scheduler_.running();
-    load_.kv_blocks_used = scheduler_.pool().used();
+    CountLoad();
     counts_.preemptions = preempted_before_ + static_cast<uint64_t>(scheduler_.preemptions());
   }
   if (any) {
@@ -245,6 +243,13 @@ bool Engine::Turn() {
   news_.wait_for(lock, std::chrono::nanoseconds(kHealthPeriodNs),
                  [this] { return stopping_ || !submitted_.empty() || !cancelled_.empty(); });
   return true;
+}
+
+// With mutex_ held.
+void Engine::CountLoad() {
+  load_.waiting = scheduler_.waiting();
+  load_.running = scheduler_.running();
+  load_.kv_blocks_used = scheduler_.pool().used();
 }
 
 void Engine::StopRanks() {
@@ -406,6 +411,7 @@ void Engine::End(uint64_t id, FinishReason reason, const Status& error) {
     const std::lock_guard lock(mutex_);
     ++counts_.finished[static_cast<size_t>(reason)];
     ends_.Add(now_ns);
+    CountLoad();
     if (reason == FinishReason::kStop || reason == FinishReason::kLength) {
       counts_.whole.Add(Seconds(active->submitted_ns, now_ns));
       counts_.queue.Add(summary.timings.queue_s);

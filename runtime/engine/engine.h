@@ -121,6 +121,7 @@ class Engine {
   void Publisher();
   // One turn of the loop; false to end it.
   bool Turn();
+  void CountLoad();
   void StopRanks();
   Status KeepCache();
   void TakeNews();

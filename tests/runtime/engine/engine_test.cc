@@ -200,6 +200,17 @@ TEST(Engine, StopsAtAStopStringAcrossTokens) {
   });
 }
 
+TEST(Engine, WhoHearsOfAnEndFindsItsPlaceFree) {
+  WithEngine({}, [](Engine& engine) {
+    EngineLoad at_end{.running = -1};
+    Request request = Ask({1, 2}, 5);
+    request.ended = [&](const Summary&) { at_end = engine.load(); };
+    Submit(engine, request);
+    EXPECT_EQ(at_end.running, 0);
+    EXPECT_EQ(at_end.waiting, 0);
+  });
+}
+
 TEST(Engine, MaxTokensBeyondTheContextAreCutToIt) {
   Arrangement setup;
   setup.limits.max_model_len = 64;
