@@ -68,7 +68,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def wait_for(condition, seconds=20.0, step=0.01):
+# Against hanging; how fast something is, is no test's matter.
+PATIENCE_S = 60.0
+
+
+def wait_for(condition, seconds=PATIENCE_S, step=0.01):
     """Polls until the condition is true; False if it never was."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

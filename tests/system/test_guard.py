@@ -14,7 +14,7 @@ import sys
 import time
 import unittest
 
-from support import TINY, TestCase, children, run, wait_for
+from support import PATIENCE_S, TINY, TestCase, children, run, wait_for
 from test_http import QUESTION, Server
 from test_serve import grpc, health_pb2, health_pb2_grpc, pb, services
 
@@ -381,7 +381,7 @@ class Guard(TestCase):
                 while part := slow.recv(1 << 16):
                     said += part
             self.assertIn(b"data: [DONE]", said[-100:])
-            self.assertEqual(server.process.wait(10), 130)
+            self.assertEqual(server.process.wait(PATIENCE_S), 130)
 
     def test_the_time_to_end_is_an_option(self):
         with Server("--ranks", 2, "--drain-timeout-ms", 300, "--max-model-len", 16384) as server:
@@ -393,7 +393,7 @@ class Guard(TestCase):
             with self.assertRaises(openai.APIError):
                 for _ in stream:
                     pass
-            self.assertEqual(server.process.wait(15), 130)
+            self.assertEqual(server.process.wait(PATIENCE_S), 130)
             self.assertLess(time.monotonic() - begin, 8)
             self.assertTrue(wait_for(lambda: not any(os.path.exists(f"/proc/{rank}") for rank in ranks)))
 

@@ -13,7 +13,7 @@ import threading
 import time
 import unittest
 
-from support import GOLDENS, MODELS, TINY, TestCase, Tensors, children, run, start, wait_for
+from support import GOLDENS, MODELS, PATIENCE_S, TINY, TestCase, Tensors, children, run, start, wait_for
 
 try:
     import anthropic
@@ -45,7 +45,7 @@ class Server:
         if self.process.poll() is None:
             self.process.terminate()
         try:
-            self.errors = self.process.communicate(timeout=30)[1].decode()
+            self.errors = self.process.communicate(timeout=PATIENCE_S)[1].decode()
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.communicate()
@@ -284,7 +284,7 @@ class OpenAi(TestCase):
             server.process.terminate()
             finish = [part.choices[0].finish_reason for part in stream if part.choices]
             self.assertEqual(finish[-1], "length")
-            self.assertEqual(server.process.wait(15), 130)
+            self.assertEqual(server.process.wait(PATIENCE_S), 130)
 
     def test_many_streams_at_once_lose_nothing(self):
         with Server("--ranks", 2, "--max-num-seqs", 8, "--max-model-len", 512) as server:
