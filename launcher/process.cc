@@ -9,6 +9,8 @@
 #include <cstdio>
 #include <utility>
 
+#include "runtime/base/clock.h"
+
 namespace lockstep {
 namespace {
 
@@ -20,14 +22,17 @@ std::vector<std::string>& Arguments() {
 std::atomic<bool> g_silenced{false};
 // Written by the signal handler: lock-free atomics only.
 std::atomic<int> g_scopes{0};
-std::atomic<bool> g_interrupted{false};
-static_assert(std::atomic<int>::is_always_lock_free && std::atomic<bool>::is_always_lock_free);
+std::atomic<int64_t> g_interrupted_ns{0};  // when; 0: not yet
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free);
 
 constexpr int kInterruptedExitCode = 130;
 
 void HandleSignal(int) {
-  if (g_scopes.load() > 0 && !g_interrupted.exchange(true)) return;
-  EndInterrupted();
+  if (g_scopes.load() == 0) EndInterrupted();
+  const int64_t now_ns = NowNs();  // clock_gettime: a handler may call it
+  int64_t first_ns = 0;
+  if (g_interrupted_ns.compare_exchange_strong(first_ns, now_ns)) return;
+  if (now_ns - first_ns > kTwinSignalMs * 1'000'000) EndInterrupted();
 }
 
 }  // namespace
@@ -65,7 +70,7 @@ void InstallSignalHandlers() {
   sigaction(SIGTERM, &handle, nullptr);
 }
 
-bool Interrupted() { return g_interrupted; }
+bool Interrupted() { return g_interrupted_ns != 0; }
 
 InterruptScope::InterruptScope(std::function<void()> action) {
   g_scopes.fetch_add(1);

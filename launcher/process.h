@@ -2,6 +2,7 @@
 // already told.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <thread>
@@ -34,9 +35,14 @@ void InstallSignalHandlers();
 // A SIGINT or SIGTERM arrived while an InterruptScope lived.
 bool Interrupted();
 
+// How long after the first signal another one still belongs to it. Who signals a process and its
+// group or its control group (GNU timeout, mpirun, systemd's KillMode) sends two within
+// milliseconds; who means "at once" saw the first one do nothing, and needs longer than this.
+inline constexpr int64_t kTwinSignalMs = 1'000;
+
 // While one lives, the first SIGINT or SIGTERM only makes Interrupted() true and runs `action` (if
-// any) once on a thread of its own; a second signal ends the process at once. Scopes may nest; the
-// process stays interrupted after.
+// any) once on a thread of its own; a signal more than kTwinSignalMs later ends the process at
+// once. Scopes may nest; the process stays interrupted after.
 class InterruptScope {
  public:
   explicit InterruptScope(std::function<void()> action = nullptr);

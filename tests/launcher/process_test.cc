@@ -35,7 +35,7 @@ TEST(Process, ASignalEndsItWith130WhenNobodyListens) {
   }
 }
 
-TEST(Process, InAScopeTheFirstSignalRunsTheActionAndTheSecondEnds) {
+TEST(Process, InAScopeTheFirstSignalRunsTheActionAndALaterOneEnds) {
   const int status = ExitStatusOf([] {
     InstallSignalHandlers();
     std::atomic<int> calls{0};
@@ -45,12 +45,28 @@ TEST(Process, InAScopeTheFirstSignalRunsTheActionAndTheSecondEnds) {
       for (int i = 0; i < 500 && calls == 0; ++i)
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
       if (!Interrupted() || calls != 1) _exit(1);
+      std::this_thread::sleep_for(std::chrono::milliseconds(kTwinSignalMs + 50));
       raise(SIGINT);
       _exit(2);
     }
   });
   EXPECT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 130);
+}
+
+// As GNU timeout does, which signals a process and its group.
+TEST(Process, SignalsThatComeTogetherAreOne) {
+  const int status = ExitStatusOf([] {
+    InstallSignalHandlers();
+    std::atomic<int> calls{0};
+    const InterruptScope scope([&] { ++calls; });
+    for (const int signal : {SIGTERM, SIGTERM, SIGINT}) raise(signal);
+    for (int i = 0; i < 500 && calls == 0; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    _exit(Interrupted() && calls == 1 ? 3 : 1);
+  });
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 3);
 }
 
 TEST(Process, ABrokenPipeIsAnErrorOfTheWriteAndNotTheEnd) {

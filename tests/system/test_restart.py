@@ -4,7 +4,9 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import stat
+import time
 import unittest
 
 from support import TINY, TestCase, start
@@ -42,13 +44,16 @@ class Server:
 
 
 class Restart(TestCase):
-    def serve(self, *flags, turns=4, prefix=(), model=TINY):
+    def serve(self, *flags, turns=4, prefix=(), model=TINY, signals=1):
         """Serves a conversation from start to end: what was said, what was there, stderr, exit code."""
         server = Server(*flags, prefix=prefix, model=model)
         try:
             said, cached = server.talk(turns)
         finally:
-            server.process.terminate()
+            for again in range(signals):
+                if again:
+                    time.sleep(0.02)  # or the kernel makes one of two
+                os.killpg(server.process.pid, signal.SIGTERM)
             code, _, errors = self.end(server.process)
         return said, cached, errors, code
 
@@ -87,6 +92,15 @@ class Restart(TestCase):
         others = self.serve(f"--prefix-cache-dir={cache}", "--kv-cache-dtype=bf16", turns=1)
         self.assertEqual(others[1], [0])
         self.assertIn("'kv-cache-dtype: f32' there, 'kv-cache-dtype: bf16' here", others[2])
+
+    def test_who_signals_a_process_and_its_group_ends_it_in_order(self):
+        cache = self.path("cache")  # as GNU timeout, systemd and mpirun do: two signals within milliseconds
+        said, _, errors, code = self.serve(f"--prefix-cache-dir={cache}", turns=1, signals=2)
+        self.assertEqual(code, INTERRUPTED)
+        self.assertRegex(errors, r"prefix cache: kept \d+ blocks")
+        again = self.serve(f"--prefix-cache-dir={cache}", turns=1)
+        self.assertEqual(again[0], said)
+        self.assertGreater(again[1][0], 200)
 
     def test_weights_of_the_same_shapes_and_other_values_start_cold(self):
         cache, model = self.path("cache"), self.path(os.path.basename(TINY))
