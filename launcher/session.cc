@@ -90,6 +90,7 @@ class OpenedSession final : public Session {
     const bool orphan = world_.origin == WorldOrigin::kSpawned && getppid() != parent_;
     return options_.recover && LostRank(status) >= 0 && !Interrupted() && !orphan;
   }
+  void GiveUp(const Status& why) override;
   Status Reopen(const Status& why) override;
   Status Close(const Status& status) override;
   // Becomes a rank of its world, once.
@@ -138,6 +139,7 @@ class OpenedSession final : public Session {
   double load_seconds_ = 0;
   std::optional<uint64_t> files_settings_;
   std::optional<uint64_t> model_digest_;
+  int64_t patience_ms_ = 0;  // how long rank 0 may let the others wait for a group
   bool closed_ = false;
   bool told_any_order_ = false;
 };
@@ -187,7 +189,7 @@ Status OpenedSession::JoinRanks() {
   join.settings = SettingsOf(options_, world_, backend_->name());
   join.settings.push_back(
       {"probe at start", needs_.probe ? "yes" : "no", "start the same command on every node"});
-  join.start_timeout_ms = options_.start_timeout_ms;
+  join.start_timeout_ms = options_.start_timeout_ms + patience_ms_;
   join.exchange_timeout_ms = options_.exchange_timeout_ms;
   join.peer_timeout_ms = options_.peer_timeout_ms;
   join.verify_exchanges = options_.verify_exchanges;
@@ -429,14 +431,19 @@ Status OpenedSession::TellAll(const Status& status) {
   return status;
 }
 
-Status OpenedSession::Reopen(const Status& why) {
-  (void)TellAll(why);
-  if (rank() == 0 || world_.origin == WorldOrigin::kNodes)
-    log::Warning("%s; --recover: forming the group again", MessageOf(why));
+void OpenedSession::GiveUp(const Status& why) {
+  if (membership_ != nullptr && !why.ok()) (void)TellAll(why);
   model_.reset();
   stage_group_.reset();
   group_.reset();
   membership_.reset();
+}
+
+Status OpenedSession::Reopen(const Status& why) {
+  if (rank() == 0 || world_.origin == WorldOrigin::kNodes)
+    log::Warning("%s; --recover: forming the group again", MessageOf(why));
+  GiveUp(why);
+  if (rank() != 0) patience_ms_ = options_.circuit_longest_wait_ms;
   if (spawned_ != nullptr)
     LOCKSTEP_RETURN_IF_ERROR(spawned_->Restart(LostRank(why), options_.start_timeout_ms));
   LOCKSTEP_RETURN_IF_ERROR(Join());
@@ -451,17 +458,8 @@ Status OpenedSession::Close(const Status& status) {
   if (world_.origin == WorldOrigin::kSpawned && membership_ != nullptr) SilenceFinalError();
   // Before the teardown, during which mpirun may kill this process.
   TellFinalError(final);
-  if (membership_ != nullptr) {
-    if (final.ok()) {
-      membership_->Leave();
-    } else {
-      (void)TellAll(final);
-    }
-  }
-  model_.reset();
-  stage_group_.reset();
-  group_.reset();
-  membership_.reset();
+  if (membership_ != nullptr && final.ok()) membership_->Leave();
+  GiveUp(final);
   if (spawned_ != nullptr) spawned_->Finish(final.ok() ? kOrderlyEndMs : kFaultyEndMs);
   return final;
 }

@@ -74,11 +74,15 @@ class Session {
   // Whether Reopen() may mend this end of the work: --recover was given, and a rank was lost whose
   // place another process can take (LostRank).
   virtual bool CanReopen(const Status& status) const = 0;
-  // Forms the group again without the processes that are left having to start anew. Gives up the
-  // model, the group and the membership - whoever uses them must have ended -, starts the lost
-  // rank where this process started it, waits for it elsewhere (--start-timeout-ms), joins and
-  // loads as OpenSession does, from unchanged files. Every rank that is left calls it, and it calls
-  // what SessionNeeds has again. After an error: Close with it.
+  // Tells all ranks `why`, if it is an error, and gives up the model, the group and the membership:
+  // whoever uses them must have ended. Then Reopen or Close.
+  virtual void GiveUp(const Status& why) = 0;
+  // Forms the group again without the processes that are left having to start anew. Gives up what
+  // is not yet, starts the lost rank where this process started it, waits for it elsewhere
+  // (--start-timeout-ms; other ranks than 0 as much longer as rank 0 may wait before it forms a
+  // group, --circuit-longest-wait-ms), joins and loads as OpenSession does, from unchanged files.
+  // Every rank that is left calls it, and it calls what SessionNeeds has again. After an error:
+  // Close with it.
   virtual Status Reopen(const Status& why) = 0;
 
   // Ends this rank's part in order and returns FinalStatus(status): an OK status announces an

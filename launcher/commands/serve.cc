@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -13,6 +14,7 @@
 #include "launcher/world.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/log.h"
+#include "runtime/engine/circuit_breaker.h"
 #include "runtime/engine/cluster_watch.h"
 #include "runtime/serve/call.h"
 #include "runtime/serve/grpc_server.h"
@@ -100,11 +102,36 @@ StatusOr<Ends> StartEnds(const Options& options, const ServedModel& model, const
   return ends;
 }
 
-// Returns when the service has to end: interrupted, or with the engine's failure.
-Status WatchUntilTheEnd(const Engine& engine) {
+constexpr auto kLookAgain = std::chrono::milliseconds(50);
+
+CircuitOptions CircuitOf(const Options& options) {
+  return {.failures = options.circuit_failures,
+          .window_ms = options.circuit_window_ms,
+          .first_wait_ms = options.circuit_wait_ms,
+          .longest_wait_ms = options.circuit_longest_wait_ms};
+}
+
+// What clients are told while the circuit is open.
+Status Refusal(const CircuitBreaker& breaker, const Options& options, const Status& lost) {
+  const int64_t seconds = (breaker.RemainingMs() + 999) / 1000;
+  return WithRetryAfter(
+      PeerLostError("the ranks were lost %d times within %.3g s and are not started again for %d s "
+                    "(--circuit-failures, --circuit-wait-ms); the last time: %s",
+                    breaker.failures(), static_cast<double>(options.circuit_window_ms) / 1000,
+                    seconds, MessageOf(lost)),
+      seconds);
+}
+
+// Returns when the service has to end: interrupted, or with the engine's failure. A step that ends
+// closes the circuit.
+Status WatchUntilTheEnd(const Engine& engine, CircuitBreaker& breaker, ClusterWatch& watch) {
   while (!Interrupted()) {
     LOCKSTEP_RETURN_IF_ERROR(engine.status());
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    if (breaker.state() == CircuitBreaker::State::kHalfOpen && engine.Readiness().ok()) {
+      breaker.Succeeded();
+      watch.SetCircuitOpen(false);
+    }
+    std::this_thread::sleep_for(kLookAgain);
   }
   return InterruptedError();
 }
@@ -120,31 +147,59 @@ ClusterWatch::Source FactsOf(Session& session) {
   };
 }
 
-// MakeExecutor, which may read for long, through losses of ranks, where --recover mends them.
-StatusOr<std::unique_ptr<GroupExecutor>> MakeThroughLosses(Session& session,
-                                                           TokenConstraints* constraints) {
-  while (true) {
-    StatusOr<std::unique_ptr<GroupExecutor>> made =
-        MakeExecutor(session, constraints, /*keeps=*/true);
-    if (made.ok()) return made;
-    const Status end = session.FinalStatus(made.status());
-    if (!session.CanReopen(end)) return end;
-    LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
-  }
-}
+// Forms groups of ranks again when some are lost, where --recover says so, as often as a circuit
+// breaker lets it.
+struct Mender {
+  Session& session;
+  TokenConstraints* const constraints;
+  CircuitBreaker breaker{CircuitOf(session.options())};
+  // Called again and again while the circuit is open, with what clients are to hear.
+  std::function<void(const Status&)> refuse = [](const Status&) {};
 
-// WatchUntilTheEnd through losses of ranks, where --recover mends them. Meanwhile requests are
-// refused with the loss.
-Status ServeThroughLosses(Session& session, Engine& engine, ClusterWatch& watch, GrpcServer& server,
-                          std::unique_ptr<GroupExecutor>* executor, TokenConstraints* constraints) {
+  // After a loss: waits until a group may be formed, and forms it.
+  Status Reopen(const Status& lost) {
+    breaker.Failed();
+    if (!breaker.MayTry()) {
+      log::Warning("%s", MessageOf(Refusal(breaker, session.options(), lost)));
+      session.GiveUp(lost);  // memory too, which nobody needs meanwhile
+    }
+    while (!breaker.MayTry()) {
+      if (Interrupted()) return InterruptedError();
+      refuse(Refusal(breaker, session.options(), lost));
+      std::this_thread::sleep_for(kLookAgain);
+    }
+    return session.Reopen(lost);
+  }
+
+  // MakeExecutor, which may read for long, through losses.
+  StatusOr<std::unique_ptr<GroupExecutor>> MakeThroughLosses() {
+    while (true) {
+      StatusOr<std::unique_ptr<GroupExecutor>> made =
+          MakeExecutor(session, constraints, /*keeps=*/true);
+      if (made.ok()) return made;
+      const Status end = session.FinalStatus(made.status());
+      if (!session.CanReopen(end)) return end;
+      LOCKSTEP_RETURN_IF_ERROR(Reopen(end));
+    }
+  }
+};
+
+// WatchUntilTheEnd through losses of ranks. Meanwhile requests are refused with the loss.
+Status ServeThroughLosses(Mender& mender, Engine& engine, ClusterWatch& watch, GrpcServer& server,
+                          std::unique_ptr<GroupExecutor>* executor) {
+  Session& session = mender.session;
+  mender.refuse = [&](const Status& refusal) {
+    watch.SetCircuitOpen(true);
+    engine.ExplainFailure(refusal);
+  };
   while (true) {
-    const Status end = WatchUntilTheEnd(engine);
+    const Status end = WatchUntilTheEnd(engine, mender.breaker, watch);
     if (!session.CanReopen(end)) return end;
     server.SetServing(false);
     watch.SetSource({});
     executor->reset();
-    LOCKSTEP_RETURN_IF_ERROR(session.Reopen(end));
-    LOCKSTEP_ASSIGN_OR_RETURN(*executor, MakeThroughLosses(session, constraints));
+    LOCKSTEP_RETURN_IF_ERROR(mender.Reopen(end));
+    LOCKSTEP_ASSIGN_OR_RETURN(*executor, mender.MakeThroughLosses());
     engine.Resume(LimitsOf(session), executor->get());
     watch.SetSource(FactsOf(session));
     server.SetServing(true);
@@ -157,8 +212,8 @@ Status ServeOnRankZero(const Options& options, const TextSession& opened, Access
   const ModelText& text = *opened.text;
   TokenConstraints* const constraints = opened.constraints.get();
   if (!text.chat_warning.empty()) log::Warning("%s", text.chat_warning);
-  LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<GroupExecutor> executor,
-                            MakeThroughLosses(session, constraints));
+  Mender mender{session, constraints};
+  LOCKSTEP_ASSIGN_OR_RETURN(std::unique_ptr<GroupExecutor> executor, mender.MakeThroughLosses());
   // A third of what makes an idle service count as not ready.
   const std::unique_ptr<Engine> engine =
       MakeEngine(session, text, executor.get(), Engine::kReadyMs / 3, constraints);
@@ -174,7 +229,7 @@ Status ServeOnRankZero(const Options& options, const TextSession& opened, Access
   }
   WarnOfOpenDoors(options);
   PrintReady(model, ends->http->port(), ends->grpc->port());
-  Status end = ServeThroughLosses(session, *engine, watch, *ends->grpc, &executor, constraints);
+  Status end = ServeThroughLosses(mender, *engine, watch, *ends->grpc, &executor);
   ends->grpc->SetServing(false);
   // After a signal: was a lost rank its cause? What is known is told before anything takes time.
   end = session.FinalStatus(end);

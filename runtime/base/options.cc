@@ -228,6 +228,36 @@ std::vector<OptionSpec> ServingOptions() {
        "of ending; for every rank, not under mpirun"}};
 }
 
+std::vector<OptionSpec> CircuitOptions() {
+  return {
+      {"circuit-failures",
+       &O::circuit_failures,
+       "with --recover: so many losses within the window, and requests are refused for a while "
+       "before the group is formed again; 0: it is always formed at once",
+       {},
+       0,
+       1'000},
+      {"circuit-window-ms",
+       &O::circuit_window_ms,
+       "how long a loss counts among those",
+       {},
+       1'000,
+       86'400'000},
+      {"circuit-wait-ms",
+       &O::circuit_wait_ms,
+       "that while, the first time; it doubles as long as losses go on",
+       {},
+       100,
+       3'600'000},
+      {"circuit-longest-wait-ms",
+       &O::circuit_longest_wait_ms,
+       "the longest that it becomes; the same for every rank, as those that are left wait so long "
+       "for rank 0",
+       {},
+       100,
+       3'600'000}};
+}
+
 std::vector<OptionSpec> NodeOptions() {
   return {{"ssh", &O::ssh,
            "how up, down and status reach other machines: a program and its flags, separated by "
@@ -383,9 +413,10 @@ std::vector<OptionSpec> OutputOptions() {
 std::span<const OptionSpec> OptionTable() {
   static const std::vector<OptionSpec> table = [] {
     std::vector<OptionSpec> all;
-    for (const auto& part : {ModelOptions(), RankOptions(), ModeOptions(), ExchangeOptions(),
-                             LimitOptions(), ServingOptions(), NodeOptions(), PromptOptions(),
-                             BenchOptions(), PlanOptions(), OutputOptions()}) {
+    for (const auto& part :
+         {ModelOptions(), RankOptions(), ModeOptions(), ExchangeOptions(), LimitOptions(),
+          ServingOptions(), CircuitOptions(), NodeOptions(), PromptOptions(), BenchOptions(),
+          PlanOptions(), OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

@@ -45,6 +45,10 @@ struct Options {
   int64_t peer_timeout_ms = 10'000;
   bool verify_exchanges = false;
   bool recover = false;
+  int64_t circuit_failures = 3;
+  int64_t circuit_window_ms = 300'000;
+  int64_t circuit_wait_ms = 10'000;
+  int64_t circuit_longest_wait_ms = 60'000;
   // `up`, `down`, `status`.
   std::string ssh = "ssh";
   std::string node_program;    // empty: where this program is

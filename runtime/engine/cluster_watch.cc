@@ -125,6 +125,7 @@ ClusterSample ClusterWatch::SampleLocked() const {
 ClusterView ClusterWatch::View() const {
   ClusterView view;
   view.readiness = engine_.Readiness();
+  view.circuit_open = circuit_open_;
   view.uptime = SecondsOf(NowNs() - began_ns_);
   view.load = engine_.load();
   const std::lock_guard lock(mutex_);

@@ -2,6 +2,7 @@
 // have counted, keeps five minutes of it, and makes rates and times per step of the differences.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -59,7 +60,8 @@ struct Rates {
 struct ClusterView {
   static constexpr int64_t kKvBlockTokens = kBlockTokens;
   Status readiness;
-  double uptime = 0;  // seconds
+  bool circuit_open = false;  // groups of ranks were lost too often: ClusterWatch::SetCircuitOpen
+  double uptime = 0;          // seconds
   EngineLoad load;
   EngineCounts counts;
   Rates generated, prompt;         // tokens; a prompt's count when it gave its first one
@@ -95,6 +97,8 @@ class ClusterWatch {
 
   // Who tells about the ranks; empty: nobody. The one before is not asked any more when it returns.
   void SetSource(Source source);
+  // From then on, until it says no, views say so. Any thread.
+  void SetCircuitOpen(bool open) { circuit_open_ = open; }
   // Any thread.
   ClusterView View() const;
 
@@ -107,6 +111,7 @@ class ClusterWatch {
   mutable std::mutex mutex_;
   std::condition_variable stopped_;
   Source source_;
+  std::atomic<bool> circuit_open_{false};
   ClusterHistory history_;
   bool stop_ = false;
   std::thread thread_;

@@ -145,6 +145,12 @@ StatusOr<std::vector<uint64_t>> Engine::Stop(ErrorKind reason) {
   return digests_;
 }
 
+void Engine::ExplainFailure(const Status& why) {
+  LOCKSTEP_CHECK(!why.ok());
+  const std::lock_guard lock(mutex_);
+  if (!failure_.ok()) failure_ = why;
+}
+
 void Engine::Resume(const SchedulerLimits& limits, Executor* executor) {
   loop_.join();
   const std::lock_guard lock(mutex_);

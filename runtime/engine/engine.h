@@ -92,6 +92,10 @@ class Engine {
   // each rank's digest over all steps; after a failure, that failure. Once.
   StatusOr<std::vector<uint64_t>> Stop(ErrorKind reason);
 
+  // After a failure: what it is called from now on, to those who ask and who are refused. Nothing
+  // while the engine works. Any thread.
+  void ExplainFailure(const Status& why);
+
   // Works again after a failure, over another executor with its own limits; every request of before
   // has ended with that failure. The thread that calls Stop.
   void Resume(const SchedulerLimits& limits, Executor* executor);

@@ -141,6 +141,9 @@ std::string MetricsText(const std::string& model, const EngineLoad& load,
 
 std::string ClusterMetricsText(const std::string& model, const ClusterView& view) {
   Writer out(model);
+  out.One("lockstep_circuit_open", "gauge",
+          "1: groups of ranks were lost too often, and requests are refused until one computes.",
+          view.circuit_open ? 1 : 0);
   out.One("lockstep_kv_blocks", "gauge", "KV blocks of the pool, of 16 tokens.",
           static_cast<double>(view.load.kv_blocks));
   out.One("lockstep_kv_blocks_used", "gauge", "KV blocks in use.",
