@@ -42,6 +42,8 @@ enum Group : unsigned {
   kChunk = 1 << 24,
   kPlace = 1 << 25,
   kNodes = 1 << 26,
+  kBurn = 1 << 27,
+  kSeed = 1 << 28,
 };
 
 struct GroupSpec {
@@ -82,7 +84,9 @@ const std::vector<GroupSpec>& Groups() {
       {kSampling,
        "Sampling",
        {"temperature", "top-k", "top-p", "min-p", "repetition-penalty", "presence-penalty",
-        "frequency-penalty", "seed"}},
+        "frequency-penalty"}},
+      {kSeed, "Sampling", {"seed"}},
+      {kBurn, "Burn", {"minutes"}},
       {kTokens, "Tokens", {"tokens"}},
       {kLogits, "Logits", {"step", "together", "dump-hidden", "fast", "draft"}},
       {kShard, "Files of ranks", {"quantize", "from"}},
@@ -121,8 +125,9 @@ constexpr unsigned kText = kModel | kTemplate | kJson | kOutput;
 
 constexpr CommandSpec kCommands[] = {
     {"run", "answer one prompt, streamed to the terminal", "prompt",
-     kTensorParallel | kPrompt | kSampling},
-    {"chat", "talk to the model in the terminal", "model", kTensorParallel | kPrompt | kSampling},
+     kTensorParallel | kPrompt | kSampling | kSeed},
+    {"chat", "talk to the model in the terminal", "model",
+     kTensorParallel | kPrompt | kSampling | kSeed},
     {"serve", "serve the model over HTTP (OpenAI's API) and gRPC", "model",
      kTensorParallel | kListen | kServing},
     {"worker", "join a cluster as one of its ranks", "model", kTensorParallel | kListen | kServing},
@@ -141,6 +146,8 @@ constexpr CommandSpec kCommands[] = {
      kVerify},
     {"bench", "measure kernels, exchanges, decode or prefill against what is possible here",
      "benchmark", kTensorParallel | kTokens | kBench | kLengths | kLinks | kProbe},
+    {"burn", "hours of mixed requests: does every rank stay right, cool and as large as it is?",
+     "model", kTensorParallel | kBurn | kSeed},
     {"doctor", "look at this machine and every link between ranks: what is wrong, what to use", "",
      kModel | kCut | kPlace | kRanks | kSecret | kLinks | kJson | kOutput},
     {"plan", "predict what hardware gives with a model: memory, speed, cost", "model",

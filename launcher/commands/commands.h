@@ -20,6 +20,7 @@ Status ShardCommand(const Options& options);       // a checkpoint to one file p
 Status FilesCommand(const Options& options);       // a directory's files by HTTP
 Status VerifyCommand(const Options& options);      // the files of ranks: whole, and right
 Status BenchCommand(const Options& options);       // kernels, collectives, ...
+Status BurnCommand(const Options& options);        // hours of load, and a verdict
 Status DoctorCommand(const Options& options);      // this machine, every link between ranks
 Status PlanCommand(const Options& options);        // memory, speed and cost, before buying
 Status UpCommand(const Options& options);          // starts the ranks of a cluster YAML

@@ -37,6 +37,7 @@ constexpr Command kCommands[] = {
     {"files", FilesCommand},
     {"verify", VerifyCommand},
     {"bench", BenchCommand},
+    {"burn", BurnCommand},
     {"doctor", DoctorCommand},
     {"plan", PlanCommand},
     {"up", UpCommand},

@@ -348,6 +348,10 @@ std::vector<OptionSpec> BenchOptions() {
            {"float32", "bf16", "int8"}}};
 }
 
+std::vector<OptionSpec> BurnOptions() {
+  return {{"minutes", &O::minutes, "how long burn goes on, 60", {}, 0.01, 100'000}};
+}
+
 std::vector<OptionSpec> PlanOptions() {
   return {
       {"hardware", &O::hardware,
@@ -416,7 +420,7 @@ std::span<const OptionSpec> OptionTable() {
     for (const auto& part :
          {ModelOptions(), RankOptions(), ModeOptions(), ExchangeOptions(), LimitOptions(),
           ServingOptions(), CircuitOptions(), NodeOptions(), PromptOptions(), BenchOptions(),
-          PlanOptions(), OutputOptions()}) {
+          BurnOptions(), PlanOptions(), OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

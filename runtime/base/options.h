@@ -110,6 +110,8 @@ struct Options {
   std::string transports = "auto";
   std::string sizes = "4,1024,10240,20480,81920,1048576,5242880,20971520";
   std::string dtype;  // empty: as `wire`
+  // `burn`.
+  double minutes = 60;
   // `plan`.
   std::string hardware;
   std::string weights;
