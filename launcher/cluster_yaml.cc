@@ -8,7 +8,7 @@
 #include <filesystem>
 #include <set>
 
-#include "launcher/command_line.h"
+#include "launcher/nearest.h"
 #include "runtime/base/file.h"
 
 namespace lockstep {

@@ -4,17 +4,17 @@
 #include <algorithm>
 #include <map>
 #include <memory>
-#include <numeric>
 #include <utility>
 
 #include "launcher/cluster_yaml.h"
+#include "launcher/nearest.h"
 #include "runtime/base/log_event.h"
 #include "runtime/base/version.h"
 
 namespace lockstep {
 namespace {
 
-enum Group : unsigned {
+enum Group : uint64_t {
   kModel = 1,
   kRanks = 2,
   kLimits = 4,
@@ -43,7 +43,11 @@ enum Group : unsigned {
   kPlace = 1 << 25,
   kNodes = 1 << 26,
   kBurn = 1 << 27,
-  kSeed = 1 << 28,
+  kSchedule = 1 << 28,
+  kSeed = 1 << 29,
+  kTrace = 1 << 30,
+  kFleet = uint64_t{1} << 31,
+  kContext = uint64_t{1} << 32,
 };
 
 struct GroupSpec {
@@ -75,8 +79,9 @@ const std::vector<GroupSpec>& Groups() {
       {kServing,
        "Serving",
        {"grpc-port", "served-model-name", "api-key-file", "tls-cert", "tls-key", "drain-timeout-ms",
-        "prefix-cache", "prefix-cache-dir", "prefill-delay-ms", "recover", "circuit-failures",
-        "circuit-window-ms", "circuit-wait-ms", "circuit-longest-wait-ms"}},
+        "prefix-cache-dir", "recover", "circuit-failures", "circuit-window-ms", "circuit-wait-ms",
+        "circuit-longest-wait-ms"}},
+      {kSchedule, "Serving", {"prefix-cache", "prefill-delay-ms"}},
       {kNodes, "Nodes", {"ssh", "node-program", "node-directory"}},
       {kPrompt,
        "Prompt",
@@ -92,7 +97,13 @@ const std::vector<GroupSpec>& Groups() {
       {kShard, "Files of ranks", {"quantize", "from"}},
       {kProbe, "Record", {"record"}},
       {kBench, "Benchmark", {"benchmark", "batch", "repeat", "formats", "rows", "sizes", "dtype"}},
-      {kLengths, "Lengths", {"prompt-tokens", "context"}},
+      {kLengths, "Lengths", {"prompt-tokens"}},
+      {kContext, "Lengths", {"context"}},
+      {kTrace,
+       "Trace",
+       {"trace", "rate", "duration-s", "day-curve", "output-tokens", "length-spread",
+        "prefix-groups", "prefix-tokens"}},
+      {kFleet, "Fleet", {"replicas", "router"}},
       {kPlan, "Plan", {"hardware", "weights", "engine", "measured", "users", "draft-acceptance"}},
       {kLinks, "Links", {"transports"}},
       {kFiles, "Files", {"out"}},
@@ -114,14 +125,14 @@ struct CommandSpec {
   const char* name;
   const char* summary;
   const char* positional;  // the option that a bare argument sets, or ""
-  unsigned groups;
+  uint64_t groups;
 };
 
-constexpr unsigned kVerify = kModel | kCompute | kArithmetic | kTemplate | kCut | kPlace | kRanks |
+constexpr uint64_t kVerify = kModel | kCompute | kArithmetic | kTemplate | kCut | kPlace | kRanks |
                              kSecret | kLimits | kChunk | kProbe | kJson | kOutput;
-constexpr unsigned kTensorParallel = (kVerify & ~kProbe) | kWire;
-constexpr unsigned kCluster = kPlace | kNodes | kJson | kOutput;
-constexpr unsigned kText = kModel | kTemplate | kJson | kOutput;
+constexpr uint64_t kTensorParallel = (kVerify & ~kProbe) | kWire;
+constexpr uint64_t kCluster = kPlace | kNodes | kJson | kOutput;
+constexpr uint64_t kText = kModel | kTemplate | kJson | kOutput;
 
 constexpr CommandSpec kCommands[] = {
     {"run", "answer one prompt, streamed to the terminal", "prompt",
@@ -129,8 +140,9 @@ constexpr CommandSpec kCommands[] = {
     {"chat", "talk to the model in the terminal", "model",
      kTensorParallel | kPrompt | kSampling | kSeed},
     {"serve", "serve the model over HTTP (OpenAI's API) and gRPC", "model",
-     kTensorParallel | kListen | kServing},
-    {"worker", "join a cluster as one of its ranks", "model", kTensorParallel | kListen | kServing},
+     kTensorParallel | kListen | kServing | kSchedule},
+    {"worker", "join a cluster as one of its ranks", "model",
+     kTensorParallel | kListen | kServing | kSchedule},
     {"logits", "write the logits of token lists to a safetensors file", "model",
      kTensorParallel | kTokens | kLogits | kFiles},
     {"tokenize", "JSON lines on stdin: text to token ids", "model", kText},
@@ -145,13 +157,17 @@ constexpr CommandSpec kCommands[] = {
     {"verify", "check files of ranks: their checksums and the logits of the probe prompt", "model",
      kVerify},
     {"bench", "measure kernels, exchanges, decode or prefill against what is possible here",
-     "benchmark", kTensorParallel | kTokens | kBench | kLengths | kLinks | kProbe},
+     "benchmark", kTensorParallel | kTokens | kBench | kLengths | kContext | kLinks | kProbe},
     {"burn", "hours of mixed requests: does every rank stay right, cool and as large as it is?",
      "model", kTensorParallel | kBurn | kSeed},
     {"doctor", "look at this machine and every link between ranks: what is wrong, what to use", "",
      kModel | kCut | kPlace | kRanks | kSecret | kLinks | kJson | kOutput},
     {"plan", "predict what hardware gives with a model: memory, speed, cost", "model",
-     kModel | kArithmetic | kCut | kPlace | kWire | kChunk | kLengths | kPlan | kJson | kOutput},
+     kModel | kArithmetic | kCut | kPlace | kWire | kChunk | kLengths | kContext | kPlan | kJson |
+         kOutput},
+    {"simulate", "predict how a cluster, or many of them, answer a trace of requests", "model",
+     kModel | kArithmetic | kCut | kPlace | kWire | kLimits | kChunk | kSchedule | kSeed |
+         kLengths | kPlan | kTrace | kFleet | kFiles | kJson | kOutput},
     {"up", "start the ranks of a cluster YAML on its nodes over ssh", "config", kCluster},
     {"down", "end the ranks that up started", "config", kCluster},
     {"status", "show the ranks that up started", "config", kCluster},
@@ -388,8 +404,8 @@ class FlagParser {
   std::vector<std::string> bare_;  // arguments that are no flags: at most the positional one
 };
 
-// A plan is of programs other than this one too: what is as lockstep usually does it is taken to be
-// left to the engine, unless the command line says it.
+// Plans and simulations are of programs other than this one too: what is as lockstep usually does
+// it is taken to be left to the engine, unless the command line says it.
 void LeaveToEngine(Options* options) {
   const Options usual;
   if (options->wire == usual.wire) options->wire.clear();
@@ -407,42 +423,12 @@ StatusOr<CommandLine> ParseCommand(const CommandSpec& command,
     LOCKSTEP_ASSIGN_OR_RETURN(const ClusterFile file, ReadClusterYaml(config));
     line.options = file.options;
   }
-  if (line.command == "plan") LeaveToEngine(&line.options);
+  if (line.command == "plan" || line.command == "simulate") LeaveToEngine(&line.options);
   LOCKSTEP_RETURN_IF_ERROR(parser.Apply(&line.options, &line.warnings));
   return line;
 }
 
-size_t EditDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({substituted, row[j] + 1, row[j - 1] + 1});
-    }
-  }
-  return row[b.size()];
-}
-
 }  // namespace
-
-std::string Nearest(std::string_view word, std::span<const std::string> candidates) {
-  constexpr size_t kLongestWord = 64;  // the distance is quadratic, and longer words are no slips
-  if (word.size() > kLongestWord) return {};
-  std::string best;
-  size_t best_distance = std::max<size_t>(2, word.size() / 3) + 1;
-  for (const std::string& candidate : candidates) {
-    const size_t distance = EditDistance(word, candidate);
-    if (distance < best_distance && distance < candidate.size()) {
-      best = candidate;
-      best_distance = distance;
-    }
-  }
-  return best;
-}
 
 std::string_view OptionGroup(std::string_view option) {
   const GroupSpec* group = FindGroup(option);

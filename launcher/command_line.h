@@ -32,7 +32,4 @@ std::string_view OptionGroup(std::string_view option);
 // As --log-level and --log-format say; `rank` < 0: one of many is not told from the others.
 void ConfigureLog(const Options& options, int rank);
 
-// The candidate nearest to `word`, or empty if none is near enough to be a likely slip.
-std::string Nearest(std::string_view word, std::span<const std::string> candidates);
-
 }  // namespace lockstep

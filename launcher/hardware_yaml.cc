@@ -11,7 +11,7 @@
 
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "launcher/command_line.h"
+#include "launcher/nearest.h"
 #include "runtime/base/file.h"
 #include "runtime/kernels/cache_row.h"
 

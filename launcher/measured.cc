@@ -18,6 +18,7 @@ constexpr double kKeptBack = 0.06;
 constexpr double kGib = 1024.0 * 1024 * 1024;
 constexpr double kLargest = 1e18;
 constexpr size_t kMostRanks = 1024;
+constexpr size_t kMostTests = 4096;
 
 // A number of a printed line; throws json::exception where it is none, and where it is no measure.
 double Positive(const json& value) {
@@ -31,6 +32,22 @@ void CheckRanks(double ranks, const json& line) {
     throw json::other_error::create(501, absl::StrFormat("%g ranks", ranks), &line);
 }
 
+MeasuredTest TestOf(const json& test, const json& line, int ranks) {
+  MeasuredTest found;
+  found.decode = test.at("test").get<std::string>() == "decode";
+  found.ranks = ranks;
+  found.tokens = Positive(test.at("tokens"));
+  found.tokens_per_s = Positive(test.at("tokens_per_second").at("median"));
+  if (found.decode) {
+    // A context may be empty.
+    found.context = Positive(json(test.at("context").get<double>() + 1)) - 1;
+    found.batch = Positive(test.at("batch"));
+  } else {
+    found.chunk = Positive(line.at("prefill_chunk"));
+  }
+  return found;
+}
+
 void AddBench(const json& line, Measured* measured) {
   const double ranks = Positive(line.at("ranks"));
   CheckRanks(ranks, line);
@@ -40,6 +57,12 @@ void AddBench(const json& line, Measured* measured) {
   measured->gb_per_s = {(Positive(read.at("before")) + Positive(read.at("after"))) / 2 / ranks,
                         source};
   measured->tops = {Positive(line.at("peak_gop_per_s")) / 1000 / ranks, source};
+  // Those of a pipeline are of another way of dividing.
+  if (!line.contains("tests") || line.value("mode", "tensor") != "tensor") return;
+  for (const json& test : line.at("tests")) {
+    if (measured->tests.size() < kMostTests)
+      measured->tests.push_back(TestOf(test, line, measured->ranks));
+  }
 }
 
 void AddDoctor(const json& line, Measured* measured) {

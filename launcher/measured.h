@@ -3,11 +3,23 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "runtime/base/status.h"
 #include "runtime/planner/hardware.h"
 
 namespace lockstep {
+
+// One test of `lockstep bench decode` or `bench prefill`.
+struct MeasuredTest {
+  bool decode = false;
+  int ranks = 1;
+  double tokens = 0;        // of the prompt, or that each sequence decodes
+  double context = 0;       // decode: before these
+  double batch = 1;         // decode: sequences together
+  double chunk = 256;       // prefill: most rows in one step
+  double tokens_per_s = 0;  // of all sequences together
+};
 
 // Of each figure the last one that the text has; what it has nothing of is not known.
 struct Measured {
@@ -16,8 +28,9 @@ struct Measured {
   planner::Figure tops;      // of a rank, at its peak
   // Of the rank with the least, less what is kept back for others; ranks of one host divide it.
   planner::Figure memory_gib;
-  bool memory_is_divided = true;  // false: the lines do not say which ranks are on one host
-  planner::Link link;             // the slowest of the transport that doctor would use
+  bool memory_is_divided = true;    // false: the lines do not say which ranks are on one host
+  planner::Link link;               // the slowest of the transport that doctor would use
+  std::vector<MeasuredTest> tests;  // all of them
 };
 
 // `text` has lines as these commands print them with --json, in any order; `name` stands for the

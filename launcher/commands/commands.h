@@ -23,6 +23,7 @@ Status BenchCommand(const Options& options);       // kernels, collectives, ...
 Status BurnCommand(const Options& options);        // hours of load, and a verdict
 Status DoctorCommand(const Options& options);      // this machine, every link between ranks
 Status PlanCommand(const Options& options);        // memory, speed and cost, before buying
+Status SimulateCommand(const Options& options);    // a trace of requests, on a virtual clock
 Status UpCommand(const Options& options);          // starts the ranks of a cluster YAML
 Status DownCommand(const Options& options);        // ends them
 Status StatusCommand(const Options& options);      // shows them

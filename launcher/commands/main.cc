@@ -40,6 +40,7 @@ constexpr Command kCommands[] = {
     {"burn", BurnCommand},
     {"doctor", DoctorCommand},
     {"plan", PlanCommand},
+    {"simulate", SimulateCommand},
     {"up", UpCommand},
     {"down", DownCommand},
     {"status", StatusCommand},

@@ -18,6 +18,8 @@ class VirtualClock final : public Clock {
  public:
   int64_t NowNs() const override { return now_ns_; }
   void Advance(int64_t ns) { now_ns_ += ns; }
+  // To any time: of parts that are simulated in turns, each has its own.
+  void Set(int64_t now_ns) { now_ns_ = now_ns; }
 
  private:
   int64_t now_ns_ = 0;

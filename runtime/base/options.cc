@@ -239,7 +239,7 @@ std::vector<OptionSpec> CircuitOptions() {
        1'000},
       {"circuit-window-ms",
        &O::circuit_window_ms,
-       "how long a loss counts among those",
+       "how long a loss counts among those: time in which ranks served",
        {},
        1'000,
        86'400'000},
@@ -314,7 +314,13 @@ std::vector<OptionSpec> PromptOptions() {
        {},
        -100,
        100},
-      {"seed", &O::seed, "seed of the random draws; default: a fresh one", {}, 0, 9e15, "-s"},
+      {"seed",
+       &O::seed,
+       "seed of the random draws; default: a fresh one, of simulate 1",
+       {},
+       0,
+       9e15,
+       "-s"},
       {"stop", &O::stop, "text that ends the answer; may be repeated"},
       {"logprobs", &O::logprobs, "report log-probabilities of the n best tokens", {}, 0, 20},
       {"ignore-eos", &O::ignore_eos, "go on after the model's end tokens"}};
@@ -327,7 +333,7 @@ std::vector<OptionSpec> BenchOptions() {
            {"kernels", "collectives", "decode", "prefill"}},
           {"prompt-tokens", &O::prompt_tokens,
            "lengths of the prompts of bench prefill, 128,512; of plan: how many of the context's "
-           "last tokens are the prompt, all"},
+           "last tokens are the prompt, all; of simulate: their mean, 512"},
           {"context",
            &O::context,
            "tokens before those of bench decode; of plan: of each user, 8192 if not given",
@@ -375,41 +381,78 @@ std::vector<OptionSpec> PlanOptions() {
        1}};
 }
 
+std::vector<OptionSpec> TraceOptions() {
+  return {
+      {"trace", &O::trace,
+       "file of requests, one a line as JSON: at_s, prompt_tokens, output_tokens, and if wanted "
+       "prefix_group, prefix_tokens, user; default: one is made from the following"},
+      {"rate", &O::rate, "requests a second, on average (Poisson)", {}, 1e-6, 1e6},
+      {"duration-s", &O::duration_s, "how long requests come", {}, 1e-3, 1e9},
+      {"day-curve", &O::day_curve,
+       "the rate goes with the hour: from a fifth of it at 3 to 1.8 times it at 15"},
+      {"output-tokens", &O::output_tokens, "mean length of answers", {}, 1, 16'777'216},
+      {"length-spread",
+       &O::length_spread,
+       "standard deviation of the logarithms of prompts' and answers' lengths; 0: all alike",
+       {},
+       0,
+       5},
+      {"prefix-groups",
+       &O::prefix_groups,
+       "groups whose prompts begin alike; 0: all differ",
+       {},
+       0,
+       1e9},
+      {"prefix-tokens",
+       &O::prefix_tokens,
+       "tokens of that beginning, before those of --prompt-tokens",
+       {},
+       0,
+       16'777'216},
+      {"replicas", &O::replicas, "clusters behind one router, all alike", {}, 1, 4096},
+      {"router",
+       &O::router,
+       "who gets a request: the replica with the fewest tokens to do, or the one that has its "
+       "group",
+       {"least", "prefix"}}};
+}
+
 std::vector<OptionSpec> OutputOptions() {
-  return {{"tokens", &O::tokens, "JSON file with token id lists; of bench: how many to decode, 32"},
-          {"out", &O::out, "output file; of shard: directory"},
-          {"quantize", &O::quantize,
-           "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0 or fp8, of attention, dense, experts and "
-           "shared; draft, embedding and head by name alone: q4_k,head=q6_k,draft=q8_0"},
-          {"record", &O::record,
-           "record the probe prompt's logits; verify: with --exact; shard: reads all weights; "
-           "files: before serving, for those who fetch; "
-           "bench collectives: gather-sum-bytes and direct-sum-bytes, in the file of --config"},
-          {"from", &O::from,
-           "URL in place of --model: a directory (lockstep files, Hugging Face) or a .gguf file"},
-          {"step",
-           &O::step,
-           "tokens per step through the cache; default: --prefill-chunk",
-           {},
-           1,
-           1'000'000},
-          {"together", &O::together, "run all sequences as one batch"},
-          {"dump-hidden", &O::dump_hidden,
-           "also write the final hidden states, and every rank's copy of them"},
-          {"fast", &O::fast,
-           "compute as the other commands do, quantized weights with 8-bit activations; default: "
-           "--exact"},
-          {"draft", &O::draft,
-           "also write what the draft layer (MTP) says: row t is for position t + 2"},
-          {"json", &O::json, "print one JSON object instead of text"},
-          {"log-level",
-           &O::log_level,
-           "what goes to stderr",
-           {"debug", "info", "warning", "error", "off"}},
-          {"log-format",
-           &O::log_format,
-           "how: lines to read, or a JSON object a line",
-           {"text", "json"}}};
+  return {
+      {"tokens", &O::tokens, "JSON file with token id lists; of bench: how many to decode, 32"},
+      {"out", &O::out, "output file; of shard: directory; of simulate: the trace that was made"},
+      {"quantize", &O::quantize,
+       "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0 or fp8, of attention, dense, experts and "
+       "shared; draft, embedding and head by name alone: q4_k,head=q6_k,draft=q8_0"},
+      {"record", &O::record,
+       "record the probe prompt's logits; verify: with --exact; shard: reads all weights; "
+       "files: before serving, for those who fetch; "
+       "bench collectives: gather-sum-bytes and direct-sum-bytes, in the file of --config"},
+      {"from", &O::from,
+       "URL in place of --model: a directory (lockstep files, Hugging Face) or a .gguf file"},
+      {"step",
+       &O::step,
+       "tokens per step through the cache; default: --prefill-chunk",
+       {},
+       1,
+       1'000'000},
+      {"together", &O::together, "run all sequences as one batch"},
+      {"dump-hidden", &O::dump_hidden,
+       "also write the final hidden states, and every rank's copy of them"},
+      {"fast", &O::fast,
+       "compute as the other commands do, quantized weights with 8-bit activations; default: "
+       "--exact"},
+      {"draft", &O::draft,
+       "also write what the draft layer (MTP) says: row t is for position t + 2"},
+      {"json", &O::json, "print one JSON object instead of text"},
+      {"log-level",
+       &O::log_level,
+       "what goes to stderr",
+       {"debug", "info", "warning", "error", "off"}},
+      {"log-format",
+       &O::log_format,
+       "how: lines to read, or a JSON object a line",
+       {"text", "json"}}};
 }
 
 }  // namespace
@@ -420,7 +463,7 @@ std::span<const OptionSpec> OptionTable() {
     for (const auto& part :
          {ModelOptions(), RankOptions(), ModeOptions(), ExchangeOptions(), LimitOptions(),
           ServingOptions(), CircuitOptions(), NodeOptions(), PromptOptions(), BenchOptions(),
-          BurnOptions(), PlanOptions(), OutputOptions()}) {
+          BurnOptions(), PlanOptions(), TraceOptions(), OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

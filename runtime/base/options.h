@@ -119,6 +119,17 @@ struct Options {
   std::string measured;
   int64_t users = 1;
   std::vector<double> draft_acceptance;
+  // `simulate`. A trace is read, or made from what follows it.
+  std::string trace;
+  double rate = 1;
+  double duration_s = 60;
+  bool day_curve = false;
+  int64_t output_tokens = 128;
+  double length_spread = 0.7;
+  int64_t prefix_groups = 0;
+  int64_t prefix_tokens = 0;
+  int64_t replicas = 1;
+  std::string router = "least";
   // Output.
   bool json = false;
   std::string log_level = "info";

@@ -28,10 +28,12 @@ double Seconds(int64_t from_ns, int64_t to_ns) {
 Engine::Engine(EngineOptions options, Executor* executor)
     : options_(std::move(options)),
       executor_(executor),
+      clock_(options_.clock != nullptr ? *options_.clock : Clock::Real()),
       scheduler_(options_.limits),
       prefill_budget_(options_.prefill_delay_s, options_.limits.prefill_rows) {
   load_.kv_blocks = options_.limits.kv_blocks;
   scheduler_.Restore(executor_->restored());
+  if (options_.stepped) return;
   try {
     publisher_ = std::thread([this] { Publisher(); });
     loop_ = std::thread([this] { Loop(); });
@@ -134,6 +136,7 @@ StatusOr<std::vector<uint64_t>> Engine::Stop(ErrorKind reason) {
     news_.notify_one();
   }
   if (loop_.joinable()) loop_.join();
+  if (options_.stepped) (void)Step();
   {
     const std::lock_guard lock(publish_mutex_);
     publisher_done_ = true;
@@ -197,6 +200,16 @@ Status Engine::Readiness() const {
   return OkStatus();
 }
 
+bool Engine::Step() {
+  LOCKSTEP_CHECK(options_.stepped);
+  if (ended_) return false;
+  const uint64_t before = plan_.step;
+  ended_ = !Turn();
+  std::unique_lock lock(publish_mutex_);
+  NotifyReaders(&lock);
+  return !ended_ && plan_.step != before;
+}
+
 void Engine::Loop() {
   while (Turn()) {
   }
@@ -245,6 +258,7 @@ bool Engine::Turn() {
     }
     return true;
   }
+  if (options_.stepped) return true;
   std::unique_lock lock(mutex_);
   news_.wait_for(lock, std::chrono::nanoseconds(kHealthPeriodNs),
                  [this] { return stopping_ || !submitted_.empty() || !cancelled_.empty(); });
@@ -459,12 +473,16 @@ void Engine::Publisher() {
   while (true) {
     publish_news_.wait(lock, [this] { return publisher_done_ || !to_notify_.empty(); });
     if (to_notify_.empty()) return;
-    std::vector<std::shared_ptr<OutputStream>> streams;
-    streams.swap(to_notify_);
-    lock.unlock();
-    for (const std::shared_ptr<OutputStream>& stream : streams) stream->Notify();
-    lock.lock();
+    NotifyReaders(&lock);
   }
+}
+
+void Engine::NotifyReaders(std::unique_lock<std::mutex>* lock) {
+  std::vector<std::shared_ptr<OutputStream>> streams;
+  streams.swap(to_notify_);
+  lock->unlock();
+  for (const std::shared_ptr<OutputStream>& stream : streams) stream->Notify();
+  lock->lock();
 }
 
 }  // namespace lockstep

@@ -1,5 +1,5 @@
 // The engine of rank 0: takes requests from any thread and runs the loop schedule -> compute ->
-// sample -> publish on a thread of its own.
+// sample -> publish on a thread of its own, or in turns that its owner asks for.
 #pragma once
 
 #include <atomic>
@@ -53,6 +53,11 @@ struct EngineOptions {
   int64_t probe_ms = 0;
   // How much longer a step in which sequences decode may take because of prompts; 0: any time.
   double prefill_delay_s = 0;
+  // For simulations: no threads. Whoever made the engine calls Step, one call of any kind at a
+  // time, and readers are notified from there. Deadlines of requests are of the real clock all the
+  // same.
+  bool stepped = false;
+  const Clock* clock = nullptr;  // null: the real one; outlives the engine
 };
 
 struct EngineLoad {
@@ -87,6 +92,9 @@ class Engine {
   // Takes no more requests and waits until all have ended or `timeout_ms` passed; what still runs
   // then goes on until Stop cancels it. Any thread.
   void Drain(int64_t timeout_ms);
+  // If `stepped`: one turn of the loop, with all that is published. False if there was nothing to
+  // compute, or the engine has failed.
+  bool Step();
   // Cancels what runs, has the ranks keep their cache if they do so (Executor::keeps_cache) and the
   // reason is none or an interruption, sends the stop plan to all ranks and ends the loop. Returns
   // each rank's digest over all steps; after a failure, that failure. Once.
@@ -123,9 +131,11 @@ class Engine {
   };
   void Loop();
   void Publisher();
+  void NotifyReaders(std::unique_lock<std::mutex>* lock);
   // One turn of the loop; false to end it.
   bool Turn();
   void CountLoad();
+  int64_t NowNs() const { return clock_.NowNs(); }
   void StopRanks();
   Status KeepCache();
   void TakeNews();
@@ -143,6 +153,7 @@ class Engine {
 
   EngineOptions options_;  // Resume changes the limits, under mutex_
   Executor* executor_;     // the loop's own
+  const Clock& clock_;
 
   // Shared with callers.
   mutable std::mutex mutex_;
@@ -170,6 +181,7 @@ class Engine {
   StepPlan plan_;
   StepOutcome outcome_;
   int64_t next_health_ns_ = 0;
+  bool ended_ = false;  // if stepped: the last turn was made
 
   // Notifications leave through a thread of their own, so that no reader is on the loop's path.
   std::mutex publish_mutex_;

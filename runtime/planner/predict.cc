@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "runtime/base/largest.h"
 #include "runtime/planner/seats.h"
+#include "runtime/planner/step_time.h"
 
 namespace lockstep::planner {
 namespace {
@@ -15,32 +16,7 @@ constexpr double kGib = 1024.0 * 1024 * 1024;
 
 double Gib(uint64_t bytes) { return static_cast<double>(bytes) / kGib; }
 
-Parts operator+(const Parts& a, const Parts& b) {
-  return {a.read + b.read, a.slow_read + b.slow_read, a.arithmetic + b.arithmetic,
-          a.exchange + b.exchange};
-}
-
-Parts operator*(double factor, const Parts& parts) {
-  return {factor * parts.read, factor * parts.slow_read, factor * parts.arithmetic,
-          factor * parts.exchange};
-}
-
 bool Shorter(const Parts& a, const Parts& b) { return a.total() < b.total(); }
-
-// The parts of a seat's weights that lie in slow memory: experts first, of which a row reads few.
-struct SlowParts {
-  double always = 0;
-  double experts = 0;
-};
-
-// A seat, and what is asked of it for every step, worked out once.
-struct Station {
-  Seat seat;
-  LayerBytes layers;                // all of them
-  double position_bytes = 0;        // of cache
-  double draft_position_bytes = 0;  // of cache, of the draft layer
-  SlowParts slow;
-};
 
 // What all ways share.
 class Predictor {
@@ -50,9 +26,7 @@ class Predictor {
       : hardware_(hardware),
         engine_(engine),
         load_(load),
-        work_(WorkOf(model.config)),
-        hidden_(static_cast<double>(model.config.hidden_size)),
-        layers_(static_cast<double>(model.config.num_hidden_layers)),
+        times_(model, hardware, engine, load),
         most_positions_(model.config.max_position_embeddings) {}
 
   Way Examine(std::string name, const std::vector<Seat>& seats) const;
@@ -67,29 +41,9 @@ class Predictor {
   std::string WhyNot(const std::vector<Seat>& seats, const Way& way) const;
   std::string WhatWouldFit(const std::vector<Seat>& seats, const Way& way) const;
   bool EngineHas(const std::string& way) const;
-  bool KnowsArithmetic() const {
-    return hardware_.node.tops.known() && engine_.arithmetic_share.known();
-  }
   void PredictDecode(const std::vector<Station>& seats, Way* way) const;
   void PredictPrompt(const std::vector<Station>& seats, Way* way) const;
   void PredictCost(size_t ranks, Way* way) const;
-
-  std::vector<Station> StationsOf(const std::vector<Seat>& seats) const;
-  SlowParts SlowOf(const Seat& seat) const;
-  double ReadSeconds(double bytes) const {
-    return bytes / (hardware_.node.gb_per_s.value * 1e9 * engine_.read_share.value);
-  }
-  double ArithmeticSeconds(double operations) const;
-  Parts ReadParts(const SlowParts& slow, const LayerBytes& reads, double head, double cache) const;
-  // One step that continues so many users, without exchanges. Draft layers run where the head is.
-  Parts DecodeParts(const Station& station, double users) const;
-  // The rows [begin, end) of a prompt, without exchanges.
-  Parts ChunkParts(const Station& station, double begin, double end) const;
-  // A sum over all ranks of so many bytes, and a message to the next stage.
-  double SumSeconds(double bytes, double ranks) const;
-  double HopSeconds(double bytes) const;
-  double ExchangesPerStep() const { return 2 * layers_ + 1; }  // and one for the next token
-  double BytesOfRows(double rows) const { return rows * hidden_ * load_.wire_bytes; }
 
   Parts TensorStep(const std::vector<Station>& seats, double users) const;
   Parts PipelineRound(const std::vector<Station>& seats, double users) const;
@@ -101,8 +55,7 @@ class Predictor {
   const Hardware& hardware_;
   const Engine& engine_;
   const Load& load_;
-  const RowWork work_;
-  const double hidden_, layers_;
+  const StepTimes times_;
   const int64_t most_positions_;
 };
 
@@ -163,117 +116,16 @@ bool Predictor::EngineHas(const std::string& way) const {
   return ways.empty() || std::find(ways.begin(), ways.end(), way) != ways.end();
 }
 
-std::vector<Station> Predictor::StationsOf(const std::vector<Seat>& seats) const {
-  std::vector<Station> stations;
-  for (const Seat& seat : seats) {
-    Seat one = seat;
-    one.config.num_hidden_layers = 1;
-    stations.push_back({seat, LayersOf(seat), CacheBytesOf(seat, load_.cache),
-                        CacheBytesOf(one, load_.cache), SlowOf(seat)});
-  }
-  return stations;
-}
-
-SlowParts Predictor::SlowOf(const Seat& seat) const {
-  if (!hardware_.node.slow_gib.known()) return {};
-  const MemoryPlan plan = MemoryOf(seat, load_, load_.users, load_.context);
-  double over = static_cast<double>(plan.total()) - hardware_.node.memory_gib.value * kGib;
-  if (over <= 0) return {};
-  double experts = 0, always = static_cast<double>(seat.bytes.head);
-  for (const LayerBytes& layer : seat.bytes.layers) {
-    experts += static_cast<double>(layer.experts);
-    always += static_cast<double>(layer.always);
-  }
-  SlowParts slow;
-  if (experts > 0) slow.experts = std::min(1.0, over / experts);
-  over -= slow.experts * experts;
-  if (always > 0) slow.always = std::clamp(over / always, 0.0, 1.0);
-  return slow;
-}
-
-double Predictor::ArithmeticSeconds(double operations) const {
-  return operations / (hardware_.node.tops.value * 1e12 * engine_.arithmetic_share.value);
-}
-
-Parts Predictor::ReadParts(const SlowParts& slow, const LayerBytes& reads, double head,
-                           double cache) const {
-  const double always = static_cast<double>(reads.always) + head;
-  const auto experts = static_cast<double>(reads.experts);
-  Parts parts;
-  parts.read = ReadSeconds((1 - slow.always) * always + (1 - slow.experts) * experts + cache);
-  const double behind = slow.always * always + slow.experts * experts;
-  if (behind > 0) {
-    parts.slow_read =
-        behind / (hardware_.node.slow_gb_per_s.value * 1e9 * engine_.read_share.value);
-  }
-  return parts;
-}
-
-Parts Predictor::DecodeParts(const Station& station, double users) const {
-  const Seat& seat = station.seat;
-  const double depth = seat.drafts ? static_cast<double>(load_.draft_acceptance.size()) : 0;
-  const double rows = users * static_cast<double>(1 + load_.draft_acceptance.size());
-  const auto context = static_cast<double>(load_.context);
-  LayerBytes reads = ReadsOf(seat.config, station.layers, rows);
-  const LayerBytes once = ReadsOf(seat.config, seat.bytes.draft, users);
-  reads.always += static_cast<uint64_t>(depth * static_cast<double>(once.always));
-  reads.experts += static_cast<uint64_t>(depth * static_cast<double>(once.experts));
-  // Each draft reads the head again.
-  const double head = (1 + depth) * static_cast<double>(seat.bytes.head);
-  const double cache =
-      users * context * (station.position_bytes + depth * station.draft_position_bytes);
-  Parts parts = ReadParts(station.slow, reads, head, cache);
-  if (!KnowsArithmetic()) return parts;
-  const double draft_parameters =
-      work_.layer_parameters / layers_ + 2 * hidden_ * hidden_ + work_.head_parameters;
-  parts.arithmetic = ArithmeticSeconds(
-      rows *
-          (2 * (seat.layer_work * work_.layer_parameters + seat.head_work * work_.head_parameters) +
-           seat.layer_work * work_.attention_per_position * context) +
-      depth * users * seat.head_work *
-          (2 * draft_parameters + work_.attention_per_position / layers_ * context));
-  // With few rows products wait for memory all the time; what takes longer hides the other.
-  if (parts.arithmetic < parts.read + parts.slow_read) {
-    parts.arithmetic = 0;
-  } else {
-    parts.read = parts.slow_read = 0;
-  }
-  return parts;
-}
-
-Parts Predictor::ChunkParts(const Station& station, double begin, double end) const {
-  const double rows = end - begin;
-  const double cache = end * station.position_bytes;
-  Parts parts =
-      ReadParts(station.slow, ReadsOf(station.seat.config, station.layers, rows), 0, cache);
-  const double positions = rows * (begin + end) / 2;
-  parts.arithmetic =
-      ArithmeticSeconds(station.seat.layer_work * (2 * rows * work_.layer_parameters +
-                                                   positions * work_.attention_per_position));
-  return parts;
-}
-
-double Predictor::SumSeconds(double bytes, double ranks) const {
-  if (ranks < 2) return 0;
-  const double latency = hardware_.link.latency_us.value * 1e-6;
-  const double byte = 1 / (hardware_.link.gb_per_s.value * 1e9);
-  const double scattered = 2 * (ranks - 1) / ranks * bytes * byte;
-  if (engine_.ring) return 2 * (ranks - 1) * latency + scattered;
-  return std::min(latency + (ranks - 1) * bytes * byte, 2 * latency + scattered);
-}
-
-double Predictor::HopSeconds(double bytes) const {
-  return 1e-6 * hardware_.link.latency_us.value + bytes / (hardware_.link.gb_per_s.value * 1e9);
-}
-
 Parts Predictor::TensorStep(const std::vector<Station>& seats, double users) const {
   Parts slowest;
-  for (const Station& seat : seats) slowest = std::max(slowest, DecodeParts(seat, users), Shorter);
+  for (const Station& seat : seats)
+    slowest = std::max(slowest, times_.Decode(seat, users), Shorter);
   const auto depth = static_cast<double>(load_.draft_acceptance.size());
   const auto ranks = static_cast<double>(seats.size());
   // A draft joins its inputs, sums twice and chooses a token.
-  slowest.exchange = ExchangesPerStep() * SumSeconds(BytesOfRows(users * (1 + depth)), ranks) +
-                     depth * 4 * SumSeconds(BytesOfRows(users), ranks);
+  slowest.exchange = times_.ExchangesPerStep() *
+                         times_.SumSeconds(times_.BytesOfRows(users * (1 + depth)), ranks) +
+                     depth * 4 * times_.SumSeconds(times_.BytesOfRows(users), ranks);
   return slowest;
 }
 
@@ -283,8 +135,8 @@ Parts Predictor::PipelineRound(const std::vector<Station>& seats, double users) 
   const double rows = users / groups * static_cast<double>(1 + load_.draft_acceptance.size());
   Parts once, slowest;
   for (const Station& seat : seats) {
-    Parts stage = DecodeParts(seat, users / groups);
-    stage.exchange = HopSeconds(BytesOfRows(rows));
+    Parts stage = times_.Decode(seat, users / groups);
+    stage.exchange = times_.HopSeconds(times_.BytesOfRows(rows));
     once = once + stage;
     slowest = std::max(slowest, stage, Shorter);
   }
@@ -305,9 +157,10 @@ Parts Predictor::TensorPrompt(const std::vector<Station>& seats) const {
   ForEachChunk([&](double begin, double end) {
     Parts slowest;
     for (const Station& seat : seats)
-      slowest = std::max(slowest, ChunkParts(seat, begin, end), Shorter);
-    slowest.exchange = ExchangesPerStep() *
-                       SumSeconds(BytesOfRows(end - begin), static_cast<double>(seats.size()));
+      slowest = std::max(slowest, times_.Chunk(seat, begin, end), Shorter);
+    slowest.exchange =
+        times_.ExchangesPerStep() *
+        times_.SumSeconds(times_.BytesOfRows(end - begin), static_cast<double>(seats.size()));
     all = all + slowest;
   });
   return all;
@@ -318,8 +171,8 @@ Parts Predictor::PipelinePrompt(const std::vector<Station>& seats) const {
   for (const Station& seat : seats) {
     Parts stage, chunk;
     ForEachChunk([&](double begin, double end) {
-      chunk = ChunkParts(seat, begin, end);
-      chunk.exchange = HopSeconds(BytesOfRows(end - begin));
+      chunk = times_.Chunk(seat, begin, end);
+      chunk.exchange = times_.HopSeconds(times_.BytesOfRows(end - begin));
       stage = stage + chunk;
     });
     all = all + stage;
@@ -348,7 +201,7 @@ void Predictor::PredictDecode(const std::vector<Station>& seats, Way* way) const
 }
 
 void Predictor::PredictPrompt(const std::vector<Station>& seats, Way* way) const {
-  if (!KnowsArithmetic()) {
+  if (!times_.KnowsArithmetic()) {
     way->prefill_reason =
         hardware_.node.tops.known()
             ? "how much of the arithmetic " + engine_.name + " uses for prompts is not known"
@@ -401,7 +254,7 @@ Way Predictor::Examine(std::string name, const std::vector<Seat>& seats) const {
         "--engine names others, if any was measured on such machines",
         engine_.name);
   }
-  const std::vector<Station> stations = StationsOf(seats);
+  const std::vector<Station> stations = times_.StationsOf(seats);
   PredictDecode(stations, &way);
   PredictPrompt(stations, &way);
   PredictCost(seats.size(), &way);

@@ -122,5 +122,41 @@ TEST(SimNetwork, TakesVirtualTimeForLatencyAndBandwidth) {
   EXPECT_LT(network->clock->NowNs(), (int64_t{1} << 20) * 1000 + 41 * options.latency_ns);
 }
 
+// One thread, which polls as often as it likes: the clock goes on when it says so, and no further.
+TEST(SimNetwork, IsDrivenByWhoeverAdvancesIt) {
+  SimOptions options;
+  options.window_bytes = 1000;
+  options.latency_ns = 1000;
+  options.jitter = 0;
+  options.stragglers = false;
+  options.bytes_per_us = 10;
+  options.driven = true;
+  StatusOr<SimNetwork> network = MakeSimNetwork(options);
+  ASSERT_TRUE(network.ok());
+  Link& a = *network->meshes[0].links[1];
+  Link& b = *network->meshes[1].links[0];
+  EXPECT_FALSE(network->advance(500).happened);
+  EXPECT_EQ(network->clock->NowNs(), 500);
+  ASSERT_TRUE(b.Expect(0, 100).ok());
+  ASSERT_TRUE(a.Put(0, 100, 7).ok());
+  for (int poll = 0; poll < 500; ++poll) {
+    EXPECT_EQ(a.Poll()->puts, 0u);
+    EXPECT_EQ(b.Poll()->arrivals, 0u);
+  }
+  EXPECT_EQ(network->clock->NowNs(), 500);
+  const SimEvent left = network->advance(20'000);
+  EXPECT_TRUE(left.happened && !left.arrived);
+  EXPECT_EQ(network->clock->NowNs(), 10'500);
+  EXPECT_EQ(a.Poll()->puts, 1u);
+  EXPECT_FALSE(network->advance(11'000).happened);
+  const SimEvent arrived = network->advance(20'000);
+  EXPECT_TRUE(arrived.happened && arrived.arrived);
+  EXPECT_EQ(arrived.from, 0);
+  EXPECT_EQ(arrived.to, 1);
+  EXPECT_EQ(network->clock->NowNs(), 11'500);
+  EXPECT_EQ(b.Poll()->arrivals, 1u);
+  EXPECT_FALSE(network->advance(20'000).happened);
+}
+
 }  // namespace
 }  // namespace lockstep

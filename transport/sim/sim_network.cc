@@ -94,6 +94,8 @@ class Network {
     return lock;
   }
 
+  std::unique_lock<std::mutex> Lock() { return std::unique_lock(mutex_); }
+
   // --- under the lock ---
 
   void Acts(int rank) { ranks_[rank].idle_polls = 0; }
@@ -169,7 +171,15 @@ class Network {
   bool PolledInVain(int rank) {
     ++ranks_[rank].idle_polls;
     AdvanceWhileAllWait();
-    return ranks_[rank].idle_polls < kIdlePolls;
+    return options_.driven || ranks_[rank].idle_polls < kIdlePolls;
+  }
+
+  SimEvent Advance(int64_t until_ns) {
+    if (events_.empty() || std::get<0>(*events_.begin()) > until_ns) {
+      clock_->Set(std::max(until_ns, clock_->NowNs()));
+      return {};
+    }
+    return NextEvent();
   }
 
   void Sleep(int rank, int64_t timeout_us, std::unique_lock<std::mutex>* lock) {
@@ -197,9 +207,11 @@ class Network {
   }
   int64_t Latency(int from, int to, uint64_t number) const {
     const uint64_t draw = Draw(from, to, number);
+    const auto jitter_ns =
+        static_cast<int64_t>(static_cast<double>(options_.latency_ns) * options_.jitter);
     const int64_t usual =
-        options_.latency_ns + static_cast<int64_t>(draw % 1024) * options_.latency_ns / 1024;
-    return draw >> 32 & 31 ? usual : 20 * usual;
+        options_.latency_ns + static_cast<int64_t>(draw % 1024) * jitter_ns / 1024;
+    return draw >> 32 & 31 || !options_.stragglers ? usual : 20 * usual;
   }
   void Schedule(int64_t due_ns, int from, int to, EventKind kind) {
     const uint64_t number = FlowOf(from, to).number;
@@ -212,13 +224,17 @@ class Network {
   }
 
   void AdvanceWhileAllWait() {
-    while (!events_.empty() && std::all_of(ranks_.begin(), ranks_.end(),
-                                           [&](RankState& rank) { return Waits(&rank); })) {
-      const auto [due_ns, draw, from, to, number, kind] = *events_.begin();
-      events_.erase(events_.begin());
-      clock_->Set(std::max(due_ns, clock_->NowNs()));
-      Happen(from, to, kind);
-    }
+    while (!options_.driven && !events_.empty() &&
+           std::all_of(ranks_.begin(), ranks_.end(), [&](RankState& rank) { return Waits(&rank); }))
+      (void)NextEvent();
+  }
+
+  SimEvent NextEvent() {
+    const auto [due_ns, draw, from, to, number, kind] = *events_.begin();
+    events_.erase(events_.begin());
+    clock_->Set(std::max(due_ns, clock_->NowNs()));
+    Happen(from, to, kind);
+    return {true, kind == EventKind::kArrived, from, to};
   }
 
   void Happen(int from, int to, EventKind kind) {
@@ -372,9 +388,14 @@ StatusOr<Window> ViewOf(const Window& window, const SimOptions& options) {
 
 StatusOr<SimNetwork> MakeSimNetwork(const SimOptions& options) {
   LOCKSTEP_CHECK(options.ranks > 0 && options.latency_ns > 0 && options.bytes_per_us > 0);
+  LOCKSTEP_CHECK(options.jitter >= 0 && options.jitter <= 100);
   const auto network = std::make_shared<Network>(options);
   SimNetwork result;
   result.clock = network->clock();
+  result.advance = [network](int64_t until_ns) {
+    const std::unique_lock lock = network->Lock();
+    return network->Advance(until_ns);
+  };
   for (int rank = 0; rank < options.ranks; ++rank) {
     Mesh mesh;
     LOCKSTEP_ASSIGN_OR_RETURN(mesh.window, options.in_place
