@@ -443,7 +443,7 @@ Status OpenedSession::Reopen(const Status& why) {
   if (rank() == 0 || world_.origin == WorldOrigin::kNodes)
     log::Warning("%s; --recover: forming the group again", MessageOf(why));
   GiveUp(why);
-  if (rank() != 0) patience_ms_ = options_.circuit_longest_wait_ms;
+  if (rank() != 0 && options_.circuit_failures > 0) patience_ms_ = options_.circuit_longest_wait_ms;
   if (spawned_ != nullptr)
     LOCKSTEP_RETURN_IF_ERROR(spawned_->Restart(LostRank(why), options_.start_timeout_ms));
   LOCKSTEP_RETURN_IF_ERROR(Join());

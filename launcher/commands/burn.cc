@@ -43,8 +43,10 @@ struct Burn {
   std::vector<double> tokens_per_s;  // of parts of the time, all as long
   std::vector<std::string> findings;
 
-  void Find(std::string finding) {
-    if (findings.size() < kMostFindings) findings.push_back(std::move(finding));
+  void Find(std::string finding) { findings.push_back(std::move(finding)); }
+  // Of requests there may be many; what is found out at the end must have a place.
+  void FindOfRequest(std::string finding) {
+    if (findings.size() < kMostFindings) Find(std::move(finding));
   }
 };
 
@@ -74,6 +76,11 @@ class Driver {
       next_s += part_s;
     }
     burn->seconds = now_s();
+    // How long they would take more depends on the model.
+    for (Running& running : running_) {
+      engine_.Cancel(running.stream->id());
+      running.cancelled = true;
+    }
     const Deadline deadline = Deadline::After(kDrainMs);
     while (!running_.empty() && !deadline.Passed()) {
       Take(burn);
@@ -114,7 +121,7 @@ class Driver {
 
   void Fail(const BurnRequest& request, const Status& why, Burn* burn) {
     ++burn->failed;
-    burn->Find(
+    burn->FindOfRequest(
         absl::StrFormat("request %d ended with an error: %s", request.number, MessageOf(why)));
   }
 
@@ -148,9 +155,9 @@ class Driver {
     if (running.request.again) ++burn->repeated;
     if (load_.Answered(running.request, running.ids)) return;
     ++burn->different;
-    burn->Find(absl::StrFormat(
+    burn->FindOfRequest(absl::StrFormat(
         "request %d was answered with other tokens than before: a rank computes wrongly, so look "
-        "at its memory first (the same --seed asks the same again)",
+        "at its memory first",
         running.request.number));
   }
 
@@ -294,6 +301,7 @@ Status BurnOnRankZero(const Options& options, const TextSession& opened, HealthW
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<GroupExecutor> executor, MakeExecutor(session));
   const std::unique_ptr<Engine> engine = MakeEngine(session, *opened.text, executor.get());
   Burn burn;
+  log::Info("burning for %.3g minutes", options.minutes);
   Driver driver(*engine, BurnLoad(ShapeOf(session, options)), options);
   driver.Run(&burn);
   const StatusOr<std::vector<uint64_t>> digests = engine->Stop(ErrorKind{0});

@@ -103,6 +103,8 @@ StatusOr<Ends> StartEnds(const Options& options, const ServedModel& model, const
 }
 
 constexpr auto kLookAgain = std::chrono::milliseconds(50);
+// How long clients are asked to wait while lost ranks start, and read their weights, once more.
+constexpr int64_t kRetryWhileFormingS = 10;
 
 CircuitOptions CircuitOf(const Options& options) {
   return {.failures = options.circuit_failures,
@@ -163,10 +165,16 @@ struct Mender {
       log::Warning("%s", MessageOf(Refusal(breaker, session.options(), lost)));
       session.GiveUp(lost);  // memory too, which nobody needs meanwhile
     }
+    const bool waits = !breaker.MayTry();
     while (!breaker.MayTry()) {
       if (Interrupted()) return InterruptedError();
       refuse(Refusal(breaker, session.options(), lost));
       std::this_thread::sleep_for(kLookAgain);
+    }
+    if (waits) {
+      refuse(WithRetryAfter(
+          PeerLostError("the ranks are being started again; the last time: %s", MessageOf(lost)),
+          kRetryWhileFormingS));
     }
     return session.Reopen(lost);
   }
@@ -195,11 +203,13 @@ Status ServeThroughLosses(Mender& mender, Engine& engine, ClusterWatch& watch, G
   while (true) {
     const Status end = WatchUntilTheEnd(engine, mender.breaker, watch);
     if (!session.CanReopen(end)) return end;
+    const int64_t lost_ns = NowNs();
     server.SetServing(false);
     watch.SetSource({});
     executor->reset();
     LOCKSTEP_RETURN_IF_ERROR(mender.Reopen(end));
     LOCKSTEP_ASSIGN_OR_RETURN(*executor, mender.MakeThroughLosses());
+    mender.breaker.Skip(NowNs() - lost_ns);
     engine.Resume(LimitsOf(session), executor->get());
     watch.SetSource(FactsOf(session));
     server.SetServing(true);

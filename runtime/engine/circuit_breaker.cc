@@ -24,8 +24,8 @@ void CircuitBreaker::Failed() {
   failed_ns_.push_back(clock_.NowNs());
   if (failures() > options_.failures) failed_ns_.pop_front();
   if (state_ != State::kHalfOpen && failures() < options_.failures) return;
-  wait_ms_ = std::min(wait_ms_ == 0 ? options_.first_wait_ms : wait_ms_ * 2,
-                      std::max(options_.longest_wait_ms, options_.first_wait_ms));
+  wait_ms_ =
+      std::min(wait_ms_ == 0 ? options_.first_wait_ms : wait_ms_ * 2, options_.longest_wait_ms);
   opened_ns_ = clock_.NowNs();
   state_ = State::kOpen;
 }
@@ -33,6 +33,10 @@ void CircuitBreaker::Failed() {
 bool CircuitBreaker::MayTry() {
   if (state_ == State::kOpen && RemainingMs() == 0) state_ = State::kHalfOpen;
   return state_ != State::kOpen;
+}
+
+void CircuitBreaker::Skip(int64_t ns) {
+  for (int64_t& failed_ns : failed_ns_) failed_ns += ns;
 }
 
 void CircuitBreaker::Succeeded() { state_ = State::kClosed; }

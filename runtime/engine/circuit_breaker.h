@@ -31,6 +31,8 @@ class CircuitBreaker {
   void Failed();
   // Whether to form a group now: an open circuit whose wait is over becomes half open.
   bool MayTry();
+  // Time in which no group computed, and so none could be lost: the window does not go on with it.
+  void Skip(int64_t ns);
   // A group has computed.
   void Succeeded();
 

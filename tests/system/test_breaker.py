@@ -33,19 +33,22 @@ class Breaker(TestCase):
         return [token for part in server.stub.Generate(greedy([1, 2, 3], 20), timeout=60) for token in part.token_ids]
 
     def lose_one(self, server):
-        """Kills the last rank, and waits until the server knows; returns it and those that are left."""
+        """Kills the last rank; returns it and those that are left."""
         *left, victim = children(server.process.pid)
         os.kill(victim, signal.SIGKILL)
-        self.assertTrue(wait_for(lambda: not self.is_ready(server), step=0.002))
         return victim, left
+
+    def is_mended(self, server, victim, left):
+        now = children(server.process.pid)
+        return victim not in now and len(now) > len(left) and self.is_ready(server)
 
     def test_ranks_that_are_lost_again_and_again_are_left_alone_for_a_while(self):
         # The circuit is open for longer than a rank waits for a start.
-        with Server("--ranks", 3, "--recover", "--circuit-failures", 2, "--start-timeout-ms", 6000, "--circuit-wait-ms", 8000,
-                    "--circuit-longest-wait-ms", 9000) as server:
+        with Server("--ranks", 3, "--recover", "--circuit-failures", 2, "--start-timeout-ms", 10000, "--circuit-wait-ms", 15000,
+                    "--circuit-longest-wait-ms", 16000) as server:
             want = self.answer(server)
-            self.lose_one(server)
-            self.assertTrue(wait_for(lambda: self.is_ready(server)), "one loss is mended at once")
+            lost = self.lose_one(server)
+            self.assertTrue(wait_for(lambda: self.is_mended(server, *lost)), "one loss is mended at once")
             self.assertFalse(self.is_open(server))
             self.assertEqual(self.answer(server), want)
 
@@ -54,7 +57,7 @@ class Breaker(TestCase):
             for path, body in ROUTES.items():
                 status, retry_after, text = self.ask(server, "POST", path, body)
                 self.assertEqual(status, 503, text)
-                self.assertIn(int(retry_after), range(1, 9))
+                self.assertIn(int(retry_after), range(1, 17))
                 error = json.loads(text)["error"]
                 self.assertEqual(error["type"], "overloaded_error" if path == "/v1/messages" else "unavailable_error")
                 self.assertRegex(error["message"], rf"lost 2 times within 300 s and are not started .*pid {victim}\b")
@@ -82,8 +85,8 @@ class Breaker(TestCase):
     def test_without_a_bound_it_is_formed_again_every_time(self):
         with Server("--ranks", 2, "--recover", "--circuit-failures", 0) as server:
             for _ in range(4):
-                self.lose_one(server)
-                self.assertTrue(wait_for(lambda: self.is_ready(server)))
+                lost = self.lose_one(server)
+                self.assertTrue(wait_for(lambda: self.is_mended(server, *lost)))
                 self.assertFalse(self.is_open(server))
 
 

@@ -12,10 +12,14 @@ SMALL = ("--max-num-seqs", 4, "--max-model-len", 512)
 
 
 class Burn(TestCase):
+    def wait_until_it_burns(self, process):
+        while b"burning for" not in (line := process.stderr.readline()):
+            self.assertTrue(line, "it ended before it began")
+
     def test_ranks_that_stay_right_are_told_ok_with_figures_of_each(self):
         for mode in ((), ("--mode", "pipeline")):
             with self.subTest(mode=mode):
-                done = run("burn", "--model", TINY, "--ranks", 2, "--minutes", 0.08, "--json", *SMALL, *mode)
+                done = run("burn", "--model", TINY, "--ranks", 2, "--minutes", 0.12, "--json", *SMALL, *mode)
                 self.assertEqual(done.returncode, 0, done.stderr.decode())
                 report = json.loads(done.stdout)
                 self.assertEqual((report["verdict"], report["findings"]), ("ok", []))
@@ -34,7 +38,7 @@ class Burn(TestCase):
     def test_a_lost_rank_fails_it_by_name(self):
         process = start("burn", "--model", TINY, "--ranks", 3, "--minutes", 5, *SMALL)
         self.assertTrue(wait_for(lambda: len(children(process.pid)) == 2))
-        time.sleep(2)  # it may be loading, or burning: the sentence is the same
+        self.wait_until_it_burns(process)
         victim = children(process.pid)[1]
         os.kill(victim, signal.SIGKILL)
         code, out, err = self.end(process, 30)
@@ -44,7 +48,8 @@ class Burn(TestCase):
     def test_a_signal_ends_it_early_with_the_verdict_so_far(self):
         process = start("burn", "--model", TINY, "--ranks", 2, "--minutes", 5, "--json", *SMALL)
         self.assertTrue(wait_for(lambda: len(children(process.pid)) == 1))
-        time.sleep(4)
+        self.wait_until_it_burns(process)
+        time.sleep(2)
         process.send_signal(signal.SIGINT)
         code, out, err = self.end(process, 30)
         self.assertEqual(code, 0, err)

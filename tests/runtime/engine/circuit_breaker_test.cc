@@ -110,11 +110,23 @@ TEST(CircuitBreaker, WaitsBeyondTheWindowStillDouble) {
   }
 }
 
-TEST(CircuitBreaker, AWaitBeyondTheLongestIsKeptAsGiven) {
+TEST(CircuitBreaker, NoWaitIsBeyondTheLongest) {
   VirtualClock clock;
   CircuitBreaker breaker({.failures = 1, .first_wait_ms = 5'000, .longest_wait_ms = 1'000}, clock);
   breaker.Failed();
-  EXPECT_EQ(breaker.RemainingMs(), 5'000);
+  EXPECT_EQ(breaker.RemainingMs(), 1'000);
+}
+
+TEST(CircuitBreaker, TimeWithoutAGroupAgesNoFailure) {
+  VirtualClock clock;
+  CircuitBreaker breaker({.failures = 2, .window_ms = 1'000, .first_wait_ms = 100}, clock);
+  breaker.Failed();
+  // Its weights are read for long.
+  clock.Advance(5'000'000'000);
+  breaker.Skip(5'000'000'000);
+  clock.Advance(900'000'000);
+  breaker.Failed();
+  EXPECT_FALSE(breaker.MayTry());
 }
 
 }  // namespace
