@@ -47,7 +47,7 @@ def parse():
     parser.add_argument("--max-num-seqs", type=int, default=8)
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--batches", default="1,4,8", help="of bench decode")
-    parser.add_argument("--lengths", default="128,256", help="of bench prefill")
+    parser.add_argument("--lengths", help="of bench prefill; default: the mean prompt's and twice that")
     parser.add_argument("--repeat", type=int, default=3, help="of each bench")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
@@ -75,7 +75,8 @@ def measure(recorder, arguments):
     for batch in arguments.batches.split(","):
         lines.append(recorder.run([arguments.binary, "bench", "decode", "--context", arguments.prompt_tokens, "--tokens",
                                    arguments.output_tokens, "--batch", batch, *bench])[0])
-    lines.append(recorder.run([arguments.binary, "bench", "prefill", "--prompt-tokens", arguments.lengths, *bench])[0])
+    lines.append(recorder.run([arguments.binary, "bench", "prefill", "--prompt-tokens",
+                               arguments.lengths or f"{arguments.prompt_tokens},{2 * arguments.prompt_tokens}", *bench])[0])
     return [line.strip() for line in lines]
 
 
@@ -91,28 +92,29 @@ def simulate(recorder, arguments, folder, lines):
     return said, [json.loads(line) for line in trace.read_text().splitlines()]
 
 
-def ids(count, *key):
-    """Token ids that every model has, the same for the same key."""
+def ids(vocab, count, *key):
+    """Token ids, the same for the same key: of all that there are, as bench draws them, for few would choose few experts."""
     draw = random.Random(repr(key))
-    return [draw.randrange(256) for _ in range(count)]
+    return [draw.randrange(vocab) for _ in range(count)]
 
 
-def body(one, number):
+def body(vocab, one, number):
     shared = one.get("prefix_tokens", 0)
-    prompt = ids(shared, "group", one.get("prefix_group")) + ids(one["prompt_tokens"] - shared, "own", number)
+    prompt = (ids(vocab, shared, "group", one.get("prefix_group"))
+              + ids(vocab, one["prompt_tokens"] - shared, "own", number))
     return {"prompt": prompt, "max_tokens": one["output_tokens"], "stream": True, "ignore_eos": True, "temperature": 0}
 
 
-def play(arguments, trace):
+def play(arguments, vocab, trace):
     """Sends the trace to a server of its own; [(request, call)]."""
     ended = []
     with Server(arguments, [*cluster_flags(arguments), *limit_flags(arguments)]) as server:
         loop = Loop(server.port, ended.append)
-        warm = Call(request(body({"prompt_tokens": 16, "output_tokens": 4}, -1), "/v1/completions"))
+        warm = Call(request(body(vocab, {"prompt_tokens": 16, "output_tokens": 4}, -1), "/v1/completions"))
         loop.start(warm)
         while loop.calls:
             loop.turn(0.1)
-        sent = [request(body(one, number), "/v1/completions") for number, one in enumerate(trace)]
+        sent = [request(body(vocab, one, number), "/v1/completions") for number, one in enumerate(trace)]
         calls = []
         begin = time.monotonic() + 0.1
         while len(calls) < len(trace) or loop.calls:
@@ -167,7 +169,7 @@ def main():
     lines = measure(recorder, arguments)
     with tempfile.TemporaryDirectory() as folder:
         said, trace = simulate(recorder, arguments, pathlib.Path(folder), lines)
-    rounds = [figures(*play(arguments, trace)) for _ in range(arguments.rounds)]
+    rounds = [figures(*play(arguments, said["cluster"]["vocab_size"], trace)) for _ in range(arguments.rounds)]
     simulated = simulated_figures(said)
     real = {name: statistics.median(one[name] for one in rounds) for name in simulated if rounds[0][name] is not None}
     differences = {name: simulated[name] / real[name] - 1 for name in simulated if real.get(name)}

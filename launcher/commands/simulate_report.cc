@@ -95,6 +95,7 @@ Json ClusterJson(const SimulationReport& report) {
                {"prefill_chunk", limits.prefill_rows},
                {"kv_blocks", limits.kv_blocks},
                {"prefix_cache", limits.prefix_cache},
+               {"vocab_size", report.options.vocab_size},
                {"exchanges", report.steps->exchanges()}};
   if (!report.memory.empty()) json["memory"] = report.memory;
   json["calibration"] = {{"decode_tests", calibration.decode_tests},

@@ -106,12 +106,12 @@ void Replica::Read(uint64_t id) {
   readers_.erase(found);
 }
 
-StatusOr<int64_t> Replica::Step() {
+StatusOr<int64_t> Replica::BeginStep() {
   const int64_t begin_ns = clock_->NowNs();
   const bool computed = engine_.Step();
   LOCKSTEP_RETURN_IF_ERROR(engine_.status());
-  traffic_.preemptions = engine_.counts().preemptions;
   if (!computed) return int64_t{-1};
+  busy_ = true;
   Note({number_, begin_ns, clock_->NowNs(), static_cast<int64_t>(traffic_.rows)});
   return clock_->NowNs();
 }

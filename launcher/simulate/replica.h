@@ -41,12 +41,18 @@ class Replica {
   // False if the request was not taken: the reason is in `refusal`, empty where the queue is full.
   bool Submit(const TraceRequest& request, std::vector<int32_t> prompt, std::string* refusal);
   // Begins a step and gives its end; -1 where there is nothing to compute.
-  StatusOr<int64_t> Step();
-  // The tokens, of prompt and answer together, of the requests that ended in the last step.
-  int64_t TakeEnded() { return std::exchange(ended_tokens_, 0); }
-  bool busy = false;  // in a step
-
-  SimulatedTraffic& traffic() { return traffic_; }
+  StatusOr<int64_t> BeginStep();
+  // The tokens, of prompt and answer together, of the requests that ended in it.
+  int64_t EndStep() {
+    busy_ = false;
+    return std::exchange(ended_tokens_, 0);
+  }
+  bool busy() const { return busy_; }  // in a step
+  // What came of everything, at the end.
+  const SimulatedTraffic& Finish() {
+    traffic_.preemptions = engine_.counts().preemptions;
+    return traffic_;
+  }
 
  private:
   struct Reader {
@@ -63,6 +69,7 @@ class Replica {
   DigestStream* const history_;
   SimulatedTraffic traffic_;
   int64_t ended_tokens_ = 0;
+  bool busy_ = false;
   std::unordered_map<uint64_t, Reader> readers_;
   SimulatedExecutor executor_;
   Engine engine_;  // the last: it reads what is above until it ends

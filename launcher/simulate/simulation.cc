@@ -58,7 +58,7 @@ class Events {
       return OkStatus();
     }
     router_.Begin(chosen, request.prompt_tokens + request.output_tokens);
-    return replica.busy ? OkStatus() : BeginStep(chosen);
+    return replica.busy() ? OkStatus() : BeginStep(chosen);
   }
 
   Status EndStep() {
@@ -66,25 +66,22 @@ class Events {
     ends_.erase(ends_.begin());
     clock_.Set(at_ns);
     last_ns_ = at_ns;
-    Replica& replica = *replicas_[static_cast<size_t>(number)];
-    replica.busy = false;
-    // Of this step: the clients know it only now.
-    router_.End(number, replica.TakeEnded());
+    // The clients know only now what ended in it.
+    router_.End(number, replicas_[static_cast<size_t>(number)]->EndStep());
     return BeginStep(number);
   }
 
   Status BeginStep(int number) {
     Replica& replica = *replicas_[static_cast<size_t>(number)];
-    LOCKSTEP_ASSIGN_OR_RETURN(const int64_t end_ns, replica.Step());
+    LOCKSTEP_ASSIGN_OR_RETURN(const int64_t end_ns, replica.BeginStep());
     if (end_ns < 0) return OkStatus();
-    replica.busy = true;
     ends_.insert({end_ns, number});
     return OkStatus();
   }
 
   SimulationResult Gather() {
     for (const std::unique_ptr<Replica>& replica : replicas_) {
-      const SimulatedTraffic& one = replica->traffic();
+      const SimulatedTraffic& one = replica->Finish();
       LOCKSTEP_CHECK(one.completed + one.rejected + one.refused == one.requests);
       SimulatedTraffic& all = result_.all;
       for (uint64_t SimulatedTraffic::*const count :

@@ -47,6 +47,32 @@ TEST(Measured, DoctorSaysWhatTheSlowestLinkOfItsChoiceAndTheSmallestNodeGive) {
   EXPECT_NEAR(measured->memory_gib.value, 94, 1e-9);
 }
 
+TEST(Measured, KeepsTheTestsOfBench) {
+  const auto line = [](const char* mode) {
+    return Line(R"({"ranks": 2, "read_gb_per_s": {"before": 30, "after": 34}, "peak_gop_per_s": 600,
+"prefill_chunk": 64, "mode": ")" +
+                std::string(mode) + R"(", "tests": [
+{"test": "decode", "tokens": 32, "context": 0, "batch": 4, "tokens_per_second": {"median": 50}},
+{"test": "prefill", "tokens": 128, "tokens_per_second": {"median": 900}}]})");
+  };
+  const StatusOr<Measured> measured = Parse(line("tensor") + line("pipeline"));
+  ASSERT_TRUE(measured.ok()) << measured.status();
+  ASSERT_EQ(measured->tests.size(), 2u);
+  const MeasuredTest &decode = measured->tests[0], &prefill = measured->tests[1];
+  EXPECT_TRUE(decode.decode);
+  EXPECT_EQ(decode.ranks, 2);
+  EXPECT_EQ(decode.context, 0);
+  EXPECT_EQ(decode.batch, 4);
+  EXPECT_EQ(decode.tokens_per_s, 50);
+  EXPECT_FALSE(prefill.decode);
+  EXPECT_EQ(prefill.tokens, 128);
+  EXPECT_EQ(prefill.chunk, 64);
+  EXPECT_THAT(MessageOf(Parse(Line(R"({"ranks": 2, "read_gb_per_s": {"before": 1, "after": 1},
+"peak_gop_per_s": 1, "tests": [{"test": "decode"}]})"))
+                            .status()),
+              HasSubstr("m.json:1"));
+}
+
 TEST(Measured, ReplacesWhatWasPublishedAndNothingElse) {
   planner::Hardware hardware;
   planner::Engine engine;
