@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/str_format.h"
+#include "runtime/base/lines.h"
 #include "runtime/weights/bounded_json.h"
 
 namespace lockstep {
@@ -103,13 +104,8 @@ void AddDoctor(const json& line, Measured* measured) {
 
 StatusOr<Measured> ParseMeasured(std::string_view text, const std::string& name) {
   Measured measured;
-  int number = 0;
-  while (!text.empty()) {
-    const size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view word = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    ++number;
-    if (word.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+  Lines lines(text);
+  for (std::string_view word; lines.Next(&word);) {
     const json line = ParseBoundedJson(word);
     try {
       if (line.is_object() && line.contains("read_gb_per_s") && line.contains("peak_gop_per_s")) {
@@ -118,10 +114,11 @@ StatusOr<Measured> ParseMeasured(std::string_view text, const std::string& name)
         AddDoctor(line, &measured);
       } else {
         return UsageError("%s:%d: not what doctor, bench decode or bench prefill print with --json",
-                          name, number);
+                          name, lines.number());
       }
     } catch (const json::exception& error) {
-      return UsageError("%s:%d: not as the command printed it: %s", name, number, error.what());
+      return UsageError("%s:%d: not as the command printed it: %s", name, lines.number(),
+                        error.what());
     }
   }
   return measured;

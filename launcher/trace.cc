@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_format.h"
 #include "runtime/base/file.h"
+#include "runtime/base/lines.h"
 #include "runtime/base/split_mix.h"
 #include "runtime/weights/bounded_json.h"
 
@@ -123,17 +124,12 @@ constexpr double kHighestRate = 1.8;
 
 StatusOr<std::vector<TraceRequest>> ParseTrace(std::string_view text, const std::string& name) {
   std::vector<TraceRequest> trace;
-  int64_t number = 0;
-  while (!text.empty()) {
-    const size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    ++number;
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+  Lines lines(text);
+  for (std::string_view line; lines.Next(&line);) {
     TraceRequest request;
     const double before_s = trace.empty() ? 0 : trace.back().at_s;
     if (const Status read = ReadRequest(line, before_s, &request); !read.ok())
-      return UsageError("%s:%d: %s", name, number, MessageOf(read));
+      return UsageError("%s:%d: %s", name, lines.number(), MessageOf(read));
     trace.push_back(std::move(request));
   }
   if (trace.empty()) return UsageError("%s: no requests; a line is one as JSON", name);

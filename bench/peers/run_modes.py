@@ -116,6 +116,7 @@ def run_rounds(runners, arguments, tests):
                 measured = runner.measure(list(tests.values()), one)
             except Refused as error:
                 refused[runner.name] = str(error)
+                samples.pop(runner.name, None)  # its other rounds were not beside all of the others'
                 print(f"{runner.name}: {error}", file=sys.stderr)
                 continue
             for label, test in tests.items():

@@ -8,12 +8,11 @@ namespace lockstep {
 namespace {
 
 using planner::Parts;
+using planner::Shorter;
 using planner::StepRows;
 
 // A calibration is of a machine, not of a mistake.
 constexpr double kLeastFactor = 0.05, kMostFactor = 1000;
-
-bool Shorter(const Parts& a, const Parts& b) { return a.total() < b.total(); }
 
 // The rows of a test of `lockstep bench decode`, whose tokens read on average so many positions.
 StepRows DecodeRows(const MeasuredTest& test) {

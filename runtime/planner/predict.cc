@@ -16,8 +16,6 @@ constexpr double kGib = 1024.0 * 1024 * 1024;
 
 double Gib(uint64_t bytes) { return static_cast<double>(bytes) / kGib; }
 
-bool Shorter(const Parts& a, const Parts& b) { return a.total() < b.total(); }
-
 // What all ways share.
 class Predictor {
  public:

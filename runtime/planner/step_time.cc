@@ -19,6 +19,8 @@ Parts operator*(double factor, const Parts& parts) {
           factor * parts.exchange};
 }
 
+bool Shorter(const Parts& a, const Parts& b) { return a.total() < b.total(); }
+
 std::vector<Station> StepTimes::StationsOf(const std::vector<Seat>& seats) const {
   std::vector<Station> stations;
   for (const Seat& seat : seats) {

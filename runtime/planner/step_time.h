@@ -11,6 +11,7 @@ namespace lockstep::planner {
 
 Parts operator+(const Parts& a, const Parts& b);
 Parts operator*(double factor, const Parts& parts);
+bool Shorter(const Parts& a, const Parts& b);
 
 // The parts of a seat's weights that lie in slow memory: experts first, of which a row reads few.
 struct SlowParts {

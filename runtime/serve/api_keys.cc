@@ -9,6 +9,7 @@
 
 #include "runtime/base/clock.h"
 #include "runtime/base/file.h"
+#include "runtime/base/lines.h"
 #include "runtime/base/log.h"
 #include "runtime/engine/request.h"
 
@@ -77,9 +78,9 @@ ApiKeys::Digest ApiKeys::DigestOf(std::string_view key) {
 StatusOr<std::vector<ApiKeys::Entry>> ApiKeys::Parse(const std::string& path,
                                                      std::string_view text) {
   std::vector<Entry> entries;
-  for (int number = 1; !text.empty(); ++number) {
-    std::string_view line = text.substr(0, text.find('\n'));
-    text.remove_prefix(std::min(line.size() + 1, text.size()));
+  Lines lines(text);
+  for (std::string_view line; lines.Next(&line);) {
+    const int64_t number = lines.number();
     line = line.substr(0, line.find('#'));
     Entry entry;
     Client& client = entry.client;

@@ -24,7 +24,9 @@ class TemporaryDirectory {
 
   const std::string& path() const { return path_; }
   std::string File(const std::string& name) const { return path_ + "/" + name; }
+  // With the folders that it needs.
   void Write(const std::string& name, const std::string& contents) const {
+    std::filesystem::create_directories(std::filesystem::path(File(name)).parent_path());
     std::ofstream(File(name), std::ios::binary) << contents;
   }
   // A copy of a directory's files, to be broken.

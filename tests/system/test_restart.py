@@ -50,9 +50,9 @@ class Restart(TestCase):
         try:
             said, cached = server.talk(turns)
         finally:
-            for again in range(signals):
-                if again:
-                    time.sleep(0.02)  # or the kernel makes one of two
+            server.process.terminate()
+            for _ in range(signals - 1):
+                time.sleep(0.02)  # or the kernel makes one of two
                 os.killpg(server.process.pid, signal.SIGTERM)
             code, _, errors = self.end(server.process)
         return said, cached, errors, code

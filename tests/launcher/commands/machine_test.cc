@@ -27,9 +27,7 @@ constexpr uint64_t kGiB = uint64_t{1} << 30;
 class Machine : public ::testing::Test {
  protected:
   void Put(const std::string& path, const std::string& text) {
-    const std::filesystem::path file = temporary_.path() + path;
-    std::filesystem::create_directories(file.parent_path());
-    std::ofstream(file) << text << "\n";
+    temporary_.Write(path, text + "\n");
   }
   void PutLink(const std::string& path, const std::string& target) {
     const std::filesystem::path file = temporary_.path() + path;
