@@ -75,7 +75,6 @@ class Driver {
       before = burn->tokens;
       next_s += part_s;
     }
-    burn->seconds = now_s();
     // How long they would take more depends on the model.
     for (Running& running : running_) {
       engine_.Cancel(running.stream->id());
@@ -86,12 +85,11 @@ class Driver {
       Take(burn);
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
+    burn->seconds = now_s();  // in which all tokens came
     if (!running_.empty())
       burn->Find(absl::StrFormat("%d requests had not ended after %d s more", running_.size(),
                                  kDrainMs / 1000));
   }
-
-  uint64_t digest() const { return load_.digest(); }
 
  private:
   struct Running {
@@ -181,6 +179,13 @@ Json OrNull(const std::optional<T>& value) {
   return value.has_value() ? Json(*value) : Json();
 }
 
+Json ToJson(const std::optional<Temperature>& one) {
+  if (!one.has_value()) return {};
+  return {{"sensor", one->sensor},
+          {"celsius", one->celsius},
+          {"critical_celsius", OrNull(one->critical_celsius)}};
+}
+
 Json ToJson(Session& session, const RankHealth& health) {
   const std::string name = session.membership().ranks()[static_cast<size_t>(session.rank())].Name();
   // Pages of the cache are the process's when they are first written: it may come to be as large as
@@ -192,10 +197,9 @@ Json ToJson(Session& session, const RankHealth& health) {
           {"resident_first_bytes", health.resident_first},
           {"resident_last_bytes", health.resident_last},
           {"resident_most_bytes", health.resident_most},
-          {"hottest_celsius", OrNull(health.hottest.celsius)},
-          {"hottest_sensor", health.hottest.hottest},
-          {"critical_celsius", OrNull(health.hottest.critical_celsius)},
-          {"slowest_mhz", OrNull(health.hottest.megahertz)},
+          {"hottest", ToJson(health.worst.hottest)},
+          {"nearest_to_critical", ToJson(health.worst.nearest)},
+          {"slowest_mhz", OrNull(health.worst.megahertz)},
           {"throttled", OrNull(health.throttles)},
           {"findings", ExamineHealth(name, health, growth)}};
 }
@@ -237,7 +241,7 @@ void JudgeSpeed(Burn* burn) {
       last, first));
 }
 
-Json ReportOf(const Burn& burn, uint64_t digest, const Json& ranks) {
+Json ReportOf(const Burn& burn, const Json& ranks) {
   Json json = {{"verdict", burn.findings.empty() ? "ok" : "failed"},
                {"findings", burn.findings},
                {"seconds", burn.seconds},
@@ -246,8 +250,7 @@ Json ReportOf(const Burn& burn, uint64_t digest, const Json& ranks) {
                {"failed", burn.failed},
                {"repeated", burn.repeated},
                {"different", burn.different},
-               {"tokens", burn.tokens},
-               {"digest", absl::StrFormat("%016x", digest)}};
+               {"tokens", burn.tokens}};
   const std::vector<double>& parts = burn.tokens_per_s;
   json["tokens_per_s"] = {
       {"all", burn.seconds > 0 ? static_cast<double>(burn.tokens) / burn.seconds : 0},
@@ -261,13 +264,14 @@ Json ReportOf(const Burn& burn, uint64_t digest, const Json& ranks) {
 void PrintRank(const Json& rank) {
   const auto bytes = [&](const char* key) { return FormatBytes(rank.value(key, uint64_t{0})); };
   const auto number = [&](const char* key, const char* unit) {
-    if (!rank.contains(key) || !rank[key].is_number()) return std::string("not told here");
-    return absl::StrFormat("%.0f %s", rank[key].get<double>(), unit);
+    const Json::json_pointer place(key);
+    if (!rank.contains(place) || !rank[place].is_number()) return std::string("not told here");
+    return absl::StrFormat("%.0f %s", rank[place].get<double>(), unit);
   };
   std::printf("%s: memory %s at first, %s at the end; hottest %s; slowest clock %s; throttled %s\n",
               rank.value("name", "?").c_str(), bytes("resident_first_bytes").c_str(),
-              bytes("resident_last_bytes").c_str(), number("hottest_celsius", "°C").c_str(),
-              number("slowest_mhz", "MHz").c_str(), number("throttled", "times").c_str());
+              bytes("resident_last_bytes").c_str(), number("/hottest/celsius", "°C").c_str(),
+              number("/slowest_mhz", "MHz").c_str(), number("/throttled", "times").c_str());
 }
 
 void Print(const Json& report, bool as_json) {
@@ -319,7 +323,7 @@ Status BurnOnRankZero(const Options& options, const TextSession& opened, HealthW
   }
   JudgeSpeed(&burn);
   if (burn.requests == 0) burn.Find("no request was made");
-  Print(ReportOf(burn, driver.digest(), ranks), options.json);
+  Print(ReportOf(burn, ranks), options.json);
   std::fflush(stdout);
   *findings = burn.findings.size();
   return end;
@@ -337,6 +341,12 @@ Status BurnCommand(const Options& options) {
   LOCKSTEP_ASSIGN_OR_RETURN(const TextSession opened, OpenTextSession(options));
   const InterruptScope scope;
   Session& session = *opened.session;
+  if (AddsAsItLikes(session)) {
+    return session.Close(
+        UsageError("burn: with --sum-order any, %s adds as it likes, so that the same request may "
+                   "rightly have other tokens the next time; leave out --sum-order any",
+                   session.group().traits().name));
+  }
   const double milliseconds = options.minutes * 60'000;
   HealthWatch watch(std::max<int64_t>(static_cast<int64_t>(milliseconds) / kSamples, 1'000),
                     static_cast<int64_t>(milliseconds / 10));

@@ -81,10 +81,4 @@ bool BurnLoad::Answered(const BurnRequest& request, const std::vector<int32_t>& 
   return fresh || kept->second == digest;
 }
 
-uint64_t BurnLoad::digest() const {
-  std::vector<uint64_t> all;
-  for (const auto& [number, answer] : answers_) all.insert(all.end(), {number, answer});
-  return DigestOf(all.data(), all.size());
-}
-
 }  // namespace lockstep

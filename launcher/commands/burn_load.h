@@ -38,8 +38,6 @@ class BurnLoad {
   // The whole answer to a request. False if it was another one before. The first few thousand are
   // kept.
   bool Answered(const BurnRequest& request, const std::vector<int32_t>& ids);
-  // Over the first answers, by their numbers: the same for the same seed and the same set of them.
-  uint64_t digest() const;
 
  private:
   uint64_t Draw() { return Value(0, drawn_++); }

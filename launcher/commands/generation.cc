@@ -77,14 +77,17 @@ Status CannotKeepWith(const std::string& collective) {
 StatusOr<std::unique_ptr<KeptCache>> KeptCacheOf(Session& session) {
   const Options& options = session.options();
   if (options.prefix_cache_dir.empty()) return nullptr;
-  if (session.size() > 1 && options.sum_order == "any" &&
-      !session.group().traits().any_order_is_fixed)
-    return CannotKeepWith(session.group().traits().name);
+  if (AddsAsItLikes(session)) return CannotKeepWith(session.group().traits().name);
   return std::make_unique<KeptCache>(options.prefix_cache_dir, CacheKeyOf(FactsOf(session)),
                                      [&session] { return session.membership().Health(); });
 }
 
 }  // namespace
+
+bool AddsAsItLikes(Session& session) {
+  return session.size() > 1 && session.options().sum_order == "any" &&
+         !session.group().traits().any_order_is_fixed;
+}
 
 StatusOr<TextSession> OpenTextSession(const Options& options, SessionNeeds needs) {
   // A session that is opened again asks again: then rank 0 still has the text, the others only

@@ -52,6 +52,8 @@ Status WorkThroughLosses(Session& session, int64_t patience_ms, TokenConstraints
 // A UsageError where --recover cannot be kept, or --prefix-cache-dir has no cache or not its bits.
 Status CheckServing(const Options& options);
 
+// Whether the group adds in an order of its own, so that a row's bits depend on those beside it.
+bool AddsAsItLikes(Session& session);
 // What the engine of rank 0 may plan.
 SchedulerLimits LimitsOf(Session& session);
 // The engine of rank 0 over `executor`. All must outlive it. `probe_ms` as EngineOptions has it.

@@ -33,13 +33,25 @@ std::optional<double> CelsiusIn(const std::string& root, const std::string& file
   return celsius;
 }
 
-void Take(std::optional<double> celsius, const std::string& name, std::optional<double> critical,
-          SensorReading* reading) {
-  if (!celsius.has_value() || (reading->celsius.has_value() && *celsius <= *reading->celsius))
-    return;
-  reading->celsius = celsius;
-  reading->hottest = name;
-  reading->critical_celsius = critical;
+double Margin(const Temperature& one) { return *one.critical_celsius - one.celsius; }
+
+void Take(const Temperature& one, SensorReading* reading) {
+  if (!reading->hottest.has_value() || one.celsius > reading->hottest->celsius)
+    reading->hottest = one;
+  if (one.critical_celsius.has_value() &&
+      (!reading->nearest.has_value() || Margin(one) < Margin(*reading->nearest)))
+    reading->nearest = one;
+}
+
+// Of a thermal zone.
+std::optional<double> CriticalOf(const std::string& root, const std::string& folder) {
+  for (const std::string& file : os::SystemNames(root, folder)) {
+    if (!file.starts_with("trip_point_") || !file.ends_with("_type")) continue;
+    if (os::SystemText(root, folder + "/" + file) != "critical") continue;
+    const std::string point = file.substr(0, file.size() - std::string("_type").size());
+    return CelsiusIn(root, folder + "/" + point + "_temp");
+  }
+  return std::nullopt;
 }
 
 void ReadTemperatures(const std::string& root, SensorReading* reading) {
@@ -50,15 +62,19 @@ void ReadTemperatures(const std::string& root, SensorReading* reading) {
       if (!file.starts_with("temp") || !file.ends_with("_input")) continue;
       const std::string sensor = file.substr(0, file.size() - std::string("_input").size());
       const std::string label = os::SystemText(root, folder + "/" + sensor + "_label");
-      Take(CelsiusIn(root, folder + "/" + file), driver + " " + (label.empty() ? sensor : label),
-           CelsiusIn(root, folder + "/" + sensor + "_crit"), reading);
+      const std::optional<double> celsius = CelsiusIn(root, folder + "/" + file);
+      if (!celsius.has_value()) continue;
+      Take({driver + " " + (label.empty() ? sensor : label), *celsius,
+            CelsiusIn(root, folder + "/" + sensor + "_crit")},
+           reading);
     }
   }
   for (const std::string& zone : os::SystemNames(root, "/sys/class/thermal")) {
     if (!zone.starts_with("thermal_zone")) continue;
     const std::string folder = "/sys/class/thermal/" + zone;
-    Take(CelsiusIn(root, folder + "/temp"), os::SystemText(root, folder + "/type"), std::nullopt,
-         reading);
+    const std::optional<double> celsius = CelsiusIn(root, folder + "/temp");
+    if (!celsius.has_value()) continue;
+    Take({os::SystemText(root, folder + "/type"), *celsius, CriticalOf(root, folder)}, reading);
   }
 }
 
@@ -88,9 +104,11 @@ void HealthRecord::Add(uint64_t resident_bytes, const SensorReading& reading, bo
   if (warm || health_.samples == 1) health_.resident_first = resident_bytes;
   health_.resident_last = resident_bytes;
   health_.resident_most = std::max(health_.resident_most, resident_bytes);
-  Take(reading.celsius, reading.hottest, reading.critical_celsius, &health_.hottest);
+  for (const std::optional<Temperature>& one : {reading.hottest, reading.nearest}) {
+    if (one.has_value()) Take(*one, &health_.worst);
+  }
   if (reading.megahertz.has_value()) {
-    std::optional<double>& slowest = health_.hottest.megahertz;
+    std::optional<double>& slowest = health_.worst.megahertz;
     slowest = std::min(slowest.value_or(*reading.megahertz), *reading.megahertz);
   }
   if (!reading.throttles.has_value()) return;
@@ -144,12 +162,11 @@ std::vector<std::string> ExamineHealth(const std::string& name, const RankHealth
                         "its fans, dust and place, or use fewer --threads",
                         name, *health.throttles));
   }
-  const SensorReading& hottest = health.hottest;
-  if (hottest.celsius.has_value() && hottest.critical_celsius.has_value() &&
-      *hottest.celsius > *hottest.critical_celsius - kNearCritical) {
+  const std::optional<Temperature>& nearest = health.worst.nearest;
+  if (nearest.has_value() && Margin(*nearest) < kNearCritical) {
     findings.push_back(absl::StrFormat(
         "%s: %s was at %.0f °C, and %.0f °C is critical: look at its fans, dust and place", name,
-        hottest.hottest, *hottest.celsius, *hottest.critical_celsius));
+        nearest->sensor, nearest->celsius, *nearest->critical_celsius));
   }
   return findings;
 }

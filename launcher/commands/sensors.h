@@ -12,13 +12,18 @@
 
 namespace lockstep {
 
+struct Temperature {
+  std::string sensor;
+  double celsius = 0;
+  std::optional<double> critical_celsius;  // at which the machine acts, if it says so
+};
+
 // Nothing: not known here. macOS tells none of it to programs without special rights.
 struct SensorReading {
-  std::optional<double> celsius;           // of the hottest sensor that has a sound value
-  std::string hottest;                     // its name
-  std::optional<double> critical_celsius;  // at which the hottest one's machine acts, if it says so
-  std::optional<double> megahertz;         // of the slowest clock domain of the processor
-  std::optional<uint64_t> throttles;       // since the start of the system: of all cores
+  std::optional<Temperature> hottest;  // of all sensors that have a sound value
+  std::optional<Temperature> nearest;  // to its critical value, of those that have one
+  std::optional<double> megahertz;     // of the slowest clock domain of the processor
+  std::optional<uint64_t> throttles;   // since the start of the system: of all cores
 };
 
 // `root`: "" for this machine; a folder with a /sys in tests.
@@ -29,7 +34,7 @@ struct RankHealth {
   uint64_t samples = 0;
   // Of the process. The first one counts once the caches of the first requests are warm.
   uint64_t resident_first = 0, resident_last = 0, resident_most = 0;
-  SensorReading hottest;  // the reading with the highest temperature, and the lowest clock of all
+  SensorReading worst;  // the highest temperatures and the lowest clock of all readings
   std::optional<uint64_t> throttles;  // during the watch
 };
 

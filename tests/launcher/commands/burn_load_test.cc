@@ -79,7 +79,6 @@ TEST(BurnLoad, TheSameSeedAsksTheSame) {
     EXPECT_TRUE(a.Answered(one, AnswerTo(one)));
     EXPECT_TRUE(b.Answered(two, AnswerTo(two)));
   }
-  EXPECT_EQ(a.digest(), b.digest());
   EXPECT_GT(different, 90);
 }
 
