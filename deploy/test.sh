@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that a change must pass: the test suite in a release build, but for bench/test_checkpoints, whose
-# generator is Python that no user runs; what reads foreign bytes, sampling, links
+# Everything that a change must pass: the test suite in a release build, but for the tests of bench's Python, which
+# test-full.sh has; what reads foreign bytes, sampling, links
 # and exchanges again under the address and undefined-behaviour sanitizers; what threads share below the model again
 # under the thread sanitizer. Half an hour on two cores with an empty cache. Ends with one
 # ctest over all three builds.
@@ -54,10 +54,12 @@ build asan "$asan_tests" "$not_in_asan"
 # Of many ranks the release build has them all, and test-full.sh every build.
 add_tests asan '-Groups/*5:Groups/*6:Groups/*7:Groups/*8' >>"$all/CTestTestfile.cmake"
 build tsan "$tsan_tests"
-# Megabytes in many chunks and many ranks take the thread sanitizer long: some of both here, all in test-full.sh.
-add_tests tsan '-*AddsLongSlotsInChunks/sim*:Groups/*4:*/*5:*/*6:*/*7:*/*8' >>"$all/CTestTestfile.cmake"
+# Megabytes in many chunks, many exchanges and many ranks take the thread sanitizer long, and slots in place differ from
+# others by one copy: some of each here, all in test-full.sh.
+add_tests tsan '-*AddsLongSlotsInChunks/sim*:*sim_in_place*:*/LongRun.*:Groups/*4:*/*5:*/*6:*/*7:*/*8' \
+  >>"$all/CTestTestfile.cmake"
 
 # The preset has the sanitizers' options. Unlike that of asan it unwinds fast, up to eight times the speed: none of these
 # tests starts Open MPI, whose leaks need whole stacks to be recognised.
-# One more at a time than there are cores: many tests wait. A minute of Python that makes checkpoints is for test-full.sh.
-exec ctest --preset all-tests -j $((jobs + 1)) -E '^bench/test_checkpoints$'
+# One more at a time than there are cores: many tests wait.
+exec ctest --preset all-tests -j $((jobs + 1)) -E '^bench/'
