@@ -24,6 +24,7 @@
 #include "runtime/serve/page.h"
 #include "runtime/serve/responses_reply.h"
 #include "runtime/serve/responses_request.h"
+#include "runtime/serve/text_routes.h"
 
 namespace lockstep {
 namespace {
@@ -378,74 +379,26 @@ class Api final : public HttpApi {
                               ParseAsChat(ChatFromMessages, body, INT64_MAX));
     return Json{{"input_tokens", request.requests[0].prompt.size()}};
   }
-  Reply CountTokens(const HttpCall& call, const Context&) { return Small(call, &Api::CountOf); }
 
-  // The prompt of a conversation as text.
-  StatusOr<std::string> Render(const JsonValue& body) const {
-    LOCKSTEP_ASSIGN_OR_RETURN(ChatRequest chat, ParseConversation(body));
-    LOCKSTEP_ASSIGN_OR_RETURN(const ChatFamily family, text_.RequireChatFamily());
-    JsonFields fields(body);
-    std::optional<bool> generation;
-    LOCKSTEP_RETURN_IF_ERROR(fields.Read("add_generation_prompt", &generation));
-    chat.add_generation_prompt = generation.value_or(true);
-    return RenderChat(family, chat);
-  }
-
-  StatusOr<Json> TemplateOf(const JsonValue& body) const {
-    LOCKSTEP_ASSIGN_OR_RETURN(std::string prompt, Render(body));
-    return Json{{"prompt", std::move(prompt)}};
-  }
-
-  // vLLM's {"prompt"} or {"messages"}, llama.cpp's {"content"}.
-  StatusOr<Json> TokensOf(const JsonValue& body) const {
-    JsonFields fields(body);
-    std::optional<std::string> prompt;
-    std::optional<bool> with_text;
-    LOCKSTEP_RETURN_IF_ERROR(fields.Read("content", &prompt));
-    LOCKSTEP_RETURN_IF_ERROR(fields.Read("prompt", &prompt));
-    LOCKSTEP_RETURN_IF_ERROR(fields.Read("return_token_strs", &with_text));
-    if (!prompt.has_value()) {
-      if (fields.Get("messages") == nullptr)
-        return RequestError("prompt is missing (or content, or messages)");
-      LOCKSTEP_ASSIGN_OR_RETURN(prompt, Render(body));
-    }
-    const std::vector<int32_t> ids = text_.tokenizer->Encode(*prompt);
-    Json answer = {{"count", ids.size()}, {"max_model_len", model_.max_model_len}, {"tokens", ids}};
-    if (with_text.value_or(false)) {
-      answer["token_strs"] = Json::array();
-      for (const int32_t id : ids) answer["token_strs"].push_back(text_.tokenizer->TokenText(id));
-    }
-    return answer;
-  }
-
-  StatusOr<Json> TextOf(const JsonValue& body) const {
-    JsonFields fields(body);
-    const JsonValue* tokens = nullptr;
-    LOCKSTEP_RETURN_IF_ERROR(fields.ReadArray("tokens", &tokens));
-    if (tokens == nullptr) return RequestError("tokens is missing");
-    std::vector<int32_t> ids;
-    for (const JsonValue& token : tokens->AsArray()) {
-      const std::optional<int64_t> id = token.ToInt64();
-      if (!id.has_value() || *id < 0 || *id >= model_.vocab_size) {
-        return RequestError("tokens holds %s, but the model's ids are 0 .. %d", token.Dump(),
-                            model_.vocab_size - 1);
-      }
-      ids.push_back(static_cast<int32_t>(*id));
-    }
-    const std::string text = text_.tokenizer->Decode(ids, false);
-    return Json{{"prompt", text}, {"content", text}};
-  }
-
-  Reply Small(const HttpCall& call, StatusOr<Json> (Api::*make)(const JsonValue&) const) const {
+  // A small answer, made at once.
+  template <typename Make>
+  Reply Small(const HttpCall& call, Make make) const {
     const StatusOr<JsonValue> body = Body(call);
     if (!body.ok()) return ErrorReply(ShapeOf(call), body.status());
-    const StatusOr<Json> answer = (this->*make)(*body);
+    const StatusOr<Json> answer = make(*body);
     return answer.ok() ? JsonReply(200, *answer) : ErrorReply(ShapeOf(call), answer.status());
   }
-  Reply Tokenize(const HttpCall& call, const Context&) { return Small(call, &Api::TokensOf); }
-  Reply Detokenize(const HttpCall& call, const Context&) { return Small(call, &Api::TextOf); }
+  Reply CountTokens(const HttpCall& call, const Context&) {
+    return Small(call, [&](const JsonValue& body) { return CountOf(body); });
+  }
+  Reply Tokenize(const HttpCall& call, const Context&) {
+    return Small(call, [&](const JsonValue& body) { return TokensOf(text_, model_, body); });
+  }
+  Reply Detokenize(const HttpCall& call, const Context&) {
+    return Small(call, [&](const JsonValue& body) { return TextOf(text_, model_, body); });
+  }
   Reply ApplyTemplate(const HttpCall& call, const Context&) {
-    return Small(call, &Api::TemplateOf);
+    return Small(call, [&](const JsonValue& body) { return PromptOf(text_, body); });
   }
 
   const ServedModel model_;
