@@ -7,12 +7,10 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <ctime>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <thread>
 
 #include "runtime/base/clock.h"
 #include "transport/socket.h"
@@ -26,8 +24,6 @@ constexpr int64_t kLookMs = 20;       // between two looks at what another proce
 constexpr int64_t kHealthMs = 3'000;
 constexpr size_t kLongestHead = size_t{4} << 20;  // in which a server has said that it serves
 constexpr size_t kLastWords = 1'000;
-
-void SleepMs(int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
 std::string PathOf(const std::string& directory, int rank, const char* ending) {
   return absl::StrFormat("%s/rank-%d.%s", directory, rank, ending);

@@ -8,7 +8,6 @@
 
 #include <array>
 #include <cerrno>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -32,8 +31,6 @@ constexpr int64_t kWatchEveryMs = 20;
 constexpr int64_t kGraceMs = 1000;
 
 std::string ErrnoText() { return std::strerror(errno); }
-
-void SleepMs(int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
 std::string EncodeTicket(const SpawnTicket& ticket) {
   ByteWriter writer;

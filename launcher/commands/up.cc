@@ -2,13 +2,11 @@
 // node, over ssh, to run the same command for its own rank (--rank N), which is all that happens
 // there: node_process.h. The file that describes the cluster travels with `up`.
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "launcher/cluster_yaml.h"
@@ -47,8 +45,6 @@ constexpr const char* kFreshName = "new-";
 std::string Dump(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
-
-void SleepMs(int64_t ms) { std::this_thread::sleep_for(std::chrono::milliseconds(ms)); }
 
 // --- one rank, on its node ---
 
