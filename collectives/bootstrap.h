@@ -15,6 +15,7 @@
 #include "collectives/group.h"
 #include "collectives/rank_meter.h"
 #include "runtime/base/status.h"
+#include "transport/delay.h"
 #include "transport/fabric.h"
 
 namespace lockstep {
@@ -48,6 +49,8 @@ struct BootstrapOptions {
   size_t slot_bytes = size_t{1} << 20;  // of a group for which nothing else is said
   // How many ranks share this machine, when the caller knows (a spawner); 0: counted by boot id.
   int ranks_on_this_host = 0;
+  // By which the links of groups deliver later (those of OpenMesh do not); null: none.
+  std::shared_ptr<const AddedLatency> added_latency;
 };
 
 struct RankInfo {
@@ -103,11 +106,14 @@ class Membership {
 
   // What this rank counts of itself; rank 0 hears of it.
   RankMeter& meter() { return meter_; }
+  // As in the options, for links that are opened elsewhere.
+  const std::shared_ptr<const AddedLatency>& added_latency() const { return added_latency_; }
   // Rank 0: what is known of every rank, by rank. Any thread.
   virtual std::vector<RankNews> News() const = 0;
 
  protected:
   RankMeter meter_;
+  std::shared_ptr<const AddedLatency> added_latency_;
 };
 
 StatusOr<std::unique_ptr<Membership>> Bootstrap(const BootstrapOptions& options);

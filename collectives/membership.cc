@@ -31,6 +31,7 @@ class LinkedMembership final : public Membership {
         members_(std::move(joined.members)),
         lifeline_(std::make_shared<Lifeline>()),
         manager_(std::move(manager)) {
+    added_latency_ = options.added_latency;
     std::memcpy(&first_epoch_, joined.session.data(), sizeof(first_epoch_));
     for (const UniqueFd& socket : joined.connections) {
       if (socket.valid()) AddOnce(&control_hosts_, LocalEndpoint(socket.get()).host);
@@ -148,6 +149,12 @@ class LinkedMembership final : public Membership {
   StatusOr<std::unique_ptr<Group>> TryOpenGroup(const std::string& collective, size_t slot_bytes) {
     const uint32_t number = meshes_++;
     GroupOptions group = OptionsOf(number, slot_bytes);
+    if (added_latency_ != nullptr && FindTransport(collective) == nullptr) {
+      return UsageError(
+          "--collective %s: latency is added by links, which only tcp, shm and rdma have; use one "
+          "of these, or leave --added-latency-us out",
+          collective);
+    }
     if (collective == "mpi") {
       // Also a barrier: MPI's own start waits without a deadline.
       const Deadline deadline = Deadline::After(options_.start_timeout_ms);
@@ -157,7 +164,7 @@ class LinkedMembership final : public Membership {
     if (collective == "nccl") return OpenNcclGroup(std::move(group), number);
     const size_t window_bytes = LinkWindowBytes(slot_bytes);
     LOCKSTEP_ASSIGN_OR_RETURN(Mesh mesh, TryOpenMesh(collective, window_bytes, number));
-    return MakeLinkGroup(std::move(group), FindTransport(collective), std::move(mesh));
+    return MakeLinkGroup(std::move(group), FindTransport(collective), Delayed(std::move(mesh)));
   }
 
   GroupOptions OptionsOf(uint32_t number, size_t slot_bytes) const {
@@ -196,7 +203,15 @@ class LinkedMembership final : public Membership {
     mesh.names = group.names;
     mesh.window_bytes = LinkWindowBytes(slot_bytes);
     LOCKSTEP_ASSIGN_OR_RETURN(Mesh connected, ConnectMesh(std::move(mesh), number, first));
-    return MakeLinkGroup(std::move(group), transport, std::move(connected));
+    return MakeLinkGroup(std::move(group), transport, Delayed(std::move(connected)));
+  }
+
+  Mesh Delayed(Mesh mesh) const {
+    for (std::unique_ptr<Link>& link : mesh.links) {
+      if (link != nullptr && added_latency_ != nullptr)
+        link = MakeDelayedLink(std::move(link), added_latency_);
+    }
+    return mesh;
   }
 
   // Two numbers: of the links that carry its messages, and of what NCCL's ranks tell each other.

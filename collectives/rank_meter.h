@@ -41,6 +41,10 @@ class RankMeter {
   struct Exchanges {
     int64_t ns = 0;
     int64_t calls = 0;
+    // Of that time: until the others' parts were there and the own ones had left.
+    int64_t wait_ns = 0;
+    // What this rank sent to others, without headers. What SumInAnyOrder sends does not count.
+    uint64_t bytes = 0;
   };
   Exchanges exchanges;
 

@@ -193,6 +193,7 @@ Status OpenedSession::JoinRanks() {
   join.exchange_timeout_ms = options_.exchange_timeout_ms;
   join.peer_timeout_ms = options_.peer_timeout_ms;
   join.verify_exchanges = options_.verify_exchanges;
+  join.added_latency = needs_.added_latency;
   join.ranks_on_this_host = world_.ranks_on_this_host;
   // Nobody computes yet, so there is nothing to end in order.
   const InterruptScope interrupts([] { EndInterrupted(); });

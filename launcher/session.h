@@ -38,6 +38,8 @@ struct SessionNeeds {
   // The limits that the command wants, from the model's configuration; must give the same on every
   // rank. Empty: LimitsFromOptions, with as many KV blocks as fit into memory.
   std::function<StatusOr<ModelLimits>(const ModelConfig& config)> limits;
+  // As in BootstrapOptions.
+  std::shared_ptr<const AddedLatency> added_latency;
 };
 
 class Session {

@@ -39,6 +39,7 @@ StatusOr<std::unique_ptr<StageLink>> Open(Session& session) {
   Membership& membership = session.membership();
   peers.verify = session.options().verify_exchanges;
   peers.health = [&membership] { return membership.Health(); };
+  peers.added_latency = membership.added_latency();
   const std::string& carrier = session.options().stage_link;
   LOCKSTEP_RETURN_IF_ERROR(
       CheckStageLink(carrier, membership.local_size() == std::ssize(membership.ranks())));

@@ -115,6 +115,7 @@ Status Pipeline::Run(uint64_t step, const Batch& batch, const Ending& ending, ui
     LOCKSTEP_RETURN_IF_ERROR(RunPart(step, static_cast<uint32_t>(i), outputs, ending, digest));
   }
   times_.compute_ns += step_compute_ns_;
+  times_.wait_ns += step_wait_ns_;
   run_ns_ = NowNs() - begin_ns;
   times_.step_ns += run_ns_;
   Took(run_ns_);
@@ -154,12 +155,19 @@ Status Pipeline::RunPart(uint64_t step, uint32_t number, Range outputs, const En
   const auto leaving = std::as_bytes(output.leaving);
   if (leaving.size() != bytes)
     return InternalError("the model passes on %d bytes, not %d", leaving.size(), bytes);
-  return link_.Send(header, leaving, WaitLimit());
+  return Send(header, leaving);
+}
+
+Status Pipeline::Send(const StageHeader& header, std::span<const std::byte> bytes) {
+  const int64_t begin_ns = NowNs();
+  Status sent = link_.Send(header, bytes, WaitLimit());
+  times_.send_ns += NowNs() - begin_ns;
+  times_.sent_bytes += bytes.size();
+  return sent;
 }
 
 Status Pipeline::SendOutcome(uint64_t step, int64_t rows, std::span<const std::byte> bytes) {
-  return link_.Send({StageKind::kResult, step, 0, static_cast<uint32_t>(rows), bytes.size()}, bytes,
-                    WaitLimit());
+  return Send({StageKind::kResult, step, 0, static_cast<uint32_t>(rows), bytes.size()}, bytes);
 }
 
 Status Pipeline::ReceiveOutcome(uint64_t step, int64_t rows, uint64_t most_bytes,
@@ -169,6 +177,7 @@ Status Pipeline::ReceiveOutcome(uint64_t step, int64_t rows, uint64_t most_bytes
       {StageKind::kResult, step, 0, static_cast<uint32_t>(rows), most_bytes}, WaitLimit(), bytes));
   const int64_t waited_ns = NowNs() - begin_ns;
   step_wait_ns_ += waited_ns;
+  times_.wait_ns += waited_ns;
   times_.step_ns += waited_ns;
   Took(run_ns_ + waited_ns);
   return OkStatus();

@@ -32,8 +32,11 @@ std::vector<Range> SplitRows(const Batch& batch, int stages, int64_t chunk_rows,
 
 // The time of a stage, over all steps so far.
 struct StageTimes {
-  int64_t compute_ns = 0;  // in the model, but for the exchanges of the stage's ranks
-  int64_t step_ns = 0;     // from the beginning of a step on this rank to its end
+  int64_t compute_ns = 0;   // in the model, but for the exchanges of the stage's ranks
+  int64_t step_ns = 0;      // from the beginning of a step on this rank to its end
+  int64_t wait_ns = 0;      // for rows of the stage before, or on rank 0 for the outcome
+  int64_t send_ns = 0;      // until what is to be sent is copied, with waits for room
+  uint64_t sent_bytes = 0;  // of rows and outcomes, without headers
 };
 
 class Pipeline {
@@ -70,6 +73,7 @@ class Pipeline {
   Deadline WaitLimit() const { return Deadline::After(limit_ms_); }
   // This rank's time of the step that ends, with its waits.
   void Took(int64_t ns);
+  Status Send(const StageHeader& header, std::span<const std::byte> bytes);
   // What part_ holds.
   Status RunPart(uint64_t step, uint32_t number, Range outputs, const Ending& ending,
                  uint64_t* digest);

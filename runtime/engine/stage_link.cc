@@ -1,5 +1,7 @@
 #include "runtime/engine/stage_link.h"
 
+#include <sched.h>
+
 #include <chrono>
 #include <utility>
 
@@ -10,6 +12,8 @@ namespace {
 
 constexpr int kGraceMs = 300;
 constexpr int kLookMs = 20;
+// A sleep may last so much longer than it was asked to.
+constexpr int64_t kSleepSlackNs = 200'000;
 
 }  // namespace
 
@@ -111,10 +115,29 @@ Status StageOutbox::Put(const StageHeader& header, std::span<const std::byte> by
   return OkStatus();
 }
 
+void StageOutbox::AwaitLatency(std::unique_lock<std::mutex>* lock) {
+  while (!stopping_) {
+    const int64_t now_ns = NowNs();
+    for (Message& message : queue_) {
+      if (message.leaves_ns == 0) message.leaves_ns = now_ns + peers_.added_latency->ns;
+    }
+    const int64_t left_ns = queue_.front().leaves_ns - now_ns;
+    if (left_ns <= 0) return;
+    if (left_ns > kSleepSlackNs) {
+      changed_.wait_for(*lock, std::chrono::nanoseconds(left_ns - kSleepSlackNs));
+    } else {
+      lock->unlock();
+      (void)sched_yield();
+      lock->lock();
+    }
+  }
+}
+
 void StageOutbox::SendAll() {
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+    if (peers_.added_latency != nullptr) AwaitLatency(&lock);
     if (stopping_) return;
     // Stays in the queue until it has left; nothing else touches the first one.
     const Message& message = queue_.front();

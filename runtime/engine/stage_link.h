@@ -20,6 +20,7 @@
 #include "runtime/base/status.h"
 #include "runtime/engine/stage_message.h"
 #include "runtime/model/stages.h"
+#include "transport/delay.h"
 #include "transport/fabric.h"
 
 namespace lockstep {
@@ -57,6 +58,8 @@ struct StagePeers {
   bool verify = false;             // digests of what travels are sent and checked; on all ranks
   // OK while every rank is there; else why this one must stop. Any thread.
   std::function<Status()> health;
+  // By which what is sent leaves later; null: none.
+  std::shared_ptr<const AddedLatency> added_latency;
 };
 // Without names and health.
 StagePeers PeersOf(int rank, int ranks, int stages);
@@ -95,8 +98,12 @@ class StageOutbox {
   struct Message {
     StageHeader header;
     std::vector<std::byte> bytes;
+    int64_t leaves_ns = 0;  // where latency is added
   };
   void SendAll();
+  // Until the first message may leave. A message's latency counts from when it could have left
+  // without, so that several are under way at a time.
+  void AwaitLatency(std::unique_lock<std::mutex>* lock);
 
   const StagePeers& peers_;
   SendOne send_one_;

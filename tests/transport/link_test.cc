@@ -14,6 +14,7 @@
 #include "tests/support/seed.h"
 #include "tests/transport/fake_queue_pair.h"
 #include "transport/backends.h"
+#include "transport/delay.h"
 #include "transport/fault.h"
 #include "transport/rdma/rdma_link.h"
 #include "transport/sim.h"
@@ -60,7 +61,7 @@ std::array<UniqueFd, 2> Connect(const std::string& transport) {
 
 // "tcp", "shm", "sim", "sim_in_place", "rdma_rc" and "rdma_uc" (over a device), "fake_rc" and
 // "fake_uc" (the same link over queues in memory); "late_...": the same through a link that is late
-// and out of turn.
+// and out of turn; "delayed_...": through one that adds latency.
 Pair MakePair(const std::string& transport) {
   if (transport.rfind("late_", 0) == 0) {
     Pair pair = MakePair(transport.substr(5));
@@ -72,6 +73,14 @@ Pair MakePair(const std::string& transport) {
     };
     pair.a = late(std::move(pair.a), 0);
     pair.b = late(std::move(pair.b), 1);
+    return pair;
+  }
+  if (transport.rfind("delayed_", 0) == 0) {
+    Pair pair = MakePair(transport.substr(8));
+    const auto latency = std::make_shared<AddedLatency>();
+    latency->ns = 200'000;
+    for (std::unique_ptr<Link>* link : {&pair.a, &pair.b})
+      *link = MakeDelayedLink(std::move(*link), latency);
     return pair;
   }
   if (transport.rfind("sim", 0) == 0) return MakeSimPair(transport == "sim_in_place");
@@ -365,8 +374,8 @@ TEST_P(EveryLink, StatesItsTraits) {
 
 INSTANTIATE_TEST_SUITE_P(Links, EveryLink,
                          ::testing::Values("tcp", "shm", "sim", "sim_in_place", "late_tcp",
-                                           "late_shm", "late_sim", "fake_rc", "fake_uc", "rdma_rc",
-                                           "rdma_uc"),
+                                           "late_shm", "late_sim", "delayed_tcp", "delayed_shm",
+                                           "fake_rc", "fake_uc", "rdma_rc", "rdma_uc"),
                          [](const auto& values) { return std::string(values.param); });
 
 TEST(ShmLink, LeavesNothingInTheFileSystem) {

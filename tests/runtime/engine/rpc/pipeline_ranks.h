@@ -29,6 +29,7 @@ struct Way {
   std::vector<double> shares;  // of the stages; empty: even
   bool verify = false;         // exchanges between stages
   int64_t kv_blocks = 32;
+  std::shared_ptr<const AddedLatency> added_latency = nullptr;
 };
 inline void PrintTo(const Way& way, std::ostream* out) {
   *out << way.ranks << " ranks, " << way.stages << " stages, " << way.link;
@@ -45,6 +46,7 @@ inline StatusOr<std::unique_ptr<StageLink>> OpenLink(const Way& way, Membership&
   StagePeers peers = PeersOf(group.rank(), way.ranks, way.stages);
   for (const RankInfo& rank : membership.ranks()) peers.names.push_back(rank.Name());
   peers.verify = way.verify;
+  peers.added_latency = way.added_latency;
   peers.health = [&membership] { return membership.Health(); };
   if (way.link != "grpc") {
     LOCKSTEP_ASSIGN_OR_RETURN(Mesh rows, membership.OpenMesh(way.link, 0));

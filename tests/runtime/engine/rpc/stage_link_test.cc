@@ -2,6 +2,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <memory>
@@ -34,14 +35,47 @@ class EveryStageLink : public ::testing::TestWithParam<const char*> {
   // Two stages of one rank: rank 0 sends rows, rank 1 outcomes.
   void OnBoth(const std::function<void(StageLink&, int rank, Group&)>& body) {
     testing::RunRanks(2, "tcp", [&](Membership& membership, Group& group) {
-      auto link = testing::OpenLink({2, 2, GetParam()}, membership, group);
+      auto link = testing::OpenLink(
+          {.ranks = 2, .stages = 2, .link = GetParam(), .added_latency = added_latency_},
+          membership, group);
       ASSERT_TRUE(link.ok()) << link.status();
       EXPECT_STREQ((*link)->name(), GetParam());
       body(**link, group.rank(), group);
       ASSERT_TRUE(Barrier(group).ok());
     });
   }
+
+  const std::shared_ptr<AddedLatency> added_latency_ = std::make_shared<AddedLatency>();
 };
+
+TEST_P(EveryStageLink, AddsLatencyToEveryMessageFromWhenItWasSent) {
+  constexpr int64_t kLatencyNs = 30'000'000;
+  constexpr uint64_t kMessages = 4;
+  added_latency_->ns = kLatencyNs;
+  std::array<std::atomic<int64_t>, kMessages> sent_ns{};
+  OnBoth([&](StageLink& link, int rank, Group&) {
+    std::vector<std::byte> got;
+    for (uint64_t step = 0; step < kMessages; ++step) {
+      const auto rows = Bytes(100, static_cast<uint32_t>(step));
+      if (rank == 0) {
+        sent_ns[step] = NowNs();
+        ASSERT_TRUE(link.Send(Rows(step, rows.size()), rows, Soon()).ok());
+      } else {
+        ASSERT_TRUE(link.Receive(Rows(step, rows.size()), Soon(), &got).ok());
+        EXPECT_GE(NowNs() - sent_ns[step], kLatencyNs);
+        EXPECT_EQ(got, rows);
+      }
+    }
+    // An outcome travels as rows do.
+    if (rank == 1) {
+      sent_ns[0] = NowNs();
+      ASSERT_TRUE(link.Send(Outcome(kMessages, 4), Bytes(4, 1), Soon()).ok());
+    } else {
+      ASSERT_TRUE(link.Receive(Outcome(kMessages, 4), Soon(), &got).ok());
+      EXPECT_GE(NowNs() - sent_ns[0], kLatencyNs);
+    }
+  });
+}
 
 TEST_P(EveryStageLink, BringsWholeMessagesInOrderBothWays) {
   const std::vector<size_t> sizes = {0, 5, 1 << 20, (3 << 20) + 7, 64};
