@@ -61,6 +61,8 @@ void AddBench(const json& line, Measured* measured) {
   // Those of a pipeline are of another way of dividing.
   if (!line.contains("tests") || line.value("mode", "tensor") != "tensor") return;
   for (const json& test : line.at("tests")) {
+    // As of a network that is not there.
+    if (test.value("added_latency_us", 0.0) > 0) continue;
     if (measured->tests.size() < kMostTests)
       measured->tests.push_back(TestOf(test, line, measured->ranks));
   }

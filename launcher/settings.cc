@@ -41,6 +41,7 @@ std::vector<Setting> SettingsOf(const Options& options, const World& world,
       {"wire", options.wire, same + "--wire"},
       {"sum-order", options.sum_order, same + "--sum-order"},
       {"verify-exchanges", options.verify_exchanges ? "yes" : "no", same + "--verify-exchanges"},
+      {"added-latency-us", options.added_latency_us, same + "--added-latency-us"},
       {"record", options.record ? "yes" : "no", same + "--record"},
   };
 }

@@ -13,6 +13,7 @@
 namespace lockstep {
 namespace {
 
+constexpr int64_t kLongestLatencyUs = 1'000'000;
 constexpr int kReadPasses = 3 * std::size(kernels::ReadTest::kWays);
 
 }  // namespace
@@ -27,8 +28,8 @@ std::vector<std::string> SplitAtCommas(std::string_view text) {
   return parts;
 }
 
-StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* flag,
-                                           int64_t highest) {
+StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* flag, int64_t highest,
+                                           int64_t lowest) {
   std::vector<int64_t> counts;
   for (const std::string& part : SplitAtCommas(text)) {
     int64_t value = 0;
@@ -37,13 +38,17 @@ StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* fl
       whole = whole && digit >= '0' && digit <= '9' && value <= highest;
       if (whole) value = value * 10 + (digit - '0');
     }
-    if (!whole || value < 1 || value > highest) {
-      return UsageError("%s: '%s' is not a whole number in 1 .. %d; several are parted by commas",
-                        flag, part, highest);
+    if (!whole || value < lowest || value > highest) {
+      return UsageError("%s: '%s' is not a whole number in %d .. %d; several are parted by commas",
+                        flag, part, lowest, highest);
     }
     counts.push_back(value);
   }
   return counts;
+}
+
+StatusOr<std::vector<int64_t>> ParseLatencies(const Options& options) {
+  return ParseCounts(options.added_latency_us, "--added-latency-us", kLongestLatencyUs, 0);
 }
 
 StatusOr<std::vector<std::string>> ParseTransports(const Options& options,
@@ -115,13 +120,20 @@ StatusOr<std::vector<std::string>> GatherWords(Group& group, const std::string& 
 Status BenchCommand(const Options& options) {
   if (options.record && options.benchmark != "collectives")
     log::Warning("--record has no effect on `lockstep bench %s`", options.benchmark);
+  const bool steps = options.benchmark != "kernels" && options.benchmark != "collectives";
+  if (!steps && options.added_latency_us != Options().added_latency_us) {
+    return UsageError("--added-latency-us is for steps of a model; `lockstep bench %s` has none",
+                      options.benchmark);
+  }
   if (options.benchmark == "kernels") return BenchKernels(options);
   if (options.benchmark == "decode") return BenchDecode(options);
   if (options.benchmark == "prefill") return BenchPrefill(options);
   if (options.benchmark == "collectives") return BenchCollectives(options);
+  if (options.benchmark == "steps") return BenchSteps(options);
   return UsageError(
       "what to measure? lockstep bench kernels, lockstep bench collectives --ranks 2, lockstep "
-      "bench decode --model DIR, or lockstep bench prefill --model DIR");
+      "bench decode --model DIR, lockstep bench prefill --model DIR, or lockstep bench modes "
+      "--model DIR --ranks 2");
 }
 
 }  // namespace lockstep

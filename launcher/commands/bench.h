@@ -17,10 +17,13 @@ Status BenchKernels(const Options& options);
 Status BenchDecode(const Options& options);
 Status BenchPrefill(const Options& options);
 Status BenchCollectives(const Options& options);
+Status BenchSteps(const Options& options);
 
-// "128,512": whole numbers in 1 .. highest; `flag` for errors.
-StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* flag,
-                                           int64_t highest);
+// "128,512": whole numbers in lowest .. highest; `flag` for errors.
+StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* flag, int64_t highest,
+                                           int64_t lowest = 1);
+// --added-latency-us.
+StatusOr<std::vector<int64_t>> ParseLatencies(const Options& options);
 std::vector<std::string> SplitAtCommas(std::string_view text);
 // --transports: none for "auto", else those named, all of them among `allowed`.
 StatusOr<std::vector<std::string>> ParseTransports(const Options& options,

@@ -1,6 +1,6 @@
-// `lockstep bench decode` and `lockstep bench prefill`: steps of a model on all ranks, without text
-// and sampling, as llama-bench measures. Every rank makes the same batches of random tokens from
-// the same seed and calls the model itself; rank 0 keeps the time.
+// `lockstep bench decode`, `prefill` and, for both in one session, `steps`: steps of a model on all
+// ranks, without text and sampling, as llama-bench measures. Every rank makes the same batches of
+// random tokens from the same seed and calls the model itself; rank 0 keeps the time.
 #include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -11,12 +11,15 @@
 
 #include "launcher/commands/bench.h"
 #include "launcher/commands/bench_report.h"
+#include "launcher/commands/best_tokens.h"
 #include "launcher/commands/pipelines.h"
 #include "launcher/memory.h"
 #include "launcher/process.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/os.h"
 #include "runtime/kernels/timed_backend.h"
+#include "runtime/model/probe.h"
+#include "transport/delay.h"
 
 namespace lockstep {
 namespace {
@@ -27,23 +30,37 @@ constexpr int64_t kMostTokens = 16'777'216;
 constexpr int64_t kWarmUpTokens = 8;
 constexpr uint64_t kSeed = 4711;
 
-struct Plan {
+struct TestPlan {
   bool decode = false;
-  std::vector<int64_t> counts;  // tokens of each test
-  int64_t context = 0;          // before them
-  int64_t batch = 1;            // sequences that are decoded together
-  int64_t chunk = 1;            // most tokens of a prompt in one step
+  int64_t tokens = 0;
+};
+
+struct Plan {
+  const char* benchmark = "";
+  std::vector<TestPlan> tests;
+  std::vector<int64_t> latencies_us;  // added ones: all tests with each
+  int64_t context = 0;                // before what is decoded
+  int64_t batch = 1;                  // sequences that are decoded together
+  int64_t chunk = 1;                  // most tokens of a prompt in one step
+
+  int64_t positions(const TestPlan& test) const {
+    return test.tokens + (test.decode ? context : 0);
+  }
+  bool adds_latency() const { return latencies_us != std::vector<int64_t>{0}; }
 };
 
 StatusOr<ModelLimits> LimitsOf(const Plan& plan, const ModelConfig& config) {
-  const int64_t longest = plan.context + *std::max_element(plan.counts.begin(), plan.counts.end());
+  int64_t longest = 0, prompt = 1;
+  for (const TestPlan& test : plan.tests) {
+    longest = std::max(longest, plan.positions(test));
+    prompt = std::max(prompt, test.decode ? plan.context : test.tokens);
+  }
   if (longest > config.max_position_embeddings) {
     return UsageError("the benchmark needs %d positions, but the model has %d", longest,
                       config.max_position_embeddings);
   }
   ModelLimits limits;
-  limits.max_rows = std::max(
-      plan.batch, std::min(plan.chunk, plan.decode ? std::max<int64_t>(plan.context, 1) : longest));
+  limits.max_rows = std::max(plan.batch, std::min(plan.chunk, prompt));
   limits.max_outputs = plan.batch;
   limits.max_model_len = longest;
   limits.kv_blocks = plan.batch * BlocksOf(longest);
@@ -61,25 +78,41 @@ class Stepper {
     return stepper;
   }
 
+  // What the steps give is noted there until the next call; null: it is not.
+  void Watch(BestTokens* best) { best_ = best; }
+
   // In a pipeline the step has ended when rank 0 hears so, as it would of the tokens.
   Status Step(const Batch& batch) {
-    if (!pipeline_.has_value()) return session_.model().Step(batch).status();
+    if (!pipeline_.has_value()) {
+      LOCKSTEP_ASSIGN_OR_RETURN(const StepOutput output, session_.model().Step(batch));
+      Note(output);
+      return OkStatus();
+    }
     ++step_;
-    LOCKSTEP_RETURN_IF_ERROR(pipeline_->Run(step_, batch, {}, &digest_));
+    const auto note = [this](const StepOutput& output, Range) {
+      Note(output);
+      return OkStatus();
+    };
+    LOCKSTEP_RETURN_IF_ERROR(pipeline_->Run(step_, batch, note, &digest_));
     if (pipeline_->last() && session_.stage_group().rank() == 0)
       return pipeline_->SendOutcome(step_, batch.rows(), {});
     if (session_.rank() != 0) return OkStatus();
     return pipeline_->ReceiveOutcome(step_, batch.rows(), 0, &nothing_);
   }
 
-  // In a pipeline: in the model so far, without exchanges.
-  std::optional<int64_t> compute_ns() const {
+  // In a pipeline: so far.
+  std::optional<StageTimes> times() const {
     if (!pipeline_.has_value()) return std::nullopt;
-    return pipeline_->times().compute_ns;
+    return pipeline_->times();
   }
 
  private:
   explicit Stepper(Session& session) : session_(session) {}
+
+  void Note(const StepOutput& output) {
+    if (best_ != nullptr && output.outputs > 0)
+      best_->Note(output.logits, output.vocab.begin, output.outputs);
+  }
 
   Session& session_;
   std::unique_ptr<StageLink> link_;
@@ -87,14 +120,16 @@ class Stepper {
   uint64_t step_ = 0;
   uint64_t digest_ = 0;
   std::vector<std::byte> nothing_;
+  BestTokens* best_ = nullptr;
 };
 
 class Steps {
  public:
-  Steps(Session& session, Stepper& stepper, const Plan& plan)
+  Steps(Session& session, Stepper& stepper, const Plan& plan, bool decode)
       : session_(session),
         stepper_(stepper),
         plan_(plan),
+        decode_(decode),
         step_rows_(plan.chunk * ChunksOfStep(session)),
         random_(kSeed) {
     const auto blocks = session.model().limits().kv_blocks / plan.batch;
@@ -115,8 +150,8 @@ class Steps {
 
   // The timed part of one test.
   Status Test(int64_t count) {
-    return plan_.decode ? Run({0, plan_.batch}, plan_.context, count, 1, true)
-                        : Run({0, 1}, 0, count, step_rows_, false);
+    return decode_ ? Run({0, plan_.batch}, plan_.context, count, 1, true)
+                   : Run({0, 1}, 0, count, step_rows_, false);
   }
 
  private:
@@ -155,16 +190,25 @@ class Steps {
   Session& session_;
   Stepper& stepper_;
   const Plan& plan_;
+  const bool decode_;
   const int64_t step_rows_;  // of a prompt
   std::mt19937_64 random_;
   Batch batch_;
 };
 
-// What one rank measured of a test: by the backend, which lives in the session, and of exchanges.
+// What one rank measures of a test: by the backend, which lives in the session, of exchanges and,
+// in a pipeline, of its stage; beside all of it, what it adds to the network.
 struct Clocks {
   kernels::TimedBackend* backend = nullptr;
+  std::shared_ptr<AddedLatency> latency;  // null: none is added in this session
+  int64_t ns = 0;                         // this rank's, of all repetitions
   RankMeter::Exchanges exchanges;
-  std::optional<int64_t> compute_ns;  // in a pipeline
+  std::optional<StageTimes> stage;
+  BestTokens best;
+
+  void SetLatency(int64_t us) const {
+    if (latency != nullptr) latency->ns = us * 1000;
+  }
 };
 
 Json ReportOf(Session& session, const Clocks& clocks) {
@@ -178,8 +222,18 @@ Json ReportOf(Session& session, const Clocks& clocks) {
                              {"bytes", time.bytes},
                              {"operations", time.operations}});
   }
-  report["exchange"] = {{"calls", clocks.exchanges.calls}, {"ns", clocks.exchanges.ns}};
-  if (clocks.compute_ns.has_value()) report["compute_ns"] = *clocks.compute_ns;
+  report["ns"] = clocks.ns;
+  report["exchange"] = {{"calls", clocks.exchanges.calls},
+                        {"ns", clocks.exchanges.ns},
+                        {"wait_ns", clocks.exchanges.wait_ns}};
+  if (session.options().sum_order != "any") report["exchange"]["bytes"] = clocks.exchanges.bytes;
+  if (clocks.stage.has_value()) {
+    report["stage"] = {{"compute_ns", clocks.stage->compute_ns},
+                       {"wait_ns", clocks.stage->wait_ns},
+                       {"send_ns", clocks.stage->send_ns},
+                       {"bytes", clocks.stage->sent_bytes}};
+  }
+  report["best"] = clocks.best.ToJson();
   const Model& model = session.model();
   report["weight_bytes_per_token"] = model.bytes_per_token();
   report["kv_bytes_per_position"] =
@@ -198,35 +252,64 @@ StatusOr<Json> GatherReports(Group& group, const Json& mine) {
   return all;
 }
 
+// The warm-up of a test, whose best tokens are noted.
+Status WarmUp(Steps& steps, Stepper& stepper, Clocks& clocks, const Plan& plan,
+              const TestPlan& test) {
+  if (test.decode && plan.context > 0) LOCKSTEP_RETURN_IF_ERROR(steps.RunContext());
+  clocks.best.Clear();
+  stepper.Watch(&clocks.best);
+  const Status warm = steps.Test(test.decode ? std::min(test.tokens, kWarmUpTokens) : test.tokens);
+  stepper.Watch(nullptr);
+  return warm;
+}
+
+StageTimes Since(const StageTimes& before, const StageTimes& now) {
+  return {now.compute_ns - before.compute_ns, now.step_ns - before.step_ns,
+          now.wait_ns - before.wait_ns, now.send_ns - before.send_ns,
+          now.sent_bytes - before.sent_bytes};
+}
+
 // Collective: one test, `repeat` times after a warm-up; on every rank the figures of all.
 StatusOr<Json> RunTest(Session& session, Stepper& stepper, Clocks& clocks, const Plan& plan,
-                       int64_t count) {
-  Steps steps(session, stepper, plan);
-  if (plan.decode) {
-    if (plan.context > 0) LOCKSTEP_RETURN_IF_ERROR(steps.RunContext());
-    LOCKSTEP_RETURN_IF_ERROR(steps.Test(std::min(count, kWarmUpTokens)));
-  } else {
-    LOCKSTEP_RETURN_IF_ERROR(steps.Test(count));
-  }
+                       const TestPlan& planned, int64_t latency_us) {
+  clocks.SetLatency(latency_us);
+  Steps steps(session, stepper, plan, planned.decode);
+  LOCKSTEP_RETURN_IF_ERROR(WarmUp(steps, stepper, clocks, plan, planned));
   clocks.backend->Reset();
   clocks.exchanges = {};
-  const std::optional<int64_t> computed_ns = stepper.compute_ns();
+  clocks.ns = 0;
+  const std::optional<StageTimes> earlier = stepper.times();
   std::vector<double> seconds;
   for (int64_t repetition = 0; repetition < session.options().repeat; ++repetition) {
     LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
     const RankMeter::Exchanges before = session.membership().meter().exchanges;
     const int64_t start_ns = NowNs();
-    LOCKSTEP_RETURN_IF_ERROR(steps.Test(count));
-    seconds.push_back(static_cast<double>(NowNs() - start_ns) * 1e-9);
+    LOCKSTEP_RETURN_IF_ERROR(steps.Test(planned.tokens));
+    const int64_t took_ns = NowNs() - start_ns;
+    seconds.push_back(static_cast<double>(took_ns) * 1e-9);
+    clocks.ns += took_ns;
     const RankMeter::Exchanges& after = session.membership().meter().exchanges;
     clocks.exchanges.calls += after.calls - before.calls;
     clocks.exchanges.ns += after.ns - before.ns;
+    clocks.exchanges.wait_ns += after.wait_ns - before.wait_ns;
+    clocks.exchanges.bytes += after.bytes - before.bytes;
   }
-  Json test = {
-      {"tokens", count}, {"context", plan.context}, {"batch", plan.batch}, {"seconds", seconds}};
-  if (computed_ns.has_value()) clocks.compute_ns = *stepper.compute_ns() - *computed_ns;
+  clocks.SetLatency(0);
+  Json test = {{"decode", planned.decode},
+               {"tokens", planned.tokens},
+               {"added_latency_us", latency_us},
+               {"context", plan.context},
+               {"batch", planned.decode ? plan.batch : 1},
+               {"seconds", seconds}};
+  if (earlier.has_value()) clocks.stage = Since(*earlier, *stepper.times());
   const Json mine = ReportOf(session, clocks);
   LOCKSTEP_ASSIGN_OR_RETURN(test["ranks"], GatherReports(session.group(), mine));
+  std::vector<Json> best;
+  for (Json& rank : test["ranks"]) {
+    best.push_back(std::move(rank["best"]));
+    rank.erase("best");
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(test["best_tokens"], MergeBestTokens(best));
   return test;
 }
 
@@ -250,18 +333,22 @@ Status Measure(Session& session, Clocks& clocks, const Plan& plan, const MemoryM
   LOCKSTEP_ASSIGN_OR_RETURN(report.read_before_gb_per_s, MeasureRead(session));
   LOCKSTEP_ASSIGN_OR_RETURN(report.peak, MeasurePeak(session));
   LOCKSTEP_ASSIGN_OR_RETURN(const std::unique_ptr<Stepper> stepper, Stepper::Create(session));
-  for (const int64_t count : plan.counts) {
-    LOCKSTEP_ASSIGN_OR_RETURN(Json test, RunTest(session, *stepper, clocks, plan, count));
-    report.tests.push_back(std::move(test));
+  for (const int64_t latency_us : plan.latencies_us) {
+    for (const TestPlan& planned : plan.tests) {
+      LOCKSTEP_ASSIGN_OR_RETURN(Json test,
+                                RunTest(session, *stepper, clocks, plan, planned, latency_us));
+      report.tests.push_back(std::move(test));
+    }
   }
   LOCKSTEP_ASSIGN_OR_RETURN(report.memory,
                             GatherReports(session.group(), MemoryReport(session, marks)));
   LOCKSTEP_ASSIGN_OR_RETURN(report.read_after_gb_per_s, MeasureRead(session));
   if (session.rank() != 0) return OkStatus();
-  report.decode = plan.decode;
-  report.warm_up = plan.decode
-                       ? absl::StrFormat("at most %d tokens of every test, untimed", kWarmUpTokens)
-                       : "every prompt once, untimed";
+  report.benchmark = plan.benchmark;
+  report.warm_up = absl::StrFormat(
+      "at most %d tokens of every decode and every prompt once, untimed", kWarmUpTokens);
+  report.logit_error =
+      ToleranceOf({}, {session.precision(), session.model().limits().cache_type}).near;
   report.collective = session.group().traits().name;
   report.kernels = session.backend().name();
   report.ranks = session.size();
@@ -272,11 +359,17 @@ Status Measure(Session& session, Clocks& clocks, const Plan& plan, const MemoryM
   return OkStatus();
 }
 
-Status BenchModel(const Options& options, const Plan& plan) {
+Status BenchModel(const Options& options, Plan plan) {
+  plan.context = options.context;
+  plan.batch = options.batch;
+  plan.chunk = options.prefill_chunk;
+  LOCKSTEP_ASSIGN_OR_RETURN(plan.latencies_us, ParseLatencies(options));
   Clocks clocks;
+  if (plan.adds_latency()) clocks.latency = std::make_shared<AddedLatency>();
   MemoryMarks marks;
   SessionNeeds needs;
   needs.probe = false;  // nobody reads what is computed here
+  needs.added_latency = clocks.latency;
   needs.wrap_backend = [&](std::unique_ptr<kernels::Backend> inner) {
     auto timed = std::make_unique<kernels::TimedBackend>(std::move(inner));
     clocks.backend = timed.get();
@@ -292,26 +385,43 @@ Status BenchModel(const Options& options, const Plan& plan) {
   return session->Close(Measure(*session, clocks, plan, marks));
 }
 
+Status AddTests(bool decode, const std::string& counts, const char* flag, Plan* plan) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<int64_t> tokens,
+                            ParseCounts(counts, flag, kMostTokens));
+  for (const int64_t count : tokens) plan->tests.push_back({decode, count});
+  return OkStatus();
+}
+
+Status AddDecodes(const Options& options, Plan* plan) {
+  return AddTests(true, options.tokens.empty() ? "32" : options.tokens, "--tokens", plan);
+}
+
+Status AddPrompts(const Options& options, const std::string& usual, Plan* plan) {
+  return AddTests(false, options.prompt_tokens.empty() ? usual : options.prompt_tokens,
+                  "--prompt-tokens", plan);
+}
+
 }  // namespace
 
 Status BenchDecode(const Options& options) {
-  Plan plan;
-  plan.decode = true;
-  plan.context = options.context;
-  plan.batch = options.batch;
-  plan.chunk = options.prefill_chunk;
-  LOCKSTEP_ASSIGN_OR_RETURN(plan.counts, ParseCounts(options.tokens.empty() ? "32" : options.tokens,
-                                                     "--tokens", kMostTokens));
-  return BenchModel(options, plan);
+  Plan plan{.benchmark = "decode"};
+  LOCKSTEP_RETURN_IF_ERROR(AddDecodes(options, &plan));
+  return BenchModel(options, std::move(plan));
 }
 
 Status BenchPrefill(const Options& options) {
-  Plan plan;
-  plan.chunk = options.prefill_chunk;
-  LOCKSTEP_ASSIGN_OR_RETURN(
-      plan.counts, ParseCounts(options.prompt_tokens.empty() ? "128,512" : options.prompt_tokens,
-                               "--prompt-tokens", kMostTokens));
-  return BenchModel(options, plan);
+  Plan plan{.benchmark = "prefill"};
+  LOCKSTEP_RETURN_IF_ERROR(AddPrompts(options, "128,512", &plan));
+  return BenchModel(options, std::move(plan));
+}
+
+Status BenchSteps(const Options& options) {
+  Plan plan{.benchmark = "steps"};
+  LOCKSTEP_RETURN_IF_ERROR(AddDecodes(options, &plan));
+  const std::string chunks =
+      absl::StrFormat("%d,%d", options.prefill_chunk, 4 * options.prefill_chunk);
+  LOCKSTEP_RETURN_IF_ERROR(AddPrompts(options, chunks, &plan));
+  return BenchModel(options, std::move(plan));
 }
 
 }  // namespace lockstep

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <vector>
 
 #include "runtime/base/version.h"
@@ -30,16 +31,11 @@ double TokensOf(const Json& test) {
   return test["tokens"].get<double>() * test["batch"].get<double>();
 }
 
-Json RatesOf(const Json& test) {
+Json RatesOfTest(const Json& test) {
   std::vector<double> rates;
   for (const Json& seconds : test["seconds"])
     rates.push_back(TokensOf(test) / seconds.get<double>());
-  std::vector<double> sorted = rates;
-  std::sort(sorted.begin(), sorted.end());
-  const size_t middle = sorted.size() / 2;
-  const double median =
-      sorted.size() % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
-  return {{"median", median}, {"min", sorted.front()}, {"max", sorted.back()}, {"samples", rates}};
+  return RatesOf(rates);
 }
 
 double ReadOf(const BenchReport& report) {
@@ -50,9 +46,45 @@ double ReadOf(const BenchReport& report) {
 // prompts. All ranks were measured together there, and rank 0 has an equal part of that.
 const char* ShareName(bool decode) { return decode ? "share_of_bandwidth" : "share_of_peak"; }
 
-double ShareOf(const BenchReport& report, const Json& time) {
-  const double reached = time[report.decode ? "gb_per_s" : "gop_per_s"].get<double>();
-  return reached * report.ranks / (report.decode ? ReadOf(report) : report.peak.gop_per_s);
+double ShareOf(const BenchReport& report, bool decode, const Json& time) {
+  const double reached = time[decode ? "gb_per_s" : "gop_per_s"].get<double>();
+  return reached * report.ranks / (decode ? ReadOf(report) : report.peak.gop_per_s);
+}
+
+bool IsDecode(const Json& test) { return test["decode"].get<bool>(); }
+
+// Every rank's time per token; what is exchanged beside the computation (--overlap-rows) counts in
+// both.
+Json SplitOf(const Json& test, double tokens) {
+  Json split = Json::array();
+  for (const Json& rank : test["ranks"]) {
+    const Json stage = rank.value("stage", Json::object());
+    const auto of_stage = [&](const char* key) { return stage.value(key, 0.0); };
+    double compute_ns = 0;
+    for (const Json& op : rank["ops"]) compute_ns += op["ns"].get<double>();
+    const double within_ns = rank["exchange"]["wait_ns"].get<double>();
+    const double exchange_ns =
+        rank["exchange"]["ns"].get<double>() - within_ns + of_stage("send_ns");
+    const double wait_ns = within_ns + of_stage("wait_ns");
+    const double rest_ns = rank["ns"].get<double>() - compute_ns - exchange_ns - wait_ns;
+    split.push_back({{"rank", rank["rank"]},
+                     {"compute", compute_ns * 1e-3 / tokens},
+                     {"exchange", exchange_ns * 1e-3 / tokens},
+                     {"waiting", wait_ns * 1e-3 / tokens},
+                     {"rest", std::max(rest_ns, 0.0) * 1e-3 / tokens}});
+  }
+  return split;
+}
+
+// Bytes that all ranks sent, where they are counted.
+std::optional<double> WireBytes(const Json& ranks) {
+  double bytes = 0;
+  for (const Json& rank : ranks) {
+    if (!rank["exchange"].contains("bytes")) return std::nullopt;
+    bytes += rank["exchange"]["bytes"].get<double>();
+    if (rank.contains("stage")) bytes += rank["stage"]["bytes"].get<double>();
+  }
+  return bytes;
 }
 
 // Rank 0's time per token, op by op: the longest first, then what exchanges took, then the rest.
@@ -82,8 +114,8 @@ Json TimesOf(const BenchReport& report, const Json& test, double repeat) {
       time["gb_per_s"] = op["bytes"].get<double>() / ns;
       time["gop_per_s"] = op["operations"].get<double>() / ns;
       // The peak is that of products; attention is float32.
-      if (report.decode || op["outputs"] != 0) {
-        time[ShareName(report.decode)] = ShareOf(report, time);
+      if (IsDecode(test) || op["outputs"] != 0) {
+        time[ShareName(IsDecode(test))] = ShareOf(report, IsDecode(test), time);
       }
     }
     add(std::move(time), ns);
@@ -102,14 +134,17 @@ Json FiguresOf(const BenchReport& report, const Json& test) {
   const Json& ranks = test["ranks"];
   const double tokens = test["tokens"].get<double>();
   const auto repeat = static_cast<double>(test["seconds"].size());
-  Json figures = {{"test", report.decode ? "decode" : "prefill"}, {"tokens", test["tokens"]}};
-  if (report.decode) {
+  const bool decode = IsDecode(test);
+  Json figures = {{"test", decode ? "decode" : "prefill"},
+                  {"tokens", test["tokens"]},
+                  {"added_latency_us", test["added_latency_us"]}};
+  if (decode) {
     figures["context"] = test["context"];
     figures["batch"] = test["batch"];
   }
-  figures["tokens_per_second"] = RatesOf(test);
+  figures["tokens_per_second"] = RatesOfTest(test);
   const double rate = figures["tokens_per_second"]["median"].get<double>();
-  if (report.decode) {
+  if (decode) {
     // Sequences that are decoded together share what they read: what the products really took.
     const double step_bytes = ProductSum(ranks, "bytes") / (tokens * repeat);
     figures["product_bytes_per_step"] = step_bytes;
@@ -134,8 +169,13 @@ Json FiguresOf(const BenchReport& report, const Json& test) {
     double seconds = 0;
     for (const Json& sample : test["seconds"]) seconds += sample.get<double>();
     for (const Json& rank : ranks)
-      figures["occupancy"].push_back(rank["compute_ns"].get<double>() * 1e-9 / seconds);
+      figures["occupancy"].push_back(rank["stage"]["compute_ns"].get<double>() * 1e-9 / seconds);
   }
+  figures["us_per_token"] = SplitOf(test, TokensOf(test) * repeat);
+  if (const std::optional<double> bytes = WireBytes(ranks); bytes.has_value())
+    figures["wire_bytes_per_token"] = *bytes / (TokensOf(test) * repeat);
+  figures["best_tokens"] = test["best_tokens"];
+  if (report.benchmark == "steps") return figures;
   figures["times_of_rank_0"] = TimesOf(report, test, repeat);
   figures["ranks"] = ranks;
   return figures;
@@ -181,6 +221,8 @@ void PrintTest(const Json& test, double read) {
   const Json& rates = test["tokens_per_second"];
   std::printf("\n%s of %d tokens", test["test"].get<std::string>().c_str(),
               test["tokens"].get<int>());
+  if (test["added_latency_us"] != 0)
+    std::printf(", %d us of latency ADDED to what ranks send", test["added_latency_us"].get<int>());
   if (test.contains("context")) std::printf(" behind a context of %d", test["context"].get<int>());
   std::printf(": %.2f tokens/s (%.2f .. %.2f)\n", rates["median"].get<double>(),
               rates["min"].get<double>(), rates["max"].get<double>());
@@ -201,7 +243,15 @@ void PrintTest(const Json& test, double read) {
     for (const Json& part : test["occupancy"]) std::printf(" %.1f %%", 100 * part.get<double>());
     std::printf("\n");
   }
-  PrintTimes(test);
+  for (const Json& rank : test["us_per_token"]) {
+    std::printf("  rank %d: %.1f us/token in ops, %.1f in exchanges, %.1f waiting, %.1f rest\n",
+                rank["rank"].get<int>(), rank["compute"].get<double>(),
+                rank["exchange"].get<double>(), rank["waiting"].get<double>(),
+                rank["rest"].get<double>());
+  }
+  if (test.contains("wire_bytes_per_token"))
+    std::printf("  all ranks send %.0f bytes/token\n", test["wire_bytes_per_token"].get<double>());
+  if (test.contains("times_of_rank_0")) PrintTimes(test);
 }
 
 void PrintTable(const Json& all) {
@@ -234,6 +284,15 @@ void PrintTable(const Json& all) {
 
 }  // namespace
 
+Json RatesOf(const std::vector<double>& rates) {
+  std::vector<double> sorted = rates;
+  std::sort(sorted.begin(), sorted.end());
+  const size_t middle = sorted.size() / 2;
+  const double median =
+      sorted.size() % 2 == 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2;
+  return {{"median", median}, {"min", sorted.front()}, {"max", sorted.back()}, {"samples", rates}};
+}
+
 Json ReadWays() {
   Json ways = Json::array();
   for (const auto& way : kernels::ReadTest::kWays) {
@@ -243,7 +302,7 @@ Json ReadWays() {
 }
 
 Json BenchToJson(const BenchReport& report, const Options& options) {
-  Json all = {{"benchmark", report.decode ? "decode" : "prefill"},
+  Json all = {{"benchmark", report.benchmark},
               {"version", SourceVersion()},
               {"model", options.model},
               {"kernels", report.kernels},
@@ -263,6 +322,7 @@ Json BenchToJson(const BenchReport& report, const Options& options) {
                 {"ways", ReadWays()}}},
               {"peak_gop_per_s", report.peak.gop_per_s},
               {"peak_instruction", report.peak.instruction},
+              {"logit_error", report.logit_error},
               {"memory", MemoryOf(report.memory)},
               {"tests", Json::array()}};
   for (const Json& test : report.tests) all["tests"].push_back(FiguresOf(report, test));

@@ -330,7 +330,7 @@ std::vector<OptionSpec> BenchOptions() {
   return {{"benchmark",
            &O::benchmark,
            "what to measure",
-           {"kernels", "collectives", "decode", "prefill"}},
+           {"kernels", "collectives", "decode", "prefill", "steps", "modes"}},
           {"prompt-tokens", &O::prompt_tokens,
            "lengths of the prompts of bench prefill, 128,512; of plan: how many of the context's "
            "last tokens are the prompt, all; of simulate: their mean, 512"},
@@ -351,7 +351,16 @@ std::vector<OptionSpec> BenchOptions() {
           {"dtype",
            &O::dtype,
            "what those values travel as; default: as --wire",
-           {"float32", "bf16", "int8"}}};
+           {"float32", "bf16", "int8"}},
+          {"added-latency-us", &O::added_latency_us,
+           "microseconds by which all that a rank sends is held back, to measure what a slower "
+           "network costs; several by turns: 0,50,500"},
+          {"modes", &O::modes,
+           "what bench modes compares: single, pipeline/LINK and tensor/COLLECTIVE, with commas; "
+           "default: single, pipeline/grpc, and pipeline and tensor over --collective"},
+          {"rank-counts", &O::rank_counts,
+           "bench modes: how many ranks on this machine, one after the other: 2,3,4"},
+          {"chart", &O::chart, "bench modes: an SVG file for its curves"}};
 }
 
 std::vector<OptionSpec> BurnOptions() {

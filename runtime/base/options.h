@@ -110,6 +110,11 @@ struct Options {
   std::string transports = "auto";
   std::string sizes = "4,1024,10240,20480,81920,1048576,5242880,20971520";
   std::string dtype;  // empty: as `wire`
+  std::string added_latency_us = "0";
+  // `bench modes`.
+  std::string modes;        // empty: one node, pipelines and tensor
+  std::string rank_counts;  // empty: as `ranks` or the YAML says
+  std::string chart;
   // `burn`.
   double minutes = 60;
   // `plan`.

@@ -53,7 +53,9 @@ TEST(Measured, KeepsTheTestsOfBench) {
 "prefill_chunk": 64, "mode": ")" +
                 std::string(mode) + R"(", "tests": [
 {"test": "decode", "tokens": 32, "context": 0, "batch": 4, "tokens_per_second": {"median": 50}},
-{"test": "prefill", "tokens": 128, "tokens_per_second": {"median": 900}}]})");
+{"test": "prefill", "tokens": 128, "tokens_per_second": {"median": 900}},
+{"test": "prefill", "tokens": 128, "added_latency_us": 50,
+ "tokens_per_second": {"median": 700}}]})");
   };
   const StatusOr<Measured> measured = Parse(line("tensor") + line("pipeline"));
   ASSERT_TRUE(measured.ok()) << measured.status();

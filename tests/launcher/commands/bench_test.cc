@@ -91,6 +91,12 @@ TEST(BenchDecode, SaysWhatATokenReadsAndWhereTheTimeGoes) {
     EXPECT_NEAR(test["share_of_bandwidth"].get<double>(), test["gb_per_s"].get<double>() / read,
                 1e-9);
     ExpectShares(test, "share_of_bandwidth", "gb_per_s", read / ranks);
+    // Rank 0's parts are its whole time; its clock stops with the one that the rate is of.
+    const Json& parts = test["us_per_token"][0];
+    const double us = parts["compute"].get<double>() + parts["exchange"].get<double>() +
+                      parts["waiting"].get<double>() + parts["rest"].get<double>();
+    const Json& rates = test["tokens_per_second"]["samples"];
+    EXPECT_NEAR(us, (1e6 / rates[0].get<double>() + 1e6 / rates[1].get<double>()) / 2, 1e-3 * us);
   }
 }
 
@@ -109,6 +115,42 @@ TEST(BenchPrefill, CountsTheOperationsOfAllRanks) {
     EXPECT_NEAR(operations, alone, 0.02 * alone);
     ExpectWholeTime(test, ranks > 1);
     ExpectShares(test, "share_of_peak", "gop_per_s", json["peak_gop_per_s"].get<double>() / ranks);
+  }
+}
+
+// Decoding and prompts one after the other are what each is by itself: the same choices, in every
+// division of the model, and times that add up.
+TEST(BenchSteps, AreDecodesAndPromptsOfOneSession) {
+  const std::vector<std::string> sizes = {
+      "--model", SourceFile("models/tiny"), "--threads", "1", "--tokens", "3", "--prompt-tokens",
+      "20",      "--prefill-chunk",         "16"};
+  const auto with = [&](std::vector<std::string> more) {
+    more.insert(more.end(), sizes.begin(), sizes.end());
+    return BenchJson(more);
+  };
+  const Json decode = with({"decode"}), prefill = with({"prefill"});
+  const std::vector<std::vector<std::string>> ways = {
+      {},
+      {"--ranks", "2"},
+      {"--ranks", "2", "--mode", "pipeline"},
+      {"--ranks", "4", "--mode", "pipeline", "--stages", "2"}};
+  for (std::vector<std::string> way : ways) {
+    way.insert(way.begin(), "steps");
+    const Json steps = with(way);
+    ASSERT_EQ(steps["tests"].size(), 2u);
+    for (const auto& [test, alone] : {std::pair(steps["tests"][0], decode["tests"][0]),
+                                      std::pair(steps["tests"][1], prefill["tests"][0])}) {
+      EXPECT_EQ(test["test"], alone["test"]);
+      EXPECT_EQ(test["best_tokens"].size(), test["test"] == "decode" ? 3u : 1u);
+      for (size_t row = 0; row < test["best_tokens"].size(); ++row)
+        EXPECT_EQ(test["best_tokens"][row]["token"], alone["best_tokens"][row]["token"]);
+      for (const Json& rank : test["us_per_token"]) {
+        EXPECT_GT(rank["compute"], 0);
+        EXPECT_GE(rank["exchange"], 0);
+        EXPECT_EQ(rank["waiting"] > 0, way.size() > 1);
+      }
+      EXPECT_EQ(test["wire_bytes_per_token"] > 0, way.size() > 1);
+    }
   }
 }
 
