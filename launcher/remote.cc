@@ -12,6 +12,7 @@
 #include <memory>
 
 #include "absl/strings/str_split.h"
+#include "launcher/node_answer.h"
 #include "runtime/base/clock.h"
 #include "runtime/base/os.h"
 #include "transport/socket.h"
@@ -204,6 +205,33 @@ std::vector<StatusOr<NodeAnswer>> RunOnNodes(const std::string& ssh,
     if (all[i] != nullptr) answers[i] = all[i]->Answer(timeout_ms);
   }
   return answers;
+}
+
+StatusOr<std::string> OutputOf(const StatusOr<NodeAnswer>& answer, const AskedNode& node) {
+  if (!answer.ok()) return PeerLostError("%s: %s", node.name, MessageOf(answer.status()));
+  std::string said = answer->error;
+  while (!said.empty() && said.back() == '\n') said.pop_back();
+  said = Printable(said, true);
+  if (answer->exit_code == 255 && !node.host.empty()) {
+    return PeerLostError(
+        "%s cannot be reached: %s; `%s -o BatchMode=yes %s true` must end without a question",
+        node.name, said, node.ssh, node.host);
+  }
+  if (answer->exit_code == 127 || answer->exit_code == 126) {
+    return UsageError(
+        "%s: cannot run %s there (%s); copy lockstep to that place or say where it is with "
+        "--node-program",
+        node.name, node.program, said);
+  }
+  if (answer->exit_code != 0) return UsageError("%s: %s", node.name, said);
+  return answer->out;
+}
+
+Status CheckWholePath(const std::string& where, const char* key, const std::string& path) {
+  if (path.empty() || path.front() == '/') return OkStatus();
+  return UsageError(
+      "%s: %s is '%s', which other nodes would look for in another directory; give the whole path",
+      where, key, path);
 }
 
 }  // namespace lockstep

@@ -42,4 +42,19 @@ std::vector<StatusOr<NodeAnswer>> RunOnNodes(const std::string& ssh,
                                              std::span<const NodeCommand> commands,
                                              int64_t timeout_ms);
 
+// Whom a command was given to, for messages.
+struct AskedNode {
+  std::string name;     // "rank 1 (spark-2)"
+  std::string host;     // as in NodeCommand
+  std::string ssh;      // program and flags
+  std::string program;  // that the script runs
+};
+// What the command wrote to stdout where it ended well. Else an error that says what was wrong with
+// reaching the node, with the program there, or with the command by its own word.
+StatusOr<std::string> OutputOf(const StatusOr<NodeAnswer>& answer, const AskedNode& node);
+
+// An error where other machines would look for `path` in another directory; `where` and `key` name
+// it. Empty is none.
+Status CheckWholePath(const std::string& where, const char* key, const std::string& path);
+
 }  // namespace lockstep

@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
-"""Measures one model on the same nodes as one node, as a pipeline and in slices (tensor), by turns in one run.
+"""Holds `lockstep bench modes` (one node, pipelines, slices) against llama.cpp, by turns in one run.
 
     bench/make_checkpoint.py /tmp/glm47-L4-q4_0.gguf --moe 3 --vocab 4096
     bench/peers/install_llama_cpp.sh
     bench/peers/run_modes.py --model /tmp/glm47-L4-q4_0.gguf
 
-In a round each of --modes runs `lockstep bench decode` and `bench prefill` once, then llama.cpp's llama-bench alone and
-over two RPC servers by layers and by tensors (--no-llama leaves these out). Every rank and server has --threads.
+A round is one round of `lockstep bench modes`, which also says whether all --modes chose the same tokens, then
+llama.cpp's llama-bench alone and over two RPC servers by layers and by tensors (--no-llama leaves these out). Every rank
+and server has --threads.
 Prompts are one chunk and four chunks of --prefill-chunk long: a pipeline of two stages overlaps chunks. Prints medians and
 ranges of tokens/s, the part of the time that each rank computes in a pipeline, and the ratios that are wanted of the modes.
 Writes bench/results/modes-MODEL-DATE.json: machine, commit, commands, all samples, ratios, and of each mode the last
-report, with the time of every op on rank 0 and of its exchanges. What travels is not counted.
+report, with every rank's times and the bytes that travel.
 """
 
 import argparse
@@ -33,18 +34,6 @@ RATIOS = [("tensor", "pipeline", "decode", 1.8), ("tensor", "pipeline", "prefill
 REFERENCE = [("llama.cpp RPC, by layers", "llama.cpp"), ("llama.cpp RPC, by tensors", "llama.cpp RPC, by layers")]
 
 
-def flags_of(mode, ranks):
-    """The flags of "single", "pipeline/LINK" and "tensor/COLLECTIVE"."""
-    kind, _, link = mode.partition("/")
-    if kind == "single" and not link:
-        return ["--ranks", "1"]
-    if kind == "pipeline" and link in ("grpc", "tcp", "shm", "rdma"):
-        return ["--ranks", str(ranks), "--mode", "pipeline", "--stage-link", link]
-    if kind == "tensor" and link in ("tcp", "shm", "rdma", "mpi"):
-        return ["--ranks", str(ranks), "--mode", "tensor", "--collective", link]
-    raise argparse.ArgumentTypeError(f"'{mode}' is none of single, pipeline/grpc|tcp|shm|rdma, tensor/tcp|shm|rdma|mpi")
-
-
 def parse():
     peers = ROOT / "build/peers/llama.cpp-build/bin"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,37 +52,34 @@ def parse():
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
     arguments.repeat = 1  # of a test within a round
-    try:
-        for mode in arguments.modes:
-            flags_of(mode, arguments.ranks)
-    except argparse.ArgumentTypeError as error:
-        parser.error(str(error))
     return arguments
 
 
-class Mode:
-    """One way of dividing the model, as `lockstep bench` runs it."""
+class Modes:
+    """All ways of dividing the model, as `lockstep bench modes` runs them."""
 
-    def __init__(self, name, recorder, arguments):
-        self.name, self.recorder, self.arguments = name, recorder, arguments
-        self.reports = {}
+    name = "lockstep bench modes"
+
+    def __init__(self, recorder, arguments):
+        self.recorder, self.arguments = recorder, arguments
+        self.names, self.reports = arguments.modes, {}
 
     def measure(self, tests, seed):
+        """{mode: {test: samples}}."""
         del seed  # the tokens come from a fixed one
-        samples = {}
-        for kind, flag in (("decode", "--tokens"), ("prefill", "--prompt-tokens")):
-            counts = ",".join(str(tokens) for one, tokens in tests if one == kind)
-            self.reports[kind] = self.recorder.report([
-                self.arguments.binary, "bench", kind, "--model", self.arguments.model, "--threads", self.arguments.threads,
-                flag, counts, "--prefill-chunk", self.arguments.prefill_chunk, "--repeat", 1, "--json", "--log-level",
-                "error", *flags_of(self.name, self.arguments.ranks)])
-            for test in self.reports[kind]["tests"]:
-                samples[kind, test["tokens"]] = test["tokens_per_second"]["samples"]
-        return samples
+        counts = {kind: ",".join(str(tokens) for one, tokens in tests if one == kind) for kind in ("decode", "prefill")}
+        report = self.recorder.report([
+            self.arguments.binary, "bench", "modes", "--model", self.arguments.model, "--ranks", self.arguments.ranks,
+            "--threads", self.arguments.threads, "--modes", ",".join(self.names), "--tokens", counts["decode"],
+            "--prompt-tokens", counts["prefill"], "--prefill-chunk", self.arguments.prefill_chunk, "--repeat", 1, "--json",
+            "--log-level", "error"])
+        self.reports = {mode["mode"]: mode for mode in report["modes"]}
+        return {name: {(test["test"], test["tokens"]): test["tokens_per_second"]["samples"] for test in mode["tests"]}
+                for name, mode in self.reports.items()}
 
 
 def runners_of(recorder, arguments, stack):
-    runners = [Mode(name, recorder, arguments) for name in arguments.modes]
+    runners = [Modes(recorder, arguments)]
     if arguments.no_llama:
         return runners
     servers = stack.enter_context(engines.RpcServers(recorder, arguments.rpc_server, arguments.ranks, arguments.threads))
@@ -116,11 +102,13 @@ def run_rounds(runners, arguments, tests):
                 measured = runner.measure(list(tests.values()), one)
             except Refused as error:
                 refused[runner.name] = str(error)
-                samples.pop(runner.name, None)  # its other rounds were not beside all of the others'
+                for name in getattr(runner, "names", [runner.name]):
+                    samples.pop(name, None)  # its other rounds were not beside all of the others'
                 print(f"{runner.name}: {error}", file=sys.stderr)
                 continue
-            for label, test in tests.items():
-                samples.setdefault(runner.name, {}).setdefault(label, []).extend(measured[test])
+            for name, rates in (measured if hasattr(runner, "names") else {runner.name: measured}).items():
+                for label, test in tests.items():
+                    samples.setdefault(name, {}).setdefault(label, []).extend(rates[test])
             print(f"round {one + 1}, {runner.name} done", file=sys.stderr, flush=True)
     return samples, refused
 
@@ -147,11 +135,10 @@ def show(result):
     for name, tests in result["contestants"].items():
         for label, test in tests["tests"].items():
             print(f"{name:26} {label:18} {test['median']:9.2f} tokens/s ({test['min']:.2f} .. {test['max']:.2f})")
-        for report in tests["reports"].values():
-            for test in report["tests"]:
-                parts = " ".join(f"{100 * part:.0f} %" for part in test.get("occupancy", []))
-                if parts:
-                    print(f"{'':26} ranks compute {parts} of the time of {test['test']} {test['tokens']}")
+        for test in tests["report"].get("tests", []):
+            times = [{part: us for part, us in rank.items() if part != "rank"} for rank in test["us_per_token"]]
+            parts = " ".join(f"{100 * rank['compute'] / sum(rank.values()):.0f} %" for rank in times)
+            print(f"{'':26} ranks compute {parts} of the time of {test['test']} {test['tokens']}")
     for one in result["ratios"]:
         wanted = "" if one["wanted"] is None else f", wanted {one['wanted']}: {'met' if one['met'] else 'MISSED'}"
         print(f"{one['test']}: {one['of']} / {one['to']} = {one['ratio']:.2f}{wanted}")
@@ -171,10 +158,10 @@ def main():
         samples, refused = run_rounds(runners, arguments, tests)
     medians = {name: {label: statistics.median(rates) for label, rates in found.items()}
                for name, found in samples.items()}
-    reports = {runner.name: getattr(runner, "reports", {}) for runner in runners}
+    reports = runners[0].reports
     result["contestants"] = {
         name: {"tests": {label: {"median": medians[name][label], "min": min(rates), "max": max(rates), "samples": rates}
-                         for label, rates in found.items()}, "reports": reports[name]}
+                         for label, rates in found.items()}, "report": reports.get(name, {})}
         for name, found in samples.items()}
     result |= {"ratios": ratios_of(medians), "refused": refused, "load_after": os.getloadavg()[0],
                "commands": recorder.commands}

@@ -130,6 +130,7 @@ Status BenchCommand(const Options& options) {
   if (options.benchmark == "prefill") return BenchPrefill(options);
   if (options.benchmark == "collectives") return BenchCollectives(options);
   if (options.benchmark == "steps") return BenchSteps(options);
+  if (options.benchmark == "modes") return BenchModes(options);
   return UsageError(
       "what to measure? lockstep bench kernels, lockstep bench collectives --ranks 2, lockstep "
       "bench decode --model DIR, lockstep bench prefill --model DIR, or lockstep bench modes "

@@ -204,11 +204,7 @@ class Cluster {
          {std::pair("model", o.model), std::pair("secret-file", o.secret_file),
           std::pair("api-key-file", o.api_key_file), std::pair("tls-cert", o.tls_cert),
           std::pair("tls-key", o.tls_key)}) {
-      if (path.empty() || path.front() == '/') continue;
-      return UsageError(
-          "%s: %s is '%s', which other nodes would look for in another directory; give the whole "
-          "path",
-          o.config, key, path);
+      LOCKSTEP_RETURN_IF_ERROR(CheckWholePath(o.config, key, path));
     }
     return OkStatus();
   }
@@ -248,35 +244,14 @@ class Cluster {
   }
 
   RankAnswer Understand(const StatusOr<NodeAnswer>& answer, size_t rank) const {
-    RankAnswer word;
-    if (!answer.ok()) {
-      word.status = PeerLostError("%s: %s", Name(rank), MessageOf(answer.status()));
-      return word;
-    }
-    std::string said = answer->error;
-    while (!said.empty() && said.back() == '\n') said.pop_back();
-    said = Printable(said, true);
-    if (answer->exit_code == 255 && !hosts_[rank].empty()) {
-      word.status = PeerLostError(
-          "%s cannot be reached: %s; `%s -o BatchMode=yes %s true` must end without a question",
-          Name(rank), said, options_.ssh, hosts_[rank]);
-    } else if (answer->exit_code == 127 || answer->exit_code == 126) {
-      word.status = UsageError(
-          "%s: cannot run %s there (%s); copy lockstep to that place or say where it is with "
-          "--node-program",
-          Name(rank), Program(rank), said);
-    } else if (answer->exit_code != 0) {
-      word.status = UsageError("%s: %s", Name(rank), said);
-    } else {
-      const StatusOr<RankFacts> facts = ParseRankFacts(answer->out);
-      if (facts.ok()) {
-        word.facts = *facts;
-      } else {
-        word.status = UsageError("%s: its answer cannot be read (%s); is %s there another version?",
-                                 Name(rank), MessageOf(facts.status()), Program(rank));
-      }
-    }
-    return word;
+    const StatusOr<std::string> output =
+        OutputOf(answer, {Name(rank), hosts_[rank], options_.ssh, Program(rank)});
+    if (!output.ok()) return {output.status(), {}};
+    const StatusOr<RankFacts> facts = ParseRankFacts(*output);
+    if (facts.ok()) return {OkStatus(), *facts};
+    return {UsageError("%s: its answer cannot be read (%s); is %s there another version?",
+                       Name(rank), MessageOf(facts.status()), Program(rank)),
+            {}};
   }
 
   const Options options_;

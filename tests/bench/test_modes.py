@@ -1,6 +1,5 @@
 """bench/peers/run_modes.py: on the tiny model every way is measured, and its ratios are of what it measured."""
 
-import argparse
 import json
 import os
 import subprocess
@@ -17,11 +16,6 @@ import run_modes  # noqa: E402
 
 
 class Modes(TestCase):
-    def test_unknown_ones_are_refused(self):
-        for mode in ("single/shm", "pipeline", "pipeline/mpi", "tensor", "tensor/grpc", "slices/tcp"):
-            with self.assertRaises(argparse.ArgumentTypeError):
-                run_modes.flags_of(mode, 2)
-
     def test_ratios_are_of_medians_and_judged(self):
         rates = {"decode": 10.0, "prefill, 1 chunk": 10.0, "prefill, 4 chunks": 10.0}
         found = run_modes.ratios_of({"single": rates, "pipeline/tcp": rates | {"decode": 9.0},
