@@ -276,7 +276,6 @@ class Api final : public HttpApi {
   Reply Cluster(const HttpCall&, const Context&) {
     return HttpText(200, kJsonType, ClusterJson(model_, View()));
   }
-
   Reply Page(const HttpCall&, const Context&) { return PageReply(); }
 
   Reply Models(const HttpCall&, const Context&) {
@@ -286,7 +285,8 @@ class Api final : public HttpApi {
                   {"owned_by", "lockstep"},
                   {"root", model_.name},
                   {"parent", nullptr},
-                  {"max_model_len", model_.max_model_len}};
+                  {"max_model_len", model_.max_model_len},
+                  {"vocab_size", model_.vocab_size}};
     return JsonReply(200, {{"object", "list"}, {"data", Json::array({std::move(model)})}});
   }
 

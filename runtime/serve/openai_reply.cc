@@ -238,6 +238,7 @@ class OpenAiReply final : public HttpReply {
       Json chunk = Envelope(".chunk");
       chunk["choices"] = Json::array();
       chunk["usage"] = Usage();
+      chunk["timings"] = Timings();
       AddEvent(chunk);
     }
     out_ += "data: [DONE]\n\n";

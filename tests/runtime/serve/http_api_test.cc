@@ -178,6 +178,7 @@ TEST_F(HttpApiTest, UsageAndLogProbabilitiesComeWhenAskedFor) {
       {{"stream_options", {{"include_usage", true}}}, {"logprobs", true}, {"top_logprobs", 2}});
   EXPECT_EQ(events.back()["choices"], Json::array());
   EXPECT_EQ(events.back()["usage"]["completion_tokens"], scripted_->executor.script.size() + 1);
+  EXPECT_GE(events.back()["timings"]["queue_ms"], 0);
   size_t tokens = 0;
   for (const Json& event : events) {
     EXPECT_EQ(event["usage"].is_null(), &event != &events.back());
@@ -381,6 +382,7 @@ TEST_F(HttpApiTest, SmallRoutes) {
   const Json models = Json::parse(BodyOf(Ask(api_->port(), "GET", "/v1/models?x=1")));
   EXPECT_EQ(models["data"][0]["id"], "tiny");
   EXPECT_EQ(models["data"][0]["max_model_len"], testing::kScriptedContext);
+  EXPECT_GT(models["data"][0]["vocab_size"], 0);
   EXPECT_THAT(
       Post("/v1/chat/completions",
            {{"model", "gpt-4"}, {"messages", {{{"role", "user"}, {"content", "x"}}}}}),
