@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_format.h"
+#include "launcher/commands/traffic_report.h"
 
 namespace lockstep {
 namespace {
@@ -14,17 +15,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr double kBusy = 0.9;
-
-double Over(double a, double b) { return b > 0 ? a / b : 0; }
-double Over(uint64_t a, double b) { return Over(static_cast<double>(a), b); }
-
-Json PercentilesJson(const Percentiles& found) {
-  return {{"p50", found.At(0.5)},
-          {"p90", found.At(0.9)},
-          {"p99", found.At(0.99)},
-          {"mean", found.mean()},
-          {"count", found.count()}};
-}
 
 Json CountsJson(const SimulatedTraffic& traffic) {
   return {{"requests", traffic.requests},
@@ -142,11 +132,6 @@ Json ReportJson(const SimulationReport& report) {
   json["messages"] = report.steps->messages();
   json["history"] = absl::StrFormat("%016x", result.digest);
   return json;
-}
-
-void PrintPercentiles(const char* name, const Percentiles& found) {
-  std::printf("%-13s p50 %.4g s, p90 %.4g s, p99 %.4g s\n", name, found.At(0.5), found.At(0.9),
-              found.At(0.99));
 }
 
 void PrintHead(const SimulationReport& report) {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/simulate/percentiles.h"
+#include "launcher/percentiles.h"
 #include "launcher/simulate/step_model.h"
 #include "launcher/trace.h"
 #include "runtime/base/status.h"

@@ -1,4 +1,4 @@
-#include "launcher/simulate/percentiles.h"
+#include "launcher/percentiles.h"
 
 #include <gtest/gtest.h>
 
