@@ -26,6 +26,7 @@ set(LOCKSTEP_PACKAGES_runtime_weights nlohmann_json::nlohmann_json CURL::libcurl
 set(LOCKSTEP_PACKAGES_runtime_model nlohmann_json::nlohmann_json)
 set(LOCKSTEP_PACKAGES_launcher yaml-cpp nlohmann_json::nlohmann_json)
 set(LOCKSTEP_PACKAGES_launcher_files nlohmann_json::nlohmann_json)
+set(LOCKSTEP_PACKAGES_launcher_load nlohmann_json::nlohmann_json CURL::libcurl)
 set(LOCKSTEP_PACKAGES_runtime_http Boost::headers OpenSSL::SSL)
 set(LOCKSTEP_PACKAGES_runtime_serve nlohmann_json::nlohmann_json OpenSSL::Crypto)
 

@@ -131,10 +131,11 @@ Status BenchCommand(const Options& options) {
   if (options.benchmark == "collectives") return BenchCollectives(options);
   if (options.benchmark == "steps") return BenchSteps(options);
   if (options.benchmark == "modes") return BenchModes(options);
+  if (options.benchmark == "serve") return BenchServe(options);
   return UsageError(
       "what to measure? lockstep bench kernels, lockstep bench collectives --ranks 2, lockstep "
-      "bench decode --model DIR, lockstep bench prefill --model DIR, or lockstep bench modes "
-      "--model DIR --ranks 2");
+      "bench decode --model DIR, lockstep bench prefill --model DIR, lockstep bench modes --model "
+      "DIR --ranks 2, or lockstep bench serve --url http://HOST:PORT");
 }
 
 }  // namespace lockstep

@@ -19,6 +19,7 @@ Status BenchPrefill(const Options& options);
 Status BenchCollectives(const Options& options);
 Status BenchSteps(const Options& options);
 Status BenchModes(const Options& options);
+Status BenchServe(const Options& options);
 
 // "128,512": whole numbers in lowest .. highest; `flag` for errors.
 StatusOr<std::vector<int64_t>> ParseCounts(std::string_view text, const char* flag, int64_t highest,

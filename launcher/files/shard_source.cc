@@ -237,7 +237,7 @@ Status CopyFile(ShardCopy* copy, const Options& options, int threads) {
 }  // namespace
 
 bool IsHuggingFace(const std::string& url) {
-  const StatusOr<HttpPlace> place = ParseHttpUrl(url);
+  const StatusOr<HttpPlace> place = ParseHttpUrl("--from", url);
   return place.ok() && place->scheme == "https" &&
          absl::EqualsIgnoreCase(place->host, "huggingface.co");
 }

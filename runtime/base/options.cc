@@ -2,6 +2,8 @@
 
 #include <string>
 
+#include "runtime/base/option_parts.h"
+
 namespace lockstep {
 namespace {
 
@@ -10,7 +12,8 @@ using O = Options;
 std::vector<OptionSpec> ModelOptions() {
   return {{"model",
            &O::model,
-           "checkpoint: a directory in Hugging Face layout, or a .gguf file",
+           "checkpoint: a directory in Hugging Face layout, or a .gguf file; of bench serve: the "
+           "name that the server knows it by, default: its first",
            {},
            0,
            0,
@@ -182,7 +185,7 @@ std::vector<OptionSpec> ServingOptions() {
        "-a,--alias"},
       {"api-key-file", &O::api_key_file,
        "file of API keys: a name, a SHA-256 and limits a line; this or TLS to serve other "
-       "machines"},
+       "machines; of bench serve: the key itself"},
       {"tls-cert",
        &O::tls_cert,
        "PEM file of the certificate with which HTTP and gRPC speak TLS, and of those that signed "
@@ -316,7 +319,7 @@ std::vector<OptionSpec> PromptOptions() {
        100},
       {"seed",
        &O::seed,
-       "seed of the random draws; default: a fresh one, of simulate 1",
+       "seed of the random draws; default: a fresh one, of simulate and bench serve 1",
        {},
        0,
        9e15,
@@ -330,10 +333,10 @@ std::vector<OptionSpec> BenchOptions() {
   return {{"benchmark",
            &O::benchmark,
            "what to measure",
-           {"kernels", "collectives", "decode", "prefill", "steps", "modes"}},
+           {"kernels", "collectives", "decode", "prefill", "steps", "modes", "serve"}},
           {"prompt-tokens", &O::prompt_tokens,
            "lengths of the prompts of bench prefill, 128,512; of plan: how many of the context's "
-           "last tokens are the prompt, all; of simulate: their mean, 512"},
+           "last tokens are the prompt, all; of simulate and bench serve: their mean, 512"},
           {"context",
            &O::context,
            "tokens before those of bench decode; of plan: of each user, 8192 if not given",
@@ -390,46 +393,11 @@ std::vector<OptionSpec> PlanOptions() {
        1}};
 }
 
-std::vector<OptionSpec> TraceOptions() {
-  return {
-      {"trace", &O::trace,
-       "file of requests, one a line as JSON: at_s, prompt_tokens, output_tokens, and if wanted "
-       "prefix_group, prefix_tokens, user; default: one is made from the following"},
-      {"rate", &O::rate, "requests a second, on average (Poisson)", {}, 1e-6, 1e6},
-      {"duration-s", &O::duration_s, "how long requests come", {}, 1e-3, 1e9},
-      {"day-curve", &O::day_curve,
-       "the rate goes with the hour: from a fifth of it at 3 to 1.8 times it at 15"},
-      {"output-tokens", &O::output_tokens, "mean length of answers", {}, 1, 16'777'216},
-      {"length-spread",
-       &O::length_spread,
-       "standard deviation of the logarithms of prompts' and answers' lengths; 0: all alike",
-       {},
-       0,
-       5},
-      {"prefix-groups",
-       &O::prefix_groups,
-       "groups whose prompts begin alike; 0: all differ",
-       {},
-       0,
-       1e9},
-      {"prefix-tokens",
-       &O::prefix_tokens,
-       "tokens of that beginning, before those of --prompt-tokens",
-       {},
-       0,
-       16'777'216},
-      {"replicas", &O::replicas, "clusters behind one router, all alike", {}, 1, 4096},
-      {"router",
-       &O::router,
-       "who gets a request: the replica with the fewest tokens to do, or the one that has its "
-       "group",
-       {"least", "prefix"}}};
-}
-
 std::vector<OptionSpec> OutputOptions() {
   return {
       {"tokens", &O::tokens, "JSON file with token id lists; of bench: how many to decode, 32"},
-      {"out", &O::out, "output file; of shard: directory; of simulate: the trace that was made"},
+      {"out", &O::out,
+       "output file; of shard: directory; of simulate and bench serve: the trace that was made"},
       {"quantize", &O::quantize,
        "fewer bits: q8_0, q6_k, q5_k, q4_k, q4_0 or fp8, of attention, dense, experts and "
        "shared; draft, embedding and head by name alone: q4_k,head=q6_k,draft=q8_0"},
@@ -472,7 +440,7 @@ std::span<const OptionSpec> OptionTable() {
     for (const auto& part :
          {ModelOptions(), RankOptions(), ModeOptions(), ExchangeOptions(), LimitOptions(),
           ServingOptions(), CircuitOptions(), NodeOptions(), PromptOptions(), BenchOptions(),
-          BurnOptions(), PlanOptions(), TraceOptions(), OutputOptions()}) {
+          BenchServeOptions(), BurnOptions(), PlanOptions(), TraceOptions(), OutputOptions()}) {
       all.insert(all.end(), part.begin(), part.end());
     }
     return all;

@@ -115,6 +115,13 @@ struct Options {
   std::string modes;        // empty: one node, pipelines and tensor
   std::string rank_counts;  // empty: as `ranks` or the YAML says
   std::string chart;
+  // `bench serve`, with what `simulate` makes traces of.
+  std::string url = "http://127.0.0.1:8000";
+  std::string tls_ca;      // empty: what the system trusts
+  int64_t vocab_size = 0;  // 0: as the server says
+  int64_t request_timeout_ms = 600'000;
+  double slo_ttft_ms = 0;  // 0: any will do
+  double slo_itl_ms = 0;   // the same
   // `burn`.
   double minutes = 60;
   // `plan`.

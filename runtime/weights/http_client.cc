@@ -118,7 +118,7 @@ Address AddressOf(HttpTarget* target, const HttpRequest& request) {
   }
   const UrlParts parts(address.url);
   const std::string host = parts.Get(CURLUPART_HOST);
-  address.loopback = host == "127.0.0.1" || host == "localhost" || host == "[::1]";
+  address.loopback = IsLoopbackHost(host);
   address.secure = given.Get(CURLUPART_SCHEME) == "https";
   address.with_token = parts.Origin() == given.Origin();
   address.encrypted = parts.Get(CURLUPART_SCHEME) == "https";
@@ -161,15 +161,15 @@ void Prepare(CURL* curl, const Address& address, const curl_slist* headers, Tran
 
 }  // namespace
 
-StatusOr<HttpPlace> ParseHttpUrl(const std::string& url) {
+StatusOr<HttpPlace> ParseHttpUrl(const char* flag, const std::string& url) {
   const UrlParts parts(url);
   const std::string scheme = parts.good() ? parts.Get(CURLUPART_SCHEME) : "";
   if ((scheme != "http" && scheme != "https") || parts.Get(CURLUPART_HOST).empty())
-    return UsageError("--from '%s': is no URL; give http://HOST:PORT/PATH or https://...", url);
+    return UsageError("%s '%s': is no URL; give http://HOST:PORT/PATH or https://...", flag, url);
   if (!parts.Get(CURLUPART_USER).empty() || !parts.Get(CURLUPART_PASSWORD).empty())
-    return UsageError("--from: a URL with a user's name or password would be shown in messages");
+    return UsageError("%s: a URL with a user's name or password would be shown in messages", flag);
   if (!parts.Get(CURLUPART_FRAGMENT).empty())
-    return UsageError("--from '%s': leave out the part behind '#'", url);
+    return UsageError("%s '%s': leave out the part behind '#'", flag, url);
   HttpPlace place;
   place.scheme = scheme;
   place.host = parts.Get(CURLUPART_HOST);

@@ -50,8 +50,12 @@ struct HttpPlace {
   std::string query;      // "?..." of the URL, sent along with every request
 };
 // A UsageError for anything but http:// and https:// with a host; for user names, passwords and
-// fragments.
-StatusOr<HttpPlace> ParseHttpUrl(const std::string& url);
+// fragments. `flag`: which gave it, for errors.
+StatusOr<HttpPlace> ParseHttpUrl(const char* flag, const std::string& url);
+// This machine, to which no proxy leads.
+inline bool IsLoopbackHost(const std::string& host) {
+  return host == "127.0.0.1" || host == "localhost" || host == "[::1]";
+}
 
 // A file on a server. What the server said of it first must hold to the end.
 struct HttpTarget {

@@ -132,7 +132,7 @@ HttpFiles::~HttpFiles() = default;
 
 StatusOr<std::unique_ptr<HttpFiles>> HttpFiles::Connect(const std::string& url,
                                                         const HttpOptions& options) {
-  LOCKSTEP_ASSIGN_OR_RETURN(HttpPlace place, ParseHttpUrl(url));
+  LOCKSTEP_ASSIGN_OR_RETURN(HttpPlace place, ParseHttpUrl("--from", url));
   auto files = std::unique_ptr<HttpFiles>(new HttpFiles(std::move(place), options));
   LOCKSTEP_RETURN_IF_ERROR(files->Discover());
   return files;

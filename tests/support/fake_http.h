@@ -23,10 +23,14 @@
 
 namespace lockstep::testing {
 
+class FakeHttpServer;
+
 struct FakeRequest {
   int number = 0;  // of the request, from 0
   std::string method, path, head;
   size_t first = 0, last = 0;  // of the Range header
+  const FakeHttpServer* server = nullptr;
+  int client = -1;  // Send's
 
   bool Has(const std::string& text) const { return head.find(text) != std::string::npos; }
 };
@@ -58,6 +62,15 @@ class FakeHttpServer {
 
   std::string url() const { return "http://127.0.0.1:" + std::to_string(port_); }
   int requests() const { return requests_; }
+  // A part of the answer, before what the handler returns.
+  static void Send(const FakeRequest& request, const std::string& part) {
+    for (size_t done = 0; done < part.size();) {
+      const ssize_t sent =
+          send(request.client, part.data() + done, part.size() - done, MSG_NOSIGNAL);
+      if (sent <= 0) break;
+      done += static_cast<size_t>(sent);
+    }
+  }
   // A handler that takes its time: returns early when the server ends.
   void Sleep(int ms) const {
     for (int i = 0; i < ms && !stopped_; i += 10)
@@ -76,7 +89,7 @@ class FakeHttpServer {
   }
 
   void Serve(int client) {
-    FakeRequest request;
+    FakeRequest request{.server = this, .client = client};
     char part[4096];
     while (request.head.find("\r\n\r\n") == std::string::npos) {
       pollfd entry{client, POLLIN, 0};
@@ -93,12 +106,7 @@ class FakeHttpServer {
         (void)std::sscanf(request.head.c_str() + range, "Range: bytes=%zu-%zu", &request.first,
                           &request.last);
       request.number = requests_++;
-      const std::string answer = handler_(request);
-      for (size_t done = 0; done < answer.size();) {
-        const ssize_t sent = send(client, answer.data() + done, answer.size() - done, MSG_NOSIGNAL);
-        if (sent <= 0) break;
-        done += static_cast<size_t>(sent);
-      }
+      Send(request, handler_(request));
     }
     shutdown(client, SHUT_WR);
     // Closing with unread bytes would reset the connection and lose what was sent.

@@ -37,7 +37,7 @@ FOREIGN = {
     r"spdlog/": ["runtime/base"],
     r"xxhash": ["runtime/base"],
     r"openssl/": ["collectives", "runtime/http", "runtime/serve", "tests"],
-    r"curl/": ["runtime/weights"],
+    r"curl/": ["runtime/weights", "launcher/load"],
     r"boost/": ["runtime/http"],
     r"(xgrammar|dlpack)/": ["runtime/grammar"],
     r"nlohmann/": ["runtime/text", "runtime/weights", "runtime/model", "runtime/serve", "launcher", "bench", "tests"],
