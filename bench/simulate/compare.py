@@ -5,9 +5,8 @@
     bench/simulate/compare.py --model /tmp/glm47-L4-q4_0.gguf --rate 0.2 --duration-s 120
 
 Measures the machine with `lockstep doctor`, `bench decode` at several batch sizes and `bench prefill`, has `lockstep
-simulate` make a trace and say what two ranks over shared memory would give, and then sends the same requests at the same
-times to a server of these ranks, whether earlier ones were answered or not. The last run is of neither: it is compared
-with what was simulated before it. Wanted: throughput, mean time to the first token and mean time between tokens within
+simulate` make a trace and say what two ranks over shared memory would give, and then has `lockstep bench serve` send the
+same requests at the same times to a server of these ranks. What is simulated knows nothing of that run. Wanted: throughput, mean time to the first token and mean time between tokens within
 25 %. --rounds repeats the server's run, whose median counts. Writes bench/results/simulate-MODEL-DATE.json: machine,
 commit, commands, both sides, differences.
 """
@@ -15,18 +14,15 @@ commit, commands, both sides, differences.
 import argparse
 import json
 import pathlib
-import random
 import statistics
 import sys
 import tempfile
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "serve"))
 
 from measuring import ROOT, Recorder, origin  # noqa: E402
 from server import Server  # noqa: E402
-from streams import Call, Loop, request  # noqa: E402
 
 WANTED = 0.25
 FIGURES = ["tokens_per_s", "ttft_mean_s", "inter_token_mean_s"]
@@ -89,77 +85,25 @@ def simulate(recorder, arguments, folder, lines):
         *limit_flags(arguments), "--rate", arguments.rate, "--duration-s", arguments.duration_s, "--prompt-tokens",
         arguments.prompt_tokens, "--output-tokens", arguments.output_tokens, "--length-spread", arguments.length_spread,
         "--seed", arguments.seed, "--out", trace, "--json"])[0])
-    return said, [json.loads(line) for line in trace.read_text().splitlines()]
+    return said, trace
 
 
-def ids(vocab, count, *key):
-    """Token ids, the same for the same key: of all that there are, as bench draws them, for few would choose few experts."""
-    draw = random.Random(repr(key))
-    return [draw.randrange(vocab) for _ in range(count)]
-
-
-def body(vocab, one, number):
-    shared = one.get("prefix_tokens", 0)
-    prompt = (ids(vocab, shared, "group", one.get("prefix_group"))
-              + ids(vocab, one["prompt_tokens"] - shared, "own", number))
-    return {"prompt": prompt, "max_tokens": one["output_tokens"], "stream": True, "ignore_eos": True, "temperature": 0}
-
-
-def play(arguments, vocab, trace):
-    """Sends the trace to a server of its own; [(request, call)]."""
-    ended = []
+def play(recorder, arguments, trace):
+    """What `lockstep bench serve` says of the trace, sent to a server of its own."""
     with Server(arguments, [*cluster_flags(arguments), *limit_flags(arguments)]) as server:
-        loop = Loop(server.port, ended.append)
-        warm = Call(request(body(vocab, {"prompt_tokens": 16, "output_tokens": 4}, -1), "/v1/completions"))
-        loop.start(warm)
-        while loop.calls:
-            loop.turn(0.1)
-        sent = [request(body(vocab, one, number), "/v1/completions") for number, one in enumerate(trace)]
-        calls = []
-        begin = time.monotonic() + 0.1
-        while len(calls) < len(trace) or loop.calls:
-            now = time.monotonic()
-            while len(calls) < len(trace) and begin + trace[len(calls)]["at_s"] <= now:
-                call = Call(sent[len(calls)])
-                call.events = 1  # a completion's first event has its first token already
-                call.late = now - begin - trace[len(calls)]["at_s"]
-                loop.start(call)
-                calls.append(call)
-            wait = begin + trace[len(calls)]["at_s"] - time.monotonic() if len(calls) < len(trace) else 0.1
-            loop.turn(min(max(wait, 0), 0.1))
-            loop.give_up(lambda _: arguments.timeout_s)
-    return begin, list(zip(trace, calls))
+        load = [arguments.binary, "bench", "serve", "--url", f"http://127.0.0.1:{server.port}", "--request-timeout-ms",
+                1000 * arguments.timeout_s, "--json", "--log-level", "warning"]
+        warm = trace.with_name("warm.jsonl")
+        warm.write_text('{"at_s": 0, "prompt_tokens": 16, "output_tokens": 4}\n')
+        recorder.run([*load, "--trace", warm, "--seed", arguments.seed + 1])
+        return json.loads(recorder.run([*load, "--trace", trace, "--seed", arguments.seed])[0])
 
 
-def percentile(values, part):
-    values = sorted(values)
-    return values[min(len(values) - 1, int(part * len(values)))] if values else None
-
-
-def figures(begin, answered):
-    whole = [(one, call) for one, call in answered if call.status == 200 and call.error is None and call.first]
-    first = [call.first - call.begun for _, call in whole]
-    tokens = sum(one["output_tokens"] for one, _ in whole)
-    between = sum(one["output_tokens"] - 1 for one, _ in whole)
-    return {
-        "requests": len(answered), "completed": len(whole),
-        "rejected": sum(call.status == 429 for _, call in answered),
-        "failed": [str(call.error or call.status) for _, call in answered if call.status != 200 or call.error][:5],
-        "seconds": max(call.ended for _, call in answered) - begin,
-        "tokens_per_s": tokens / (max(call.ended for _, call in answered) - begin),
-        "ttft_mean_s": statistics.mean(first), "ttft_p50_s": percentile(first, 0.5),
-        "ttft_p90_s": percentile(first, 0.9), "ttft_p99_s": percentile(first, 0.99),
-        # Events may have several tokens: what is between the first and the last is divided evenly.
-        "inter_token_mean_s": sum(call.last - call.first for _, call in whole) / max(1, between),
-        "latest_s": max(call.late for _, call in answered),
-    }
-
-
-def simulated_figures(said):
-    return {"requests": said["requests"], "completed": said["completed"], "rejected": said["rejected"],
-            "seconds": said["seconds"], "tokens_per_s": said["tokens_per_s"], "ttft_mean_s": said["ttft_s"]["mean"],
-            "ttft_p50_s": said["ttft_s"]["p50"], "ttft_p90_s": said["ttft_s"]["p90"],
-            "ttft_p99_s": said["ttft_s"]["p99"], "inter_token_mean_s": said["inter_token_s"]["mean"]}
+def figures(said):
+    """Those that both commands print, under one name each."""
+    return {**{name: said[name] for name in ("requests", "completed", "rejected", "seconds", "tokens_per_s")},
+            **{f"{name}_{part}_s": said[f"{name}_s"][part] for name in ("ttft", "inter_token", "queue")
+               for part in ("mean", "p50", "p90", "p99")}}
 
 
 def main():
@@ -169,9 +113,10 @@ def main():
     lines = measure(recorder, arguments)
     with tempfile.TemporaryDirectory() as folder:
         said, trace = simulate(recorder, arguments, pathlib.Path(folder), lines)
-    rounds = [figures(*play(arguments, said["cluster"]["vocab_size"], trace)) for _ in range(arguments.rounds)]
-    simulated = simulated_figures(said)
-    real = {name: statistics.median(one[name] for one in rounds) for name in simulated if rounds[0][name] is not None}
+        rounds = [play(recorder, arguments, trace) for _ in range(arguments.rounds)]
+        trace = [json.loads(line) for line in trace.read_text().splitlines()]
+    simulated = figures(said)
+    real = {name: statistics.median(figures(one)[name] for one in rounds) for name in simulated}
     differences = {name: simulated[name] / real[name] - 1 for name in simulated if real.get(name)}
     for name in simulated:
         print(f"{name:20} simulated {simulated[name]:10.4g}  real {real.get(name, 0):10.4g}"
