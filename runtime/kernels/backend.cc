@@ -9,6 +9,17 @@ StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name, Precision 
   return UsageError("--kernels: '%s' is not one of auto, ref, cpu", std::string(name));
 }
 
+StatusOr<std::unique_ptr<Backend>> MakeBackendOn(const DeviceName& device, std::string_view name,
+                                                 Precision precision) {
+  if (!device.is_cuda) return MakeBackend(name, precision);
+  if (name != "auto") {
+    return UsageError(
+        "--kernels %s are the processor's, and this rank computes on %s; leave one out",
+        std::string(name), device.Text());
+  }
+  return MakeCudaBackend(device.ordinal, precision);
+}
+
 void GroupRowsOnHost(const RouterArgs& args, const ExpertGroups& groups) {
   // A counting sort: first where each expert's run begins, then every choice into its run.
   int32_t next[kMaxExperts + 1] = {};

@@ -1,7 +1,11 @@
 // The op table: everything that the model computes, by the names that every backend uses. `ref` is
 // the plain definition of each op; `cpu` computes the same with SIMD. Activations are float32,
-// row-major, in memory of the host that the caller owns: Backend hands out none. Its own is what
-// Pack makes, opaque to all others, and what products need besides (WorkBytes).
+// row-major, in memory that the host sees and the caller owns: what an op writes, and what lasts
+// longer than a step, comes from Allocate. The backend's own is what Pack makes, opaque to all
+// others, and what products need besides (WorkBytes).
+//
+// An op may return before it is done. The ops of a queue are done in the order of their calls, and
+// until Finish the host neither reads nor writes what they use.
 //
 // The promise of every op: a row's result depends on that row's inputs alone, bit for bit. It does
 // not change with the number of rows, with how a prompt was cut into steps, or with the number of
@@ -10,6 +14,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,7 +22,9 @@
 #include "runtime/base/status.h"
 #include "runtime/base/thread_pool.h"
 #include "runtime/kernels/attention.h"
+#include "runtime/kernels/device_name.h"
 #include "runtime/kernels/product_loop.h"
+#include "runtime/tensor/buffer.h"
 #include "runtime/tensor/matrix.h"
 
 namespace lockstep::kernels {
@@ -87,6 +94,14 @@ enum class Precision {
   kFast,
 };
 
+// The memory of a device.
+struct DeviceMemory {
+  uint64_t total_bytes = 0;
+  uint64_t free_bytes = 0;  // now, beside whatever others hold there
+  // Whether it is the host's too (GB10): then what the host needs comes out of it.
+  bool of_host = false;
+};
+
 // Serves one rank: its ops share memory of the backend, so only one runs at a time.
 class Backend {
  public:
@@ -95,7 +110,20 @@ class Backend {
   // other instruction sets and precisions may give other bits.
   virtual std::string name() const = 0;
   // The instruction that most products with several rows are made of, for MeasurePeak (roofline.h).
+  // A device's is none that a thread of the host can repeat: without `run`.
   virtual ProductLoop product_loop() const = 0;
+  // The device's, where there is one; nothing: ops work in memory of the host.
+  virtual std::optional<DeviceMemory> memory() const { return std::nullopt; }
+
+  // Zeroed memory for what ops read and write, at least 64-byte aligned, which the host sees as
+  // well. `what` names its owner in the error when memory runs out. Not while an op runs.
+  virtual StatusOr<Buffer> Allocate(uint64_t bytes, std::string_view what) const {
+    return Buffer::Allocate(bytes, what);
+  }
+  // Waits until every op put on the queue is done: from then on the host may touch what they used.
+  // The first fault since the last call; a device that does not come to an end within a deadline of
+  // the backend's is one. After a fault nothing that ops wrote is worth anything.
+  virtual Status Finish(Queue& /*queue*/) const { return OkStatus(); }
 
   // Takes the matrix over in the layout that MatMul wants, in its own memory (a copy of at most
   // sixteen rows is made on the way). Not while an op runs.
@@ -131,7 +159,8 @@ class Backend {
   // y[r] = weight * x[r] / sqrt(mean(x[r]^2) + eps).
   virtual void RmsNorm(Queue& queue, const float* x, const float* weight, double eps, int64_t rows,
                        int64_t dim, float* y) const = 0;
-  // x[r] += delta[r], then y[r] = RmsNorm(x[r]).
+  // x[r] += delta[r], then y[r] = RmsNorm(x[r]). The first is one float32 addition for each value:
+  // x has the same bits from every backend (ADR 35).
   virtual void AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight,
                           double eps, int64_t rows, int64_t dim, float* y) const = 0;
   // Norms queries and keys per head, turns their leading rotary_dim dimensions (pairs i, i +
@@ -165,6 +194,9 @@ class Backend {
 // "ref", "cpu" (the best instruction set of this machine), "cpu/<set>", or "auto" (cpu).
 StatusOr<std::unique_ptr<Backend>> MakeBackend(std::string_view name,
                                                Precision precision = Precision::kExact);
+// On a device; of those of the host, that of `name`. Another device has one set of kernels: "auto".
+StatusOr<std::unique_ptr<Backend>> MakeBackendOn(const DeviceName& device, std::string_view name,
+                                                 Precision precision);
 
 // What GroupRows does where the choices are in host memory.
 void GroupRowsOnHost(const RouterArgs& args, const ExpertGroups& groups);
@@ -173,5 +205,8 @@ void GroupRowsOnHost(const RouterArgs& args, const ExpertGroups& groups);
 std::unique_ptr<Backend> MakeRefBackend();
 StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(std::string_view instruction_set,
                                                   Precision precision);
+// On GPU `device`, as CUDA numbers them. An error says what is missing and what to do: a build with
+// CUDA (absent.cc), a driver, a GPU of that number, one that the kernels were compiled for.
+StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(int device, Precision precision);
 
 }  // namespace lockstep::kernels

@@ -7,7 +7,7 @@ namespace lockstep::kernels {
 
 struct ProductLoop {
   const char* instruction;         // "vpdpbusd zmm"
-  void (*run)(int64_t rounds);     // on the calling thread
+  void (*run)(int64_t rounds);     // on the calling thread; null: on no thread of the host
   int64_t operations_a_round = 0;  // a multiplication and an addition are two
 };
 

@@ -84,6 +84,7 @@ PeakArithmetic MeasurePeak(const ProductLoop& loop, ThreadPool& pool) {
   constexpr int kPasses = 5;
   constexpr int64_t kRounds = 1'000'000;  // some milliseconds
   PeakArithmetic peak{loop.instruction, 0};
+  if (loop.run == nullptr) return peak;
   const auto operations = static_cast<double>(kRounds * loop.operations_a_round * pool.count());
   for (int pass = 0; pass < kPasses; ++pass) {
     const int64_t start_ns = NowNs();

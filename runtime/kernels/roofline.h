@@ -42,7 +42,8 @@ struct PeakArithmetic {
   double gop_per_s = 0;     // of all threads of the pool; a multiplication and an addition are two
 };
 
-// The best of some passes over registers alone, with the instruction of most products.
+// The best of some passes over registers alone, with the instruction of most products; 0 Gop/s of a
+// loop that no thread of the host can run.
 PeakArithmetic MeasurePeak(const ProductLoop& loop, ThreadPool& pool);
 
 // Nanoseconds of a parallel loop that does nothing: what the threads need to find each other.

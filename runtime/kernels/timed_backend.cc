@@ -47,10 +47,17 @@ OpTime& TimedBackend::Entry(const char* op, int64_t outputs, int64_t inputs) con
 }
 
 template <typename Body>
-OpTime& TimedBackend::Time(const char* op, const Body& body, const PackedMatrix* weights) const {
+OpTime& TimedBackend::Time(Queue& queue, const char* op, const Body& body,
+                           const PackedMatrix* weights) const {
+  if (!timed_) {
+    body();
+    return untimed_;
+  }
   const int64_t start_ns = NowNs();
   body();
+  const Status finished = inner_->Finish(queue);
   const int64_t ns = NowNs() - start_ns;
+  if (fault_.ok()) fault_ = finished;
   OpTime& entry =
       weights == nullptr ? Entry(op, 0, 0) : Entry(op, weights->outputs(), weights->inputs());
   ++entry.calls;
@@ -58,26 +65,33 @@ OpTime& TimedBackend::Time(const char* op, const Body& body, const PackedMatrix*
   return entry;
 }
 
+Status TimedBackend::Finish(Queue& queue) const {
+  const Status finished = inner_->Finish(queue);
+  const Status fault = std::exchange(fault_, OkStatus());
+  return fault.ok() ? finished : fault;
+}
+
 void TimedBackend::MatMul(Queue& queue, const PackedMatrix& weights, const float* bias,
                           const float* x, int64_t rows, float* y, int64_t y_stride) const {
   OpTime& entry = Time(
-      "matmul", [&] { inner_->MatMul(queue, weights, bias, x, rows, y, y_stride); }, &weights);
+      queue, "matmul", [&] { inner_->MatMul(queue, weights, bias, x, rows, y, y_stride); },
+      &weights);
   entry.bytes += weights.bytes();
   entry.operations += static_cast<uint64_t>(2 * rows * weights.outputs() * weights.inputs());
 }
 
 void TimedBackend::GroupRows(Queue& queue, const RouterArgs& args,
                              const ExpertGroups& groups) const {
-  Time("group_rows", [&] { inner_->GroupRows(queue, args, groups); });
+  Time(queue, "group_rows", [&] { inner_->GroupRows(queue, args, groups); });
 }
 
 void TimedBackend::GroupedMatMul(Queue& queue, const PackedMatrix& weights,
                                  const ExpertGroups& groups, const float* x, bool by_row, float* y,
                                  int64_t y_stride) const {
   OpTime& entry = Time(
-      "grouped_matmul",
+      queue, "grouped_matmul",
       [&] { inner_->GroupedMatMul(queue, weights, groups, x, by_row, y, y_stride); }, &weights);
-  const int64_t used = *groups.group_count;
+  const int64_t used = timed_ && fault_.ok() ? *groups.group_count : 0;
   const int64_t rows = used > 0 ? groups.groups[used - 1].end : 0;
   if (weights.count() > 0) {
     entry.bytes +=
@@ -88,36 +102,37 @@ void TimedBackend::GroupedMatMul(Queue& queue, const PackedMatrix& weights,
 
 void TimedBackend::Embed(Queue& queue, const PackedMatrix& table, int64_t first_row,
                          const int32_t* tokens, int64_t rows, float* y) const {
-  Time("embed", [&] { inner_->Embed(queue, table, first_row, tokens, rows, y); });
+  Time(queue, "embed", [&] { inner_->Embed(queue, table, first_row, tokens, rows, y); });
 }
 
 void TimedBackend::RmsNorm(Queue& queue, const float* x, const float* weight, double eps,
                            int64_t rows, int64_t dim, float* y) const {
-  Time("rms_norm", [&] { inner_->RmsNorm(queue, x, weight, eps, rows, dim, y); });
+  Time(queue, "rms_norm", [&] { inner_->RmsNorm(queue, x, weight, eps, rows, dim, y); });
 }
 
 void TimedBackend::AddRmsNorm(Queue& queue, float* x, const float* delta, const float* weight,
                               double eps, int64_t rows, int64_t dim, float* y) const {
-  Time("add_rms_norm", [&] { inner_->AddRmsNorm(queue, x, delta, weight, eps, rows, dim, y); });
+  Time(queue, "add_rms_norm",
+       [&] { inner_->AddRmsNorm(queue, x, delta, weight, eps, rows, dim, y); });
 }
 
 void TimedBackend::PrepareAttention(Queue& queue, const AttentionArgs& args) const {
-  Time("prepare_attention", [&] { inner_->PrepareAttention(queue, args); });
+  Time(queue, "prepare_attention", [&] { inner_->PrepareAttention(queue, args); });
 }
 
 void TimedBackend::Attention(Queue& queue, const AttentionArgs& args) const {
-  OpTime& entry = Time("attention", [&] { inner_->Attention(queue, args); });
+  OpTime& entry = Time(queue, "attention", [&] { inner_->Attention(queue, args); });
   const Seen seen = SeenBy(args.rows, args.positions, args.sequences);
   entry.bytes += static_cast<uint64_t>(2 * seen.positions * args.kv_heads * args.row_bytes());
   entry.operations += static_cast<uint64_t>(4 * seen.pairs * args.query_heads * args.head_dim);
 }
 
 void TimedBackend::PrepareLatentAttention(Queue& queue, const LatentAttentionArgs& args) const {
-  Time("prepare_latent_attention", [&] { inner_->PrepareLatentAttention(queue, args); });
+  Time(queue, "prepare_latent_attention", [&] { inner_->PrepareLatentAttention(queue, args); });
 }
 
 void TimedBackend::LatentAttention(Queue& queue, const LatentAttentionArgs& args) const {
-  OpTime& entry = Time("latent_attention", [&] { inner_->LatentAttention(queue, args); });
+  OpTime& entry = Time(queue, "latent_attention", [&] { inner_->LatentAttention(queue, args); });
   const Seen seen = SeenBy(args.rows, args.positions, args.sequences);
   entry.bytes += static_cast<uint64_t>(seen.positions * args.row_bytes());
   // Scores over latent and rotated key, then the sum of latents.
@@ -127,22 +142,22 @@ void TimedBackend::LatentAttention(Queue& queue, const LatentAttentionArgs& args
 
 void TimedBackend::JoinHeads(Queue& queue, const float* x, int64_t heads, int64_t rows, int64_t dim,
                              float* y) const {
-  Time("join_heads", [&] { inner_->JoinHeads(queue, x, heads, rows, dim, y); });
+  Time(queue, "join_heads", [&] { inner_->JoinHeads(queue, x, heads, rows, dim, y); });
 }
 
 void TimedBackend::SiluMul(Queue& queue, const float* gate_up, int64_t rows, int64_t columns,
                            float* out) const {
-  Time("silu_mul", [&] { inner_->SiluMul(queue, gate_up, rows, columns, out); });
+  Time(queue, "silu_mul", [&] { inner_->SiluMul(queue, gate_up, rows, columns, out); });
 }
 
 void TimedBackend::Route(Queue& queue, const RouterArgs& args) const {
-  Time("route", [&] { inner_->Route(queue, args); });
+  Time(queue, "route", [&] { inner_->Route(queue, args); });
 }
 
 void TimedBackend::CombineExperts(Queue& queue, const RouterArgs& args, const ExpertGroups& groups,
                                   const float* expert_out, const float* shared, int64_t dim,
                                   float* y) const {
-  Time("combine_experts",
+  Time(queue, "combine_experts",
        [&] { inner_->CombineExperts(queue, args, groups, expert_out, shared, dim, y); });
 }
 

@@ -1,4 +1,5 @@
-// A backend that measures another one: forwards every op, and adds up time, calls and, for
+// A backend that measures another one: forwards every op, waits until it is done (a device overlaps
+// nothing then, and its ops take what they take alone), and adds up time, calls and, for
 // products and attention, the bytes of weights or cache and the operations. For `lockstep bench`;
 // the model does not know.
 #pragma once
@@ -7,8 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include "runtime/kernels/backend.h"
 
@@ -34,9 +37,16 @@ class TimedBackend final : public Backend {
   // In the order of their first calls. Sizes beyond the room share the last entry, "others".
   std::span<const OpTime> times() const { return std::span(times_).first(count_); }
   void Reset() { count_ = 0; }
+  // From now on ops are timed (as from the beginning), or only forwarded, without waiting.
+  void SetTimed(bool timed) { timed_ = timed; }
 
   std::string name() const override { return inner_->name(); }
   ProductLoop product_loop() const override { return inner_->product_loop(); }
+  std::optional<DeviceMemory> memory() const override { return inner_->memory(); }
+  StatusOr<Buffer> Allocate(uint64_t bytes, std::string_view what) const override {
+    return inner_->Allocate(bytes, what);
+  }
+  Status Finish(Queue& queue) const override;
   StatusOr<std::unique_ptr<PackedMatrix>> Pack(HostMatrix matrix) const override {
     return inner_->Pack(std::move(matrix));
   }
@@ -77,11 +87,15 @@ class TimedBackend final : public Backend {
   // Allocates nothing, since a step must not.
   OpTime& Entry(const char* op, int64_t outputs, int64_t inputs) const;
   template <typename Body>
-  OpTime& Time(const char* op, const Body& body, const PackedMatrix* weights = nullptr) const;
+  OpTime& Time(Queue& queue, const char* op, const Body& body,
+               const PackedMatrix* weights = nullptr) const;
 
   std::unique_ptr<Backend> inner_;
+  bool timed_ = true;
+  mutable OpTime untimed_;
   mutable std::array<OpTime, 64> times_{};
   mutable size_t count_ = 0;
+  mutable Status fault_;  // the first one since the last Finish
 };
 
 }  // namespace lockstep::kernels

@@ -14,7 +14,7 @@ std::atomic<uint64_t> live_bytes{0};
 
 uint64_t Buffer::LiveBytes() { return live_bytes.load(); }
 
-StatusOr<Buffer> Buffer::Allocate(uint64_t bytes, const char* what) {
+StatusOr<Buffer> Buffer::Allocate(uint64_t bytes, std::string_view what) {
   Buffer buffer;
   if (bytes == 0) return buffer;
   buffer.data_ = static_cast<std::byte*>(os::AllocatePages(bytes));
@@ -30,18 +30,34 @@ StatusOr<Buffer> Buffer::Allocate(uint64_t bytes, const char* what) {
   return buffer;
 }
 
+Buffer Buffer::Adopt(std::byte* data, uint64_t bytes, Release release) {
+  Buffer buffer;
+  buffer.data_ = data;
+  buffer.bytes_ = bytes;
+  buffer.release_ = release;
+  live_bytes += bytes;
+  return buffer;
+}
+
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
-  os::FreePages(data_, bytes_);
+  if (release_ != nullptr) {
+    release_(data_, bytes_);
+  } else {
+    os::FreePages(data_, bytes_);
+  }
   live_bytes -= bytes_;
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      release_(std::exchange(other.release_, nullptr)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(release_, other.release_);
   return *this;
 }
 
