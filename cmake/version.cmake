@@ -22,7 +22,7 @@ cmake_minimum_required(VERSION 3.25)
 # Everything that goes into the program, whatever machine it is built for; tests and benchmarks do not.
 set(patterns ${SOURCE}/cmake/*.cmake ${SOURCE}/cmake/*.txt ${SOURCE}/configs/hardware/*.yaml)
 foreach(folder runtime transport collectives proto launcher)
-  foreach(suffix cc h proto html json)
+  foreach(suffix cc h cu cuh proto html json)
     list(APPEND patterns ${SOURCE}/${folder}/*.${suffix})
   endforeach()
 endforeach()

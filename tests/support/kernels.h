@@ -7,11 +7,14 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "runtime/base/digest.h"
 #include "runtime/kernels/backend.h"
+#include "runtime/kernels/timed_backend.h"
 #include "tests/support/seed.h"
 
 namespace lockstep::testing {
@@ -108,13 +111,36 @@ void ExpectSameBitsOnEverySet(uint64_t digest, const Bits& bits_of) {
   }
 }
 
+// The backend of a parameter: one of MakeBackend's names, or a device's ("cuda:0"). Its ops are
+// done when they return: TimedBackend waits for them.
+inline StatusOr<std::unique_ptr<kernels::Backend>> MakeNamed(std::string_view name) {
+  if (name.substr(0, 5) != "cuda:") return kernels::MakeBackend(name);
+  LOCKSTEP_ASSIGN_OR_RETURN(const kernels::DeviceName device,
+                            kernels::ParseDevice(name, "a test's parameter"));
+  LOCKSTEP_ASSIGN_OR_RETURN(auto made,
+                            kernels::MakeBackendOn(device, "auto", kernels::Precision::kExact));
+  return std::make_unique<kernels::TimedBackend>(std::move(made));
+}
+
+// The names, and those of the devices that this program finds: GPUs, or emulated ones.
+inline std::vector<const char*> WithDevices(std::vector<const char*> names) {
+  for (const char* device : {"cuda:0", "cuda:1"})
+    if (MakeNamed(device).ok()) names.push_back(device);
+  return names;
+}
+
 // A parameter names a backend; tests of a set that the processor lacks are skipped.
 class BackendTest : public ::testing::TestWithParam<const char*> {
  protected:
   void SetUp() override {
-    StatusOr<std::unique_ptr<kernels::Backend>> made = kernels::MakeBackend(GetParam());
+    StatusOr<std::unique_ptr<kernels::Backend>> made = MakeNamed(GetParam());
     if (!made.ok()) GTEST_SKIP() << made.status();
     backend_ = std::move(*made);
+  }
+  void TearDown() override {
+    if (backend_ == nullptr) return;
+    const Status finished = backend_->Finish(queue_);
+    EXPECT_TRUE(finished.ok()) << finished;
   }
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<kernels::Backend> ref_ = kernels::MakeRefBackend();
@@ -127,7 +153,7 @@ class BackendTest : public ::testing::TestWithParam<const char*> {
 
 inline std::string BackendName(const ::testing::TestParamInfo<const char*>& info) {
   std::string name = info.param;
-  std::replace(name.begin(), name.end(), '/', '_');
+  for (const char sign : {'/', ':'}) std::replace(name.begin(), name.end(), sign, '_');
   return name;
 }
 

@@ -27,7 +27,8 @@ FOREIGN = {
     r"lockstep/v1/": ["runtime/engine/rpc", "runtime/serve", "deploy", "tests"],
     r"mpi\.h": ["collectives/mpi", "bench"],
     r"pmix": ["collectives/pmix"],
-    r"(nccl\.h|cuda)": ["collectives/nccl", "tests"],
+    r"nccl\.h": ["collectives/nccl", "tests"],
+    r"cuda": ["collectives/nccl", "runtime/kernels/cuda", "tests"],
     r"infiniband/": ["transport/rdma"],
     r"rdma/": ["transport/rdma"],
     r"(immintrin|arm_neon|arm_sve)": ["runtime/kernels/cpu"],
@@ -71,8 +72,8 @@ def layer_of(path, layers):
 
 
 def sources(root):
-    """Every C++ source and header of the tree, by path below the root; never what a build made."""
-    for pattern in ("*.h", "*.cc"):
+    """Every C++ and CUDA source and header of the tree, by path below the root; never what a build made."""
+    for pattern in ("*.h", "*.cc", "*.cuh", "*.cu"):
         for file in sorted(root.rglob(pattern)):
             path = file.relative_to(root).as_posix()
             if not path.startswith(("build", ".", "third_party/")):
@@ -186,7 +187,7 @@ class Check:
             lines = file.read_text(errors="replace").split("\n")
             if lines and lines[-1] == "":
                 lines.pop()
-            if path.endswith(".h") and not any(line.startswith("#pragma once") for line in lines):
+            if path.endswith((".h", ".cuh")) and not any(line.startswith("#pragma once") for line in lines):
                 self.report(path, 1, "no #pragma once")
             for number, line in enumerate(lines, 1):
                 found = INCLUDE.match(line)
@@ -212,6 +213,11 @@ PLANTED = {
     "a long method": (
         "transport/bad.h",
         "#pragma once\nclass C {\n  int F(int x) const {\n" + "    ++x;\n" * 69 + "  }\n};\n",
+        "a function of 71 lines",
+    ),
+    "a long function of a kernel": (
+        "transport/bad.cu",
+        "__global__ void F(int x) {\n" + "  ++x;\n" * 69 + "}\n",
         "a function of 71 lines",
     ),
     "an unguarded header": ("transport/bad.h", "int x;\n", "no #pragma once"),

@@ -165,8 +165,8 @@ TEST_P(AttentionKernelTest, ARowIgnoresItsStep) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, AttentionKernelTest,
-                         ::testing::Values("ref", "cpu", "cpu/avx512", "cpu/avx2", "cpu/baseline",
-                                           "cpu/neon"),
+                         ::testing::ValuesIn(testing::WithDevices(
+                             {"ref", "cpu", "cpu/avx512", "cpu/avx2", "cpu/baseline", "cpu/neon"})),
                          BackendName);
 
 TEST(AttentionBits, AreThoseOfEveryInstructionSetWithFusedMultiplyAdd) {

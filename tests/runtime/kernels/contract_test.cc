@@ -208,8 +208,8 @@ TEST_P(Kernels, RouterAgreesWithTheReferenceCases) {
 }
 
 INSTANTIATE_TEST_SUITE_P(All, Kernels,
-                         ::testing::Values("ref", "cpu", "cpu/avx512", "cpu/avx2", "cpu/baseline",
-                                           "cpu/neon"),
+                         ::testing::ValuesIn(testing::WithDevices(
+                             {"ref", "cpu", "cpu/avx512", "cpu/avx2", "cpu/baseline", "cpu/neon"})),
                          BackendName);
 
 }  // namespace

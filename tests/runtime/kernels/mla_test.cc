@@ -308,8 +308,8 @@ TEST_P(LatentKernels, AbsorbedWeightsGiveWhatExpandedKeysAndValuesGive) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sets, LatentKernels,
-                         ::testing::Values("ref", "cpu/avx512", "cpu/avx2", "cpu/baseline",
-                                           "cpu/neon"),
+                         ::testing::ValuesIn(testing::WithDevices({"ref", "cpu/avx512", "cpu/avx2",
+                                                                   "cpu/baseline", "cpu/neon"})),
                          BackendName);
 
 }  // namespace
