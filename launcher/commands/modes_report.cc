@@ -309,7 +309,7 @@ Json ModesToJson(const ModesReport& report, const TokenComparison& tokens) {
 }
 
 void PrintModes(const Json& all) {
-  std::printf("%s on %s, %d rounds by turns: median (range) of tokens/s, means of us/token\n",
+  std::printf("%s on %s, by turns in %d round(s): median (range) of tokens/s, means of us/token\n",
               all["model"].get<std::string>().c_str(), all["nodes"].get<std::string>().c_str(),
               all["rounds"].get<int>());
   if (all.contains("note")) std::printf("%s\n", all["note"].get<std::string>().c_str());
@@ -328,7 +328,7 @@ void PrintModes(const Json& all) {
 
 std::string DrawModes(const ModesReport& report) {
   std::vector<std::string> notes = {absl::StrFormat(
-      "%s; medians of %d rounds by turns, ranges as lines", report.nodes, report.rounds)};
+      "%s; medians of %d round(s) by turns, ranges as lines", report.nodes, report.rounds)};
   if (AddsLatency(report)) notes.emplace_back(kAddedNote);
   return DrawCharts("lockstep bench modes: " + report.model, notes, Curves(report).Panels());
 }
