@@ -115,6 +115,17 @@ TEST(LoadRun, TokensThatComeTogetherShareTheTimeBetweenTheirEvents) {
               1e-9);
 }
 
+// Prompts of half a megabyte that are all due at once keep the client back, and no server: what it
+// is late by is part of what its users wait.
+TEST(LoadRun, TimesAreFromWhenARequestWasDue) {
+  FakeHttpServer server([](const FakeRequest&) { return WholeStream(100'000, 4); });
+  const std::vector<TraceRequest> trace(20, TraceRequest{0, 100'000, 4});
+  const LoadResult result = RunLoad(trace, OptionsFor(server));
+  ASSERT_EQ(result.completed, 20u);
+  EXPECT_GT(result.first_token.mean(), result.lag.mean());
+  EXPECT_GT(result.end_to_end.mean(), result.lag.mean());
+}
+
 TEST(LoadRun, AnswersWithoutUsageAreCountedByTheirEvents) {
   const LoadResult result = Load([](const FakeRequest&) {
     return StreamHead() + TokenEvent() + TokenEvent() + TokenEvent() + EventText("[DONE]");
