@@ -52,8 +52,9 @@ class Device {
   void MakeCurrent() const;
   // Keeps the first error until Wait.
   void Note(cudaError_t error, const char* what) const;
-  // Until the stream is done, or it has taken too long.
-  Status Wait() const;
+  // Until the stream is done, or it has taken too long: a step of two minutes has not been seen
+  // anywhere.
+  Status Wait(int64_t deadline_ns = 120'000'000'000) const;
 
  private:
   explicit Device(int ordinal) : ordinal_(ordinal) {}

@@ -1,4 +1,6 @@
 // What the backend says when a device cannot be used or fails, and what it takes of its memory.
+#include "runtime/kernels/cuda/cuda_device.h"
+
 #include <cmath>
 #include <random>
 #include <string>
@@ -106,6 +108,14 @@ TEST_F(CudaDevice, FaultsOfOpsComeWithFinishAndOnce) {
   machine_.fail["cudaStreamQuery"] = cudaErrorIllegalAddress;
   EXPECT_THAT(MessageOf(backend->Finish(queue_)), HasSubstr("cudaErrorIllegalAddress"));
   machine_.fail.clear();
+}
+
+TEST_F(CudaDevice, ThatHangsIsAFaultAfterADeadline) {
+  const auto device = cuda::Device::Open(0).value();
+  machine_.hangs = true;
+  EXPECT_THAT(MessageOf(device->Wait(1'000'000)), HasSubstr("does not come to an end"));
+  machine_.hangs = false;
+  EXPECT_TRUE(device->Wait().ok());
 }
 
 }  // namespace

@@ -76,7 +76,6 @@ inline constexpr unsigned cudaStreamNonBlocking = 1;
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamQuery(cudaStream_t stream);
-cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 
 enum cudaMemoryAdvise { cudaMemAdviseSetPreferredLocation = 3 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };

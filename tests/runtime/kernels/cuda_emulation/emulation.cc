@@ -201,9 +201,6 @@ cudaError_t cudaStreamQuery(cudaStream_t) {
   if (emulation::TheMachine().hangs) return cudaErrorNotReady;
   return emulation::Failing("cudaStreamQuery");
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) {
-  return emulation::Failing("cudaStreamSynchronize");
-}
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *total = emulation::TheMachine().memory_bytes;
