@@ -1,6 +1,5 @@
 #include "runtime/kernels/cuda/cuda_device.h"
 
-#include <cstring>
 #include <utility>
 
 #include "runtime/base/clock.h"
@@ -123,7 +122,9 @@ StatusOr<Buffer> Device::TakeShared(uint64_t bytes, std::string_view what) const
                           {cudaMemLocationTypeDevice, ordinal_});
     if (error != cudaSuccess) return ErrorOf(error, what);
   }
-  std::memset(memory, 0, bytes);
+  // By the device, so that pages come to lie there.
+  Note(cudaMemsetAsync(memory, 0, bytes, launch_.stream), "zeroing memory");
+  LOCKSTEP_RETURN_IF_ERROR(Wait());
   return buffer;
 }
 

@@ -93,6 +93,7 @@ cudaError_t cudaMemAdvise(const void* memory, size_t bytes, cudaMemoryAdvise adv
 cudaError_t cudaFree(void* memory);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void* memory, int value, size_t bytes, cudaStream_t stream);
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
