@@ -73,12 +73,14 @@ StatusOr<double> MeasureRead(Session& session) {
   double best = 0;
   for (int pass = 0; pass < kReadPasses; ++pass) {
     LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
-    const Pass mine{test.Pass(session.pool()), static_cast<double>(test.bytes())};
+    const bool device = session.backend().memory().has_value();
+    const Pass mine{test.Pass(session.pool()), device ? 0 : static_cast<double>(test.bytes())};
     std::vector<Pass> all(ranks);
     LOCKSTEP_RETURN_IF_ERROR(AllGather(session.group(), std::as_bytes(std::span(&mine, 1)),
                                        std::as_writable_bytes(std::span(all))));
     std::map<std::string, Pass> hosts;
     for (size_t rank = 0; rank < ranks; ++rank) {
+      if (all[rank].bytes == 0) return 0;
       Pass& host = hosts[session.membership().ranks()[rank].host];
       host.seconds = std::max(host.seconds, all[rank].seconds);
       host.bytes += all[rank].bytes;
@@ -99,6 +101,7 @@ StatusOr<kernels::PeakArithmetic> MeasurePeak(Session& session) {
                                      std::as_bytes(std::span<const double>(&peak.gop_per_s, 1)),
                                      std::as_writable_bytes(std::span(all))));
   peak.gop_per_s = 0;
+  if (std::find(all.begin(), all.end(), 0.0) != all.end()) return peak;
   for (const double rank : all) peak.gop_per_s += rank;
   return peak;
 }

@@ -31,11 +31,14 @@ std::vector<std::string> SplitAtCommas(std::string_view text);
 StatusOr<std::vector<std::string>> ParseTransports(const Options& options,
                                                    const std::vector<const char*>& allowed);
 
+// part / whole; 0 where the whole is not known.
+inline double PartOf(double part, double whole) { return whole > 0 ? part / whole : 0; }
+
 // Collective. GB/s that the threads of all ranks read together: per host, all of its ranks' bytes
 // over the slowest one's time, and hosts added up. The best of some passes that all ranks begin at
-// the same time.
+// the same time. 0 where a rank computes on a device: its memory is not what threads read.
 StatusOr<double> MeasureRead(Session& session);
-// Collective. Of all ranks at the same time, added up.
+// Collective. Of all ranks at the same time, added up; 0 where a rank computes on a device.
 StatusOr<kernels::PeakArithmetic> MeasurePeak(Session& session);
 
 // Collective: what every rank says, in rank order. At most kLongestWord bytes each.

@@ -9,6 +9,7 @@
 #include <random>
 #include <utility>
 
+#include "launcher/agree.h"
 #include "launcher/commands/bench.h"
 #include "launcher/commands/bench_report.h"
 #include "launcher/commands/best_tokens.h"
@@ -275,7 +276,11 @@ StatusOr<Json> RunTest(Session& session, Stepper& stepper, Clocks& clocks, const
   clocks.SetLatency(latency_us);
   Steps steps(session, stepper, plan, planned.decode);
   LOCKSTEP_RETURN_IF_ERROR(WarmUp(steps, stepper, clocks, plan, planned));
+  // Timing every op of a device means to wait for it: that is done apart.
+  const int64_t mine_at_once = session.backend().memory().has_value() ? 0 : 1;
+  LOCKSTEP_ASSIGN_OR_RETURN(const int64_t at_once, AgreeOnSmallest(session.group(), mine_at_once));
   clocks.backend->Reset();
+  clocks.backend->SetTimed(at_once != 0);
   clocks.exchanges = {};
   clocks.ns = 0;
   const std::optional<StageTimes> earlier = stepper.times();
@@ -295,13 +300,16 @@ StatusOr<Json> RunTest(Session& session, Stepper& stepper, Clocks& clocks, const
     clocks.exchanges.bytes += after.bytes - before.bytes;
   }
   clocks.SetLatency(0);
+  if (earlier.has_value()) clocks.stage = Since(*earlier, *stepper.times());
+  clocks.backend->SetTimed(true);
+  for (int64_t more = 0; at_once == 0 && more < session.options().repeat; ++more)
+    LOCKSTEP_RETURN_IF_ERROR(steps.Test(planned.tokens));
   Json test = {{"decode", planned.decode},
                {"tokens", planned.tokens},
                {"added_latency_us", latency_us},
                {"context", plan.context},
                {"batch", planned.decode ? plan.batch : 1},
                {"seconds", seconds}};
-  if (earlier.has_value()) clocks.stage = Since(*earlier, *stepper.times());
   const Json mine = ReportOf(session, clocks);
   LOCKSTEP_ASSIGN_OR_RETURN(test["ranks"], GatherReports(session.group(), mine));
   std::vector<Json> best;

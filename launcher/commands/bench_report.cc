@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "launcher/commands/bench.h"
 #include "runtime/base/version.h"
 
 namespace lockstep {
@@ -48,7 +49,7 @@ const char* ShareName(bool decode) { return decode ? "share_of_bandwidth" : "sha
 
 double ShareOf(const BenchReport& report, bool decode, const Json& time) {
   const double reached = time[decode ? "gb_per_s" : "gop_per_s"].get<double>();
-  return reached * report.ranks / (decode ? ReadOf(report) : report.peak.gop_per_s);
+  return PartOf(reached * report.ranks, decode ? ReadOf(report) : report.peak.gop_per_s);
 }
 
 bool IsDecode(const Json& test) { return test["decode"].get<bool>(); }
@@ -157,12 +158,12 @@ Json FiguresOf(const BenchReport& report, const Json& test) {
     figures["kv_bytes_per_token"] = cache;
     figures["bytes_per_token"] = weights + cache;
     figures["gb_per_s"] = rate * (weights + cache) * 1e-9;
-    figures["share_of_bandwidth"] = rate * (weights + cache) * 1e-9 / ReadOf(report);
+    figures["share_of_bandwidth"] = PartOf(rate * (weights + cache) * 1e-9, ReadOf(report));
   } else {
     const double operations = ProductSum(ranks, "operations") / (tokens * repeat);
     figures["operations_per_token"] = operations;
     figures["gop_per_s"] = rate * operations * 1e-9;
-    figures["share_of_peak"] = rate * operations * 1e-9 / report.peak.gop_per_s;
+    figures["share_of_peak"] = PartOf(rate * operations * 1e-9, report.peak.gop_per_s);
     figures["product_bytes_per_prompt"] = ProductSum(ranks, "bytes") / repeat;
   }
   if (report.stages > 1) {

@@ -1,6 +1,6 @@
 // The forward pass, with the two exchanges of a layer written where they happen (RunLayer, and
-// RunLayersInHalves for long prompts). Shapes: R rows of this step, D hidden, F this rank's
-// feed-forward columns, E experts of which each row takes the top k, V this rank's vocabulary rows.
+// RunLayersInHalves for long prompts). Shapes: R rows of this step, D hidden, V this rank's
+// vocabulary rows.
 #include "runtime/model/decoder.h"
 
 #include <algorithm>
@@ -15,17 +15,11 @@
 namespace lockstep {
 namespace {
 
-uint64_t BytesOf(const FeedForward& ffn) {
-  uint64_t bytes = ffn.down->bytes();
-  for (const PackedPtr& part : ffn.gate_up.parts) bytes += part->bytes();
-  return bytes;
-}
-
 uint64_t BytesOfEveryStep(Weights& weights) {
   uint64_t bytes = weights.head != nullptr ? weights.head->bytes() : 0;
   for (Layer& layer : weights.layers) {
     for (const PackedPtr* matrix : MatricesOf(layer)) bytes += *matrix ? (*matrix)->bytes() : 0;
-    if (layer.mixture.has_value()) bytes -= BytesOf(layer.mixture->experts);
+    if (layer.mixture.has_value()) bytes -= layer.mixture->experts.bytes();
   }
   return bytes;
 }
@@ -52,13 +46,13 @@ Status Decoder::Allocate(const MemoryPlan& plan, uint64_t bytes_read) {
   }
   memory_ = plan;
   bytes_read_ = bytes_read;
-  LOCKSTEP_ASSIGN_OR_RETURN(kv_, Buffer::Allocate(memory_.kv_bytes + 64, "the KV cache"));
-  LOCKSTEP_ASSIGN_OR_RETURN(storage_,
-                            Buffer::Allocate(memory_.scratch_bytes, "the step's scratch"));
+  LOCKSTEP_ASSIGN_OR_RETURN(kv_, ops_.Allocate(memory_.kv_bytes + 64, "the KV cache"));
+  LOCKSTEP_ASSIGN_OR_RETURN(storage_, ops_.Allocate(memory_.scratch_bytes, "the step's scratch"));
   // Pages that a first step touches cost it a tenth of its time and more.
   std::memset(storage_.data(), 0, storage_.bytes());
   Arena arena(&storage_);
   scratch_ = TakeScratch(config_, shape_, limits_, queue_.pool->count(), &arena);
+  choices_.resize(static_cast<size_t>(shape_.layers.size() + (has_draft_layer() ? 1 : 0)));
   last_rows_.reserve(static_cast<size_t>(limits_.max_rows));
   last_positions_.resize(static_cast<size_t>(limits_.max_rows));
   if (has_draft_layer()) drafted_.resize(static_cast<size_t>(limits_.kv_blocks));
@@ -118,6 +112,13 @@ Status Decoder::CheckRows(const Batch& batch) {
 }
 
 StatusOr<StepOutput> Decoder::Step(const Batch& batch) {
+  StatusOr<StepOutput> output = RunStep(batch);
+  // Nothing goes on that reads the caller's batch, or a slot of a group that ends.
+  if (!output.ok()) (void)Finish();
+  return output;
+}
+
+StatusOr<StepOutput> Decoder::RunStep(const Batch& batch) {
   const std::vector<Layer>& layers = weights_.layers;
   LOCKSTEP_RETURN_IF_ERROR(begins_model()
                                ? BeginStep(batch, *weights_.embedding, layers[0].input_norm)
@@ -141,8 +142,9 @@ Status Decoder::BeginStep(const Batch& batch, const kernels::PackedMatrix& embed
   const int64_t rows = batch.rows();
   PrepareRows(batch);
   PrepareHeads(batch);
-  PartialSum sum(group_, scratch_.sum);
+  PartialSum sum(group_, ops_, queue_, scratch_.sum);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* embedded, Embed(embedding, batch, &sum));
+  LOCKSTEP_RETURN_IF_ERROR(Finish());
   std::memcpy(scratch_.residual, embedded,
               static_cast<size_t>(rows * config_.hidden_size) * sizeof(float));
   ops_.RmsNorm(queue_, scratch_.residual, next_norm.data(), config_.rms_norm_eps, rows,
@@ -162,7 +164,7 @@ Status Decoder::EnterStage(const Batch& batch, const std::vector<float>& next_no
 
 Status Decoder::StepLayer(const Batch& batch, size_t index, const Layer& layer,
                           const std::vector<float>& next_norm) {
-  PartialSum sum(group_, scratch_.sum);
+  PartialSum sum(group_, ops_, queue_, scratch_.sum);
   const bool last =
       shape_.layers.begin + static_cast<int64_t>(index) + 1 == config_.num_hidden_layers;
   return last ? RunLastLayer(layer, batch, next_norm, &sum)
@@ -186,8 +188,9 @@ Status Decoder::RunLayer(const Layer& layer, size_t index, const std::vector<flo
                             sum->Reduce(wire_));  // first exchange of the layer
   AddAndNorm(attended, layer.post_attention_norm, all);
 
+  LOCKSTEP_RETURN_IF_ERROR(ChooseExperts(layer, index, all));
   LOCKSTEP_ASSIGN_OR_RETURN(partial, sum->Begin(rows * config_.hidden_size));
-  FeedForwardPart(layer, all, partial);
+  FeedForwardPart(layer, index, all, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce(wire_));  // second exchange of the layer
   AddAndNorm(fed, next_norm, all);
   return OkStatus();
@@ -196,7 +199,9 @@ Status Decoder::RunLayer(const Layer& layer, size_t index, const std::vector<flo
 void Decoder::SetOverlap(int64_t rows) {
   overlap_rows_ = std::max<int64_t>(rows, 2);
   sums_.reset();
-  if (rows > 0 && group_.size() > 1) sums_ = std::make_unique<SumQueue>(group_);
+  // The choices travel between the sums.
+  const bool shares = !rank0_choices_.empty();
+  if (rows > 0 && group_.size() > 1 && !shares) sums_ = std::make_unique<SumQueue>(group_);
 }
 
 Status Decoder::RunLayersInHalves(int64_t rows) {
@@ -204,7 +209,7 @@ Status Decoder::RunLayersInHalves(int64_t rows) {
     Range rows;
     const std::vector<float>* norm;  // that follows its sum under way; null: there is none
   };
-  Half halves[2] = {{{0, rows / 2}, nullptr}, {{rows / 2, rows}, nullptr}};
+  Half halves[2] = {{{0, FirstHalf(rows)}, nullptr}, {{FirstHalf(rows), rows}, nullptr}};
   const auto sum_of = [&](const Half& half) {
     const int64_t width = config_.hidden_size;
     return std::span(scratch_.sum, static_cast<size_t>(rows * width))
@@ -218,21 +223,24 @@ Status Decoder::RunLayersInHalves(int64_t rows) {
     half.norm = nullptr;
     return OkStatus();
   };
-  const auto exchange = [&](Half& half, const std::vector<float>& norm) {
+  const auto exchange = [&](Half& half, const std::vector<float>& norm) -> Status {
+    LOCKSTEP_RETURN_IF_ERROR(Finish());
     sums_->Post(sum_of(half), wire_);
     half.norm = &norm;
+    return OkStatus();
   };
   for (size_t index = 0; index + 1 < weights_.layers.size(); ++index) {
     const Layer& layer = weights_.layers[index];
     for (Half& half : halves) {
       LOCKSTEP_RETURN_IF_ERROR(finish(half));
       Attention(layer, index, half.rows, sum_of(half).data());
-      exchange(half, layer.post_attention_norm);
+      LOCKSTEP_RETURN_IF_ERROR(exchange(half, layer.post_attention_norm));
     }
     for (Half& half : halves) {
       LOCKSTEP_RETURN_IF_ERROR(finish(half));
-      FeedForwardPart(layer, half.rows, sum_of(half).data());
-      exchange(half, weights_.layers[index + 1].input_norm);
+      LOCKSTEP_RETURN_IF_ERROR(ChooseExperts(layer, index, half.rows));
+      FeedForwardPart(layer, index, half.rows, sum_of(half).data());
+      LOCKSTEP_RETURN_IF_ERROR(exchange(half, weights_.layers[index + 1].input_norm));
     }
   }
   for (Half& half : halves) LOCKSTEP_RETURN_IF_ERROR(finish(half));
@@ -242,8 +250,9 @@ Status Decoder::RunLayersInHalves(int64_t rows) {
 Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
                              const std::vector<float>& final_norm, PartialSum* sum) {
   const int64_t width = config_.hidden_size;
+  const auto index = static_cast<size_t>(shape_.layers.size() - 1);
   LOCKSTEP_ASSIGN_OR_RETURN(float* partial, sum->Begin(batch.rows() * width));
-  Attention(layer, static_cast<size_t>(shape_.layers.size() - 1), {0, batch.rows()}, partial);
+  Attention(layer, index, {0, batch.rows()}, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* attended, sum->Reduce(wire_));
   // Behind the attention no row reads another: without a draft layer, which wants them all, those
   // that nobody asked for end here.
@@ -256,14 +265,16 @@ Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
   const auto count = static_cast<int64_t>(rows.size());
   if (count == 0) return OkStatus();
   const bool all = count == batch.rows();
+  if (!all) LOCKSTEP_RETURN_IF_ERROR(Finish());
   for (int64_t i = 0; i < count && !all; ++i) {
     std::memmove(scratch_.residual + i * width, scratch_.residual + rows[i] * width, width * 4);
     std::memmove(scratch_.final_hidden + i * width, attended + rows[i] * width, width * 4);
   }
   const Range wanted{0, count};
   AddAndNorm(all ? attended : scratch_.final_hidden, layer.post_attention_norm, wanted);
+  LOCKSTEP_RETURN_IF_ERROR(ChooseExperts(layer, index, wanted));
   LOCKSTEP_ASSIGN_OR_RETURN(partial, sum->Begin(count * width));
-  FeedForwardPart(layer, wanted, partial);
+  FeedForwardPart(layer, index, wanted, partial);
   LOCKSTEP_ASSIGN_OR_RETURN(const float* fed, sum->Reduce(wire_));
   AddAndNorm(fed, final_norm, wanted);
   return OkStatus();
@@ -272,6 +283,7 @@ Status Decoder::RunLastLayer(const Layer& layer, const Batch& batch,
 void Decoder::PrepareRows(const Batch& batch) {
   digest_ = 0;
   expert_bytes_ = 0;
+  for (LayerChoices& layer : choices_) layer = {};
   RotaryAngles(config_.rope_theta, config_.rotary_dim, batch.positions, scratch_.cosines,
                scratch_.sines);
   for (size_t i = 0; i < batch.block_tables.size(); ++i)
@@ -283,7 +295,6 @@ void Decoder::PrepareRows(const Batch& batch) {
   router_.normalize = config_.norm_topk_prob;
   router_.scale = static_cast<float>(config_.routed_scaling_factor);
   router_.logits = scratch_.router_logits;
-  router_.chosen = scratch_.chosen;
   router_.weights = scratch_.expert_weights;
 }
 
@@ -293,53 +304,9 @@ void Decoder::AddAndNorm(const float* delta, const std::vector<float>& norm, Ran
                   rows.size(), config_.hidden_size, scratch_.normed + first);
 }
 
-void Decoder::FeedForwardPart(const Layer& layer, Range rows, float* partial) {
-  if (layer.dense.has_value()) {
-    DenseFeedForward(*layer.dense, rows, partial);
-  } else {
-    MixtureOfExperts(*layer.mixture, rows, partial);
-  }
-}
-
-void Decoder::DenseFeedForward(const FeedForward& ffn, Range rows, float* partial) {
-  const int64_t columns = ffn.down->inputs();
-  const int64_t count = rows.size();
-  ffn.gate_up.MatMul(ops_, queue_, nullptr, NormedOf(rows), count, scratch_.gate_up);  // [R, 2 F]
-  ops_.SiluMul(queue_, scratch_.gate_up, count, columns, scratch_.activated);          // [R, F]
-  ops_.MatMul(queue_, *ffn.down, nullptr, scratch_.activated, count, partial,
-              config_.hidden_size);  // [R, D]
-}
-
-void Decoder::MixtureOfExperts(const Mixture& mixture, Range rows, float* partial) {
-  kernels::RouterArgs route = router_;
-  route.rows = rows.size();
-  route.correction = mixture.correction.data();
-  ops_.MatMul(queue_, *mixture.router, nullptr, NormedOf(rows), route.rows, scratch_.router_logits,
-              route.experts);  // [R, E]
-  ops_.Route(queue_, route);   // [R, k]
-  ops_.GroupRows(queue_, route, scratch_.groups);
-  const int64_t chosen = route.rows * route.top_k;
-  digest_ = DigestOf(route.chosen, static_cast<size_t>(chosen), digest_);
-
-  const FeedForward& experts = mixture.experts;
-  expert_bytes_ += BytesOf(experts) / static_cast<uint64_t>(route.experts) *
-                   static_cast<uint64_t>(*scratch_.groups.group_count);
-  const int64_t columns = experts.down->inputs();
-  experts.gate_up.GroupedMatMul(ops_, queue_, scratch_.groups, NormedOf(rows), true,
-                                scratch_.expert_gate_up);  // [R k, 2 F]
-  ops_.SiluMul(queue_, scratch_.expert_gate_up, chosen, columns, scratch_.expert_activated);
-  ops_.GroupedMatMul(queue_, *experts.down, scratch_.groups, scratch_.expert_activated, false,
-                     scratch_.expert_out, config_.hidden_size);  // [R k, D]
-  const float* shared = nullptr;
-  if (mixture.shared.has_value()) {
-    DenseFeedForward(*mixture.shared, rows, scratch_.shared_out);
-    shared = scratch_.shared_out;
-  }
-  ops_.CombineExperts(queue_, route, scratch_.groups, scratch_.expert_out, shared,
-                      config_.hidden_size, partial);
-}
-
-StepOutput Decoder::LeaveStage(int64_t rows) const {
+StatusOr<StepOutput> Decoder::LeaveStage(int64_t rows) {
+  LOCKSTEP_RETURN_IF_ERROR(Finish());
+  CountChoices();
   StepOutput output;
   output.leaving =
       std::span<const float>(scratch_.residual, static_cast<size_t>(rows * config_.hidden_size));
@@ -348,8 +315,10 @@ StepOutput Decoder::LeaveStage(int64_t rows) const {
   return output;
 }
 
-StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) {
+StatusOr<StepOutput> Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) {
   const int64_t hidden = config_.hidden_size;
+  LOCKSTEP_RETURN_IF_ERROR(Finish());
+  CountChoices();
   StepOutput output;
   output.outputs = static_cast<int64_t>(batch.output_rows.size());
   for (int64_t i = 0; i < output.outputs; ++i) {
@@ -359,6 +328,7 @@ StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) 
   }
   ops_.MatMul(queue_, head, nullptr, scratch_.final_hidden, output.outputs, scratch_.logits,
               shape_.vocab.size());
+  LOCKSTEP_RETURN_IF_ERROR(Finish());
   output.vocab = shape_.vocab;
   output.logits =
       std::span(scratch_.logits, static_cast<size_t>(output.outputs * shape_.vocab.size()));
@@ -369,7 +339,13 @@ StepOutput Decoder::Head(const Batch& batch, const kernels::PackedMatrix& head) 
         std::span<const float>(scratch_.normed, static_cast<size_t>(batch.rows() * hidden));
   }
   output.weight_bytes = step_bytes_ + expert_bytes_;
-  output.digest = DigestOf(output.hidden.data(), output.hidden.size(), digest_);
+  if (rank0_choices_.empty()) {
+    output.digest = DigestOf(output.hidden.data(), output.hidden.size(), digest_);
+  } else {
+    // Norms may differ in their last bits between these ranks; what they are of does not.
+    const int64_t rows = has_draft_layer() ? batch.rows() : output.outputs;
+    output.digest = DigestOf(scratch_.residual, static_cast<size_t>(rows * hidden), digest_);
+  }
   return output;
 }
 

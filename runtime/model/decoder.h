@@ -32,6 +32,8 @@ class Decoder : public Model {
   bool has_draft_layer() const override { return weights_.draft.has_value(); }
   void SetWire(WireFormat wire) override { wire_ = wire; }
   void SetOverlap(int64_t rows) override;
+  // LoadOptions::share_choices; before the first step.
+  void ShareChoices();
   StatusOr<StepOutput> Step(const Batch& batch) override;
   // Its pieces, each with the weights that it needs, for whoever has no others in memory
   // (layer_walk.h): the beginning, every layer in order, the end. One batch, which lives until
@@ -43,9 +45,12 @@ class Decoder : public Model {
   Status StepLayer(const Batch& batch, size_t index, const Layer& layer,
                    const std::vector<float>& next_norm);
   // What the next stage goes on with.
-  StepOutput LeaveStage(int64_t rows) const;
+  StatusOr<StepOutput> LeaveStage(int64_t rows);
   // Final hidden states and this rank's logits of the wanted rows.
-  StepOutput Head(const Batch& batch, const kernels::PackedMatrix& head);
+  StatusOr<StepOutput> Head(const Batch& batch, const kernels::PackedMatrix& head);
+  // Waits for the ops so far: before the host touches what they use, be it weights that are given
+  // up behind a piece.
+  Status Finish() { return ops_.Finish(queue_); }
   StatusOr<StepOutput> Draft(const Batch& batch, std::span<const float> hidden) override;
   int64_t block_bytes() const override;
   void ReadBlock(int32_t block, int32_t before, std::span<std::byte> to) const override;
@@ -60,6 +65,8 @@ class Decoder : public Model {
   // Of how many arrays of pages, equally long, one layer's cache is made.
   virtual int64_t PageArrays() const = 0;
 
+  // Rows of a step's first half, where it has two.
+  static int64_t FirstHalf(int64_t rows) { return rows / 2; }
   bool begins_model() const { return shape_.layers.begin == 0; }
   bool ends_model() const { return shape_.layers.end == config_.num_hidden_layers; }
   const float* NormedOf(Range rows) const {
@@ -97,6 +104,9 @@ class Decoder : public Model {
   // Batches come from another rank's plan: sizes are checked before anything indexes by them.
   Status CheckBatch(const Batch& batch);
   Status CheckRows(const Batch& batch);
+  // The whole of Step and Draft, which end it when it fails.
+  StatusOr<StepOutput> RunStep(const Batch& batch);
+  StatusOr<StepOutput> RunDraft(const Batch& batch, std::span<const float> hidden);
   // That the rows' positions follow those in the draft layer's cache; counts them in.
   Status ContinueDraft(const Batch& batch);
   // What the layers share in this step: where rows stand, their rotations, the router's settings.
@@ -117,10 +127,28 @@ class Decoder : public Model {
   Status RunLayersInHalves(int64_t rows);
   // residual += delta; normed = rms_norm(residual). `delta` [R, D] is of these rows alone.
   void AddAndNorm(const float* delta, const std::vector<float>& norm, Range rows);
-  // normed [R, D] -> partial [R, D]: this rank's columns of the layer's feed-forward.
-  void FeedForwardPart(const Layer& layer, Range rows, float* partial);
+  // The router's settings and where its choices of these rows stand; `index` as in RunLayer.
+  kernels::RouterArgs RouteOf(const Mixture& mixture, size_t index, Range rows) const;
+  kernels::ExpertGroups GroupsOf(size_t index, Range rows) const;
+  // normed [R, D] -> the experts that these rows go to, where the layer has some. No exchange is
+  // open: rank 0's choices may have to travel.
+  Status ChooseExperts(const Layer& layer, size_t index, Range rows);
+  // Rank 0's choices and weights in place of this rank's.
+  Status TakeChoices(const kernels::RouterArgs& route);
+  // normed [R, D] -> partial [R, D]: this rank's columns of the layer's feed-forward, behind
+  // ChooseExperts.
+  void FeedForwardPart(const Layer& layer, size_t index, Range rows, float* partial);
   void DenseFeedForward(const FeedForward& ffn, Range rows, float* partial);
-  void MixtureOfExperts(const Mixture& mixture, Range rows, float* partial);
+  void MixtureOfExperts(const Mixture& mixture, size_t index, Range rows, float* partial);
+  // What was chosen in this step, into the digest, and the bytes of those experts; when the queue
+  // is finished.
+  void CountChoices();
+
+  // What the rows of a step, or of its halves, chose in one layer.
+  struct LayerChoices {
+    Range rows[2];              // empty: nothing yet
+    uint64_t expert_bytes = 0;  // of one expert
+  };
 
   // What a block of the draft layer's cache holds: its first `count` positions, behind those of
   // block `before` (-1: none).
@@ -139,9 +167,11 @@ class Decoder : public Model {
   Buffer storage_;
   std::vector<int32_t> last_rows_;  // of RunLastLayer
   kernels::RouterArgs router_;
-  WireFormat wire_ = WireFormat::kF32;  // of the sums of the layers
-  int64_t overlap_rows_ = 0;            // steps of so many rows run in halves; 0: none
-  std::unique_ptr<SumQueue> sums_;      // of the halves; null where none run
+  std::vector<LayerChoices> choices_;     // as the layers stand in the cache
+  std::vector<std::byte> rank0_choices_;  // with ShareChoices alone, of the largest step
+  WireFormat wire_ = WireFormat::kF32;    // of the sums of the layers
+  int64_t overlap_rows_ = 0;              // steps of so many rows run in halves; 0: none
+  std::unique_ptr<SumQueue> sums_;        // of the halves; null where none run
   uint64_t digest_ = 0;
   uint64_t expert_bytes_ = 0;  // of the experts that this step read
 };

@@ -34,13 +34,9 @@ class Glm4MoeLite final : public Decoder {
     kernels::LatentAttentionArgs args = attention_;
     TakeRows(step_rows, &args);
     const int64_t rows = args.rows;
-    // Every matrix of a stack of heads takes all of them.
-    for (int64_t head = 0; head < args.heads; ++head) {
-      const auto first = static_cast<int32_t>(head * rows);
-      scratch.heads.groups[head] = {static_cast<int32_t>(head), first,
-                                    first + static_cast<int32_t>(rows)};
-    }
-    *scratch.heads.group_count = static_cast<int32_t>(args.heads);
+    const kernels::ExpertGroups& heads = scratch.heads[rows == step_rows_     ? 0
+                                                       : step_rows.begin == 0 ? 1
+                                                                              : 2];
     args.latent_norm = weights.latent_norm.data();
     args.pages = kv_.data() + static_cast<int64_t>(index) * CacheBytes();
     const float* normed = NormedOf(step_rows);
@@ -53,10 +49,10 @@ class Glm4MoeLite final : public Decoder {
     ops_.MatMul(queue_, *weights.latent_down, nullptr, normed, rows, scratch.latents,
                 config_.latent_width());  // [R, L + r]
     ops_.PrepareLatentAttention(queue_, args);
-    ops_.GroupedMatMul(queue_, *weights.key_absorb, scratch.heads, scratch.plain_queries, false,
+    ops_.GroupedMatMul(queue_, *weights.key_absorb, heads, scratch.plain_queries, false,
                        scratch.absorbed_queries, config_.kv_lora_rank);  // [H, R, L]
     ops_.LatentAttention(queue_, args);                                  // [H, R, L]
-    ops_.GroupedMatMul(queue_, *weights.value_up, scratch.heads, scratch.attended_latents, false,
+    ops_.GroupedMatMul(queue_, *weights.value_up, heads, scratch.attended_latents, false,
                        scratch.head_values, config_.v_head_dim);  // [H, R, v]
     ops_.JoinHeads(queue_, scratch.head_values, args.heads, rows, config_.v_head_dim,
                    scratch_.attended);  // [R, H v]
@@ -68,6 +64,11 @@ class Glm4MoeLite final : public Decoder {
 
   void PrepareHeads(const Batch& batch) override {
     const LatentScratch& scratch = scratch_.latent;
+    step_rows_ = batch.rows();
+    const int64_t first_half = FirstHalf(step_rows_);
+    FillHeads(step_rows_, scratch.heads[0]);
+    FillHeads(first_half, scratch.heads[1]);
+    FillHeads(step_rows_ - first_half, scratch.heads[2]);
     attention_.heads = shape_.query_heads.size();
     attention_.nope_dim = config_.qk_nope_head_dim;
     attention_.rope_dim = config_.qk_rope_head_dim;
@@ -89,6 +90,17 @@ class Glm4MoeLite final : public Decoder {
     attention_.out = scratch.attended_latents;
   }
 
+  // Every matrix of a stack of heads takes all rows.
+  void FillHeads(int64_t rows, const kernels::ExpertGroups& groups) const {
+    const int64_t heads = shape_.query_heads.size();
+    for (int64_t head = 0; head < heads; ++head) {
+      groups.groups[head] = {static_cast<int32_t>(head), static_cast<int32_t>(head * rows),
+                             static_cast<int32_t>((head + 1) * rows)};
+    }
+    *groups.group_count = static_cast<int32_t>(heads);
+  }
+
+  int64_t step_rows_ = 0;
   kernels::LatentAttentionArgs attention_;
 };
 

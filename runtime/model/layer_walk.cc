@@ -54,10 +54,14 @@ Status Repack(const kernels::Backend& backend, Part* part) {
 
 Status RunPart(Decoder& decoder, const Batch& batch, const Part& part, int64_t index,
                std::vector<float>* logits) {
-  if (index == kEmbedding) return decoder.BeginStep(batch, *part.matrix, part.next_norm);
-  if (index < decoder.config().num_hidden_layers)
-    return decoder.StepLayer(batch, static_cast<size_t>(index), part.layer, part.next_norm);
-  const StepOutput output = decoder.Head(batch, *part.matrix);
+  if (index < decoder.config().num_hidden_layers) {
+    LOCKSTEP_RETURN_IF_ERROR(
+        index == kEmbedding
+            ? decoder.BeginStep(batch, *part.matrix, part.next_norm)
+            : decoder.StepLayer(batch, static_cast<size_t>(index), part.layer, part.next_norm));
+    return decoder.Finish();  // the weights go
+  }
+  LOCKSTEP_ASSIGN_OR_RETURN(const StepOutput output, decoder.Head(batch, *part.matrix));
   logits->assign(output.logits.begin(), output.logits.end());
   return OkStatus();
 }

@@ -111,6 +111,7 @@ StatusOr<std::unique_ptr<Model>> LoadModel(const OpenedModel& opened, const Load
   auto model = MakeDecoder(config, options.limits, ShapeOf(config, cuts, rank), std::move(weights),
                            {group, backend, pool});
   LOCKSTEP_RETURN_IF_ERROR(model->Allocate(plan, bytes_read));
+  if (options.share_choices) model->ShareChoices();
   return model;
 }
 

@@ -47,8 +47,8 @@ struct StepOutput {
   int64_t outputs = 0;
   Range vocab;              // the vocabulary rows that this rank holds
   std::span<float> logits;  // [outputs, vocab.size()] raw; the caller may change them in place
-  std::span<const float>
-      hidden;  // [outputs, hidden_size] after the final norm, identical on all ranks
+  std::span<const float> hidden;  // [outputs, hidden_size] after the final norm, identical on all
+                                  // ranks (with LoadOptions::share_choices but for last bits)
   // The same of all rows of the batch, [rows, hidden_size], for a draft; empty without the layer
   // for drafts.
   std::span<const float> all_hidden;
@@ -80,6 +80,9 @@ struct LoadOptions {
   StagePlace stage;
   ModelLimits limits;
   bool draft_layer = false;  // load the layer behind the last one (MTP) too; must be there
+  // For a group whose ranks' kernels differ in their last bits: rank 0 chooses the experts of every
+  // row, and the others take its choices (ADR 35). Equal on all ranks. No step runs in halves then.
+  bool share_choices = false;
   std::function<void(const LoadProgress&)>
       progress;  // called now and then from the loading thread; may be empty
 };

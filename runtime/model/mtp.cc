@@ -60,6 +60,12 @@ int32_t Decoder::Drafted(int32_t block, int32_t before) const {
 
 StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> hidden) {
   if (!has_draft_layer()) return Model::Draft(batch, hidden);
+  StatusOr<StepOutput> output = RunDraft(batch, hidden);
+  if (!output.ok()) (void)Finish();  // as Step
+  return output;
+}
+
+StatusOr<StepOutput> Decoder::RunDraft(const Batch& batch, std::span<const float> hidden) {
   LOCKSTEP_RETURN_IF_ERROR(CheckBatch(batch));
   const int64_t rows = batch.rows();
   const int64_t width = config_.hidden_size;
@@ -71,18 +77,19 @@ StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> h
   const DraftLayer& draft = *weights_.draft;
   const Layer& layer = draft.layer;
   const DraftScratch& scratch = scratch_.draft;
-  // First, since `hidden` may stand where this step is going to write.
-  ops_.RmsNorm(queue_, hidden.data(), draft.hidden_norm.data(), config_.rms_norm_eps, rows, width,
-               scratch.hidden);
   PrepareRows(batch);
   PrepareHeads(batch);
-  PartialSum sum(group_, scratch_.sum);
+  // The first op, since `hidden` may stand where others are going to write.
+  ops_.RmsNorm(queue_, hidden.data(), draft.hidden_norm.data(), config_.rms_norm_eps, rows, width,
+               scratch.hidden);
+  PartialSum sum(group_, ops_, queue_, scratch_.sum);
 
   LOCKSTEP_ASSIGN_OR_RETURN(
       const float* embedded,
       Embed(draft.embedding != nullptr ? *draft.embedding : *weights_.embedding, batch, &sum));
   ops_.RmsNorm(queue_, embedded, draft.embedding_norm.data(), config_.rms_norm_eps, rows, width,
                scratch_.normed);
+  LOCKSTEP_RETURN_IF_ERROR(Finish());
   CopyHalf(scratch_.normed, rows, width, scratch.joined);
   CopyHalf(scratch.hidden, rows, width, scratch.joined + width);
 
@@ -94,6 +101,7 @@ StatusOr<StepOutput> Decoder::Draft(const Batch& batch, std::span<const float> h
   ops_.MatMul(queue_, *draft.join, nullptr, scratch.joined, rows, partial + shape_.draft_rows.begin,
               width);  // [R, D]
   LOCKSTEP_ASSIGN_OR_RETURN(const float* joined, sum.Reduce());
+  LOCKSTEP_RETURN_IF_ERROR(Finish());
   std::memcpy(scratch_.residual, joined, static_cast<size_t>(rows * width) * sizeof(float));
   ops_.RmsNorm(queue_, scratch_.residual, layer.input_norm.data(), config_.rms_norm_eps, rows,
                width, scratch_.normed);

@@ -18,6 +18,7 @@ StatusOr<float*> PartialSum::Begin(int64_t count) {
 
 StatusOr<const float*> PartialSum::Reduce(WireFormat wire) {
   if (group_.size() == 1) return scratch_;
+  LOCKSTEP_RETURN_IF_ERROR(ops_.Finish(queue_));
   const std::span<float> sum(scratch_, static_cast<size_t>(count_));
   LOCKSTEP_RETURN_IF_ERROR(SumSlots(group_, sum, wire));
   return scratch_;

@@ -17,8 +17,10 @@ LatentScratch TakeLatent(const ModelConfig& config, const LocalShape& shape, int
   scratch.absorbed_queries = arena->Take<float>(heads * rows * config.kv_lora_rank);
   scratch.attended_latents = arena->Take<float>(heads * rows * config.kv_lora_rank);
   scratch.head_values = arena->Take<float>(heads * rows * config.v_head_dim);
-  scratch.heads.groups = arena->Take<kernels::RowGroup>(heads);
-  scratch.heads.group_count = arena->Take<int32_t>(1);
+  for (kernels::ExpertGroups& groups : scratch.heads) {
+    groups.groups = arena->Take<kernels::RowGroup>(heads);
+    groups.group_count = arena->Take<int32_t>(1);
+  }
   return scratch;
 }
 
@@ -29,6 +31,7 @@ Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const Mo
   const int64_t rows = limits.max_rows;
   const int64_t hidden = config.hidden_size;
   const int64_t slots = rows * config.num_experts_per_tok;
+  const int64_t layers = shape.layers.size() + (shape.has_draft_layer ? 1 : 0);
   const int64_t columns = std::max(shape.dense_columns.size(), shape.shared_columns.size());
   Scratch scratch;
   scratch.residual = arena->Take<float>(rows * hidden);
@@ -54,10 +57,10 @@ Scratch TakeScratch(const ModelConfig& config, const LocalShape& shape, const Mo
   scratch.activated = arena->Take<float>(rows * columns);
   scratch.shared_out = arena->Take<float>(rows * hidden);
   scratch.router_logits = arena->Take<float>(rows * config.n_routed_experts);
-  scratch.chosen = arena->Take<int32_t>(slots);
+  scratch.chosen = arena->Take<int32_t>(layers * slots);
   scratch.expert_weights = arena->Take<float>(slots);
   scratch.groups.groups = arena->Take<kernels::RowGroup>(config.n_routed_experts);
-  scratch.groups.group_count = arena->Take<int32_t>(1);
+  scratch.group_counts = arena->Take<int32_t>(layers * 2);
   scratch.groups.row_of = arena->Take<int32_t>(slots);
   scratch.groups.assignment_of = arena->Take<int32_t>(slots);
   scratch.expert_gate_up = arena->Take<float>(slots * 2 * shape.expert_columns.size());

@@ -23,7 +23,9 @@ struct LatentScratch {
   float* absorbed_queries = nullptr;  // [H, R, L]
   float* attended_latents = nullptr;  // [H, R, L]
   float* head_values = nullptr;       // [H, R, v]
-  kernels::ExpertGroups heads;        // every head with all rows
+  // Every head with all rows of the step, with those of its first half, with the others: filled
+  // before any layer, since ops may still read them when the host is layers ahead.
+  kernels::ExpertGroups heads[3];
 };
 
 // What the draft layer needs besides.
@@ -40,17 +42,18 @@ struct Scratch {
   float* attended = nullptr;  // [R, H d]
   float* cosines = nullptr;   // [R, rotary_dim / 2]
   float* sines = nullptr;
-  const int32_t** tables = nullptr;  // [sequences]
-  float* attention = nullptr;        // as kernels::AttentionScratch says
-  LatentScratch latent;              // glm4_moe_lite alone
-  DraftScratch draft;                // with a draft layer alone
-  float* gate_up = nullptr;          // [R, 2 F], dense or shared
-  float* activated = nullptr;        // [R, F]
-  float* shared_out = nullptr;       // [R, D]
-  float* router_logits = nullptr;    // [R, E]
-  int32_t* chosen = nullptr;         // [R, k]
-  float* expert_weights = nullptr;   // [R, k]
-  kernels::ExpertGroups groups;
+  const int32_t** tables = nullptr;   // [sequences]
+  float* attention = nullptr;         // as kernels::AttentionScratch says
+  LatentScratch latent;               // glm4_moe_lite alone
+  DraftScratch draft;                 // with a draft layer alone
+  float* gate_up = nullptr;           // [R, 2 F], dense or shared
+  float* activated = nullptr;         // [R, F]
+  float* shared_out = nullptr;        // [R, D]
+  float* router_logits = nullptr;     // [R, E]
+  int32_t* chosen = nullptr;          // [layers, R, k]: the host reads them when the step is over
+  float* expert_weights = nullptr;    // [R, k]
+  kernels::ExpertGroups groups;       // without group_count
+  int32_t* group_counts = nullptr;    // [layers, 2]: the second one of a step's second half
   float* expert_gate_up = nullptr;    // [R k, 2 F]
   float* expert_activated = nullptr;  // [R k, F]
   float* expert_out = nullptr;        // [R k, D]

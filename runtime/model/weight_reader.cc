@@ -46,6 +46,7 @@ Status WeightReader::Count(const HostMatrix& shape, const char* what, double rea
   bytes_ += backend_ != nullptr ? backend_->PackedBytes(shape) : bytes;
   bytes_per_token_ += static_cast<double>(bytes) * read_per_token;
   if (backend_ != nullptr) work_bytes_ = std::max(work_bytes_, backend_->WorkBytes(shape));
+  if (copies_) copied_bytes_ = std::max(copied_bytes_, bytes);
   return OkStatus();
 }
 

@@ -37,7 +37,10 @@ class WeightReader {
   // misshapen tensors are errors here as well. Bytes are those that `backend` will keep; without
   // one, those of the portable layout.
   WeightReader(const Checkpoint& checkpoint, int rank, const kernels::Backend* backend = nullptr)
-      : checkpoint_(checkpoint), rank_(rank), backend_(backend) {}
+      : checkpoint_(checkpoint),
+        rank_(rank),
+        backend_(backend),
+        copies_(backend != nullptr && backend->memory().has_value()) {}
   // Reads and packs. Collective where columns are read. Where processors have memory of their own
   // (NUMA), the threads of the pool touch what they will read first.
   WeightReader(SliceLoader& loader, const kernels::Backend& backend, ThreadPool& pool)
@@ -59,9 +62,9 @@ class WeightReader {
   uint64_t bytes() const { return bytes_; }
   uint64_t bytes_per_token() const { return static_cast<uint64_t>(bytes_per_token_); }
   // What the backend needs for products with them (Backend::WorkBytes), and the most memory that
-  // tensors pass through on their way.
+  // tensors pass through on their way: with a device the largest matrix too, from which it copies.
   uint64_t work_bytes() const { return work_bytes_; }
-  uint64_t staging_bytes() const { return staging_bytes_; }
+  uint64_t staging_bytes() const { return staging_bytes_ + copied_bytes_; }
 
   // The parts over one another; neighbours of equal format become one matrix. `read_per_token` is
   // the part of the bytes that a token reads; `what` is for errors.
@@ -116,6 +119,7 @@ class WeightReader {
   int rank_;
   SliceLoader* loader_ = nullptr;
   const kernels::Backend* backend_ = nullptr;
+  bool copies_ = false;  // counting for a device
   ThreadPool* pool_ = nullptr;
   std::vector<SliceRequest>* requests_ = nullptr;
   std::map<std::string, bool>* known_copies_ = nullptr;
@@ -124,6 +128,7 @@ class WeightReader {
   double bytes_per_token_ = 0;
   uint64_t work_bytes_ = 0;
   uint64_t staging_bytes_ = kChunkBytes;
+  uint64_t copied_bytes_ = 0;
   PageToucher toucher_;  // of the matrix that was allocated last
 };
 

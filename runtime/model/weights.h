@@ -14,9 +14,10 @@ namespace lockstep {
 
 // down(silu(gate x) * up x), sliced by columns of the inner dimension.
 struct FeedForward {
-  FusedMatrix gate_up;  // [2 * columns, hidden]: gate rows, then up rows; for experts a stack of
-                        // n_routed_experts
-  PackedPtr down;       // [hidden, columns]
+  FusedMatrix gate_up;     // [2 * columns, hidden]: gate rows, then up rows; for experts a stack of
+                           // n_routed_experts
+  PackedPtr down;          // [hidden, columns]
+  uint64_t bytes() const;  // of the packed matrices
 };
 
 struct Mixture {

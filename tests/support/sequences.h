@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -26,17 +28,24 @@ struct TestModelOptions {
   int threads = 1;
   ModelLimits limits{.max_rows = 640, .max_outputs = 640, .max_model_len = 1024, .kv_blocks = 200};
   bool draft_layer = false;
+  StagePlace stage;
+  bool share_choices = false;
+  // Puts something around the backend; may be empty.
+  std::function<std::unique_ptr<kernels::Backend>(std::unique_ptr<kernels::Backend>)> wrap;
 };
 
 inline TestModel OpenModel(const TestModelOptions& options, Group& group) {
   TestModel result;
   result.pool = std::make_unique<ThreadPool>(options.threads);
   result.backend = kernels::MakeBackend(options.kernels, options.precision).value();
+  if (options.wrap) result.backend = options.wrap(std::move(result.backend));
   LoadOptions load;
   load.directory = options.directory;
   load.shares = ValidateShares(options.shares, group.size()).value();
   load.limits = options.limits;
   load.draft_layer = options.draft_layer;
+  load.stage = options.stage;
+  load.share_choices = options.share_choices;
   StatusOr<std::unique_ptr<Model>> model = LoadModel(load, group, *result.backend, *result.pool);
   EXPECT_TRUE(model.ok()) << model.status();
   if (model.ok()) result.model = std::move(*model);

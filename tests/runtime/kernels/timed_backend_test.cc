@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "runtime/kernels/roofline.h"
+#include "tests/support/deferred_backend.h"
 
 namespace lockstep::kernels {
 namespace {
@@ -134,6 +135,41 @@ TEST(TimedBackend, MoreSizesThanItHasRoomForShareOneEntry) {
   EXPECT_STREQ(timed.times().back().op, "others");
   for (const OpTime& time : timed.times()) calls += time.calls;
   EXPECT_EQ(calls, 100);
+}
+
+TEST(TimedBackend, WaitsForOpsThatItTimesAndForNoOthers) {
+  ThreadPool pool(1);
+  Queue queue{&pool};
+  TimedBackend timed(std::make_unique<lockstep::testing::DeferredBackend>(
+      MakeBackend("ref").value(), lockstep::testing::DeferredOptions{}));
+  const auto matrix = Pack(timed, 1, 3, 4);
+  const std::vector<float> x(8, 1.0f);
+  std::vector<float> y(3);
+  timed.SetTimed(false);
+  timed.MatMul(queue, *matrix, nullptr, x.data(), 1, y.data(), 3);
+  EXPECT_TRUE(timed.times().empty());
+  EXPECT_EQ(y, std::vector<float>(3));
+  EXPECT_TRUE(timed.Finish(queue).ok());
+  EXPECT_NE(y, std::vector<float>(3));
+  y.assign(3, 0);
+  timed.SetTimed(true);
+  timed.MatMul(queue, *matrix, nullptr, x.data(), 1, y.data(), 3);
+  EXPECT_EQ(timed.times().size(), 1u);
+  EXPECT_NE(y, std::vector<float>(3));
+}
+
+TEST(TimedBackend, TellsAFaultOfAnOpWhenTheQueueIsFinished) {
+  ThreadPool pool(1);
+  Queue queue{&pool};
+  TimedBackend timed(std::make_unique<lockstep::testing::DeferredBackend>(
+      MakeBackend("ref").value(), lockstep::testing::DeferredOptions{.failing = 1}));
+  const auto matrix = Pack(timed, 1, 3, 4);
+  const std::vector<float> x(8, 1.0f);
+  std::vector<float> y(3);
+  timed.MatMul(queue, *matrix, nullptr, x.data(), 1, y.data(), 3);
+  timed.MatMul(queue, *matrix, nullptr, x.data(), 1, y.data(), 3);
+  EXPECT_THAT(MessageOf(timed.Finish(queue)), HasSubstr("gave up"));
+  EXPECT_TRUE(timed.Finish(queue).ok());
 }
 
 TEST(Roofline, ThePeakIsThatOfTheBackendsProducts) {
