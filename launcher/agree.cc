@@ -75,6 +75,15 @@ StatusOr<int64_t> AgreeOnSmallest(Group& group, int64_t mine) {
   return *std::min_element(all.begin(), all.end());
 }
 
+StatusOr<int> CountAlikeHere(Group& group, const Membership& membership, const std::string& mine) {
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<Answer> all, Gather(group, MakeAnswer(0, mine)));
+  const std::string& here = membership.ranks()[group.rank()].host;
+  int count = 0;
+  for (int rank = 0; rank < group.size(); ++rank)
+    count += TextOf(all[rank]) == mine && membership.ranks()[rank].host == here ? 1 : 0;
+  return count;
+}
+
 Status WaitForSlowDisks(Group& group) {
   const std::byte word{1};
   std::vector<std::byte> words(static_cast<size_t>(group.size()));

@@ -23,6 +23,9 @@ Status AgreeOnValue(Group& group, const Membership& membership, const Setting& m
 // Collective. The smallest of all ranks' values.
 StatusOr<int64_t> AgreeOnSmallest(Group& group, int64_t mine);
 
+// Collective. How many ranks of this one's host, itself among them, say the same.
+StatusOr<int> CountAlikeHere(Group& group, const Membership& membership, const std::string& mine);
+
 // Ranks that read files of their own exchange nothing while they load, and one may be far behind
 // the others: they wait as long as it is alive.
 Status WaitForSlowDisks(Group& group);

@@ -19,7 +19,8 @@ constexpr size_t kMostNodes = 1024;
 constexpr size_t kLongestValue = 65'536;
 
 const std::vector<std::string>& NodeKeys() {
-  static const std::vector<std::string> keys = {"address", "share", "threads", "interface", "name"};
+  static const std::vector<std::string> keys = {"address",   "share",  "threads",
+                                                "interface", "device", "name"};
   return keys;
 }
 
@@ -178,6 +179,10 @@ class Reader {
     }
     if (key == "name") {
       node->name = text;
+      return OkStatus();
+    }
+    if (key == "device") {
+      LOCKSTEP_ASSIGN_OR_RETURN(node->device, kernels::ParseDevice(text, where));
       return OkStatus();
     }
     // The other keys mean what the option of that name means, for one node.

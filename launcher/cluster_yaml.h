@@ -6,17 +6,20 @@
 //       - address: spark-1            # rank 0: host, or host:port where it gathers the others
 //       - address: spark-2
 //         share: 2                    # relative work, default 1
+//         device: cuda:0              # what it computes on, default cpu
 //
 // Everything in the file is checked when it is read; errors name file, line and the allowed values.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "runtime/base/options.h"
 #include "runtime/base/status.h"
+#include "runtime/kernels/device_name.h"
 
 namespace lockstep {
 
@@ -27,7 +30,8 @@ struct ClusterNode {
   bool has_share = false;
   int64_t threads = 0;    // 0: not given
   std::string interface;  // empty: not given
-  std::string name;       // for messages; the host if not given
+  std::optional<kernels::DeviceName> device;
+  std::string name;  // for messages; the host if not given
 };
 
 struct ClusterFile {

@@ -50,6 +50,7 @@ enum Group : uint64_t {
   kContext = uint64_t{1} << 32,
   kKeys = uint64_t{1} << 33,
   kLoad = uint64_t{1} << 34,
+  kDevice = uint64_t{1} << 35,
 };
 
 struct GroupSpec {
@@ -62,6 +63,7 @@ const std::vector<GroupSpec>& Groups() {
   static const std::vector<GroupSpec> groups = {
       {kModel, "Model", {"model"}},
       {kCompute, "Model", {"kernels", "threads"}},
+      {kDevice, "Model", {"device", "mixed-kernels"}},
       {kArithmetic, "Model", {"exact", "kv-cache-dtype"}},
       {kWire,
        "Ranks",
@@ -137,8 +139,8 @@ struct CommandSpec {
   uint64_t groups;
 };
 
-constexpr uint64_t kVerify = kModel | kCompute | kArithmetic | kTemplate | kCut | kPlace | kRanks |
-                             kSecret | kLimits | kChunk | kProbe | kJson | kOutput;
+constexpr uint64_t kVerify = kModel | kCompute | kDevice | kArithmetic | kTemplate | kCut | kPlace |
+                             kRanks | kSecret | kLimits | kChunk | kProbe | kJson | kOutput;
 constexpr uint64_t kTensorParallel = (kVerify & ~kProbe) | kWire;
 constexpr uint64_t kCluster = kPlace | kNodes | kJson | kOutput;
 constexpr uint64_t kText = kModel | kTemplate | kJson | kOutput;

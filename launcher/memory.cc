@@ -26,13 +26,46 @@ MemoryPlan PlanWith(const MemoryQuestion& question, int64_t kv_blocks, int64_t m
   return PlanMemory(question.config, question.slice, limits, question.rank, question.threads);
 }
 
+// Of this node's or device's memory, this rank's part without what is kept back.
+uint64_t PartOfRank(uint64_t available, int ranks) {
+  const uint64_t reserved = std::max(
+      kReservedBytes, static_cast<uint64_t>(static_cast<double>(available) * kReservedPart));
+  if (available == 0) return 0;
+  const uint64_t usable = available > reserved ? available - reserved : available / 2;
+  return std::max<uint64_t>(1, usable / static_cast<uint64_t>(std::max(1, ranks)));
+}
+
+uint64_t BytesOnDevice(const MemoryPlan& plan) {
+  return plan.weight_bytes + plan.kv_bytes + plan.scratch_bytes + plan.work_bytes;
+}
+
+bool Fits(const MemoryQuestion& question, const MemoryPlan& plan) {
+  if (question.device_bytes == 0) return plan.total() <= question.available_bytes;
+  return BytesOnDevice(plan) <= question.device_bytes;
+}
+
+// What a rank with a device needs of the host, whatever its cache.
+Status CheckHostBeside(const MemoryQuestion& question) {
+  const uint64_t bytes = question.slice.staging_bytes + question.limits.exchange_bytes;
+  if (question.device_bytes == 0 || question.available_bytes == 0 ||
+      bytes <= question.available_bytes) {
+    return OkStatus();
+  }
+  return ModelError(
+      "beside its device this rank needs %s of the machine's own memory, to read weights (%s) and "
+      "to exchange (%s), and may use %s; end what else runs there, or use more ranks",
+      FormatBytes(bytes), FormatBytes(question.slice.staging_bytes),
+      FormatBytes(question.limits.exchange_bytes), FormatBytes(question.available_bytes));
+}
+
 }  // namespace
 
 StatusOr<int64_t> FitKvBlocks(const MemoryQuestion& question) {
   const int64_t max_model_len = question.limits.max_model_len;
-  if (question.available_bytes == 0) return question.limits.kv_blocks;
+  LOCKSTEP_RETURN_IF_ERROR(CheckHostBeside(question));
+  if (question.available_bytes == 0 && question.device_bytes == 0) return question.limits.kv_blocks;
   const auto fits = [&](int64_t blocks, int64_t length) {
-    return PlanWith(question, blocks, length).total() <= question.available_bytes;
+    return Fits(question, PlanWith(question, blocks, length));
   };
   const int64_t least = std::min(BlocksOf(max_model_len), question.limits.kv_blocks);
   const int64_t blocks = LargestThatFits(least, question.limits.kv_blocks,
@@ -43,12 +76,14 @@ StatusOr<int64_t> FitKvBlocks(const MemoryQuestion& question) {
   const int64_t length = LargestThatFits(1, max_model_len, [&](int64_t tokens) {
     return fits(std::min(least, BlocksOf(tokens)), tokens);
   });
+  const bool device = question.device_bytes > 0;
   const std::string needs = absl::StrFormat(
-      "this rank needs %s (weights %s, KV cache of one sequence of %d tokens %s, scratch %s) and "
+      "this rank needs %s%s (weights %s, KV cache of one sequence of %d tokens %s, scratch %s) and "
       "may use %s",
-      FormatBytes(plan.total()), FormatBytes(plan.weight_bytes), max_model_len,
-      FormatBytes(plan.kv_bytes), FormatBytes(StepBytes(plan)),
-      FormatBytes(question.available_bytes));
+      FormatBytes(device ? BytesOnDevice(plan) : plan.total()), device ? " on its device" : "",
+      FormatBytes(plan.weight_bytes), max_model_len, FormatBytes(plan.kv_bytes),
+      FormatBytes(StepBytes(plan)),
+      FormatBytes(device ? question.device_bytes : question.available_bytes));
   if (length > 0) return ModelError("%s; --max-model-len %d would fit", needs, length);
   return ModelError("%s; its weights need more ranks, or a smaller share for this one in --shares",
                     needs);
@@ -75,12 +110,22 @@ uint64_t MemoryRate(ThreadPool& pool) {
 }
 
 uint64_t MemoryForRank(int ranks_on_this_host) {
-  const uint64_t available = os::MemoryBytesAvailable();
-  const uint64_t reserved = std::max(
-      kReservedBytes, static_cast<uint64_t>(static_cast<double>(available) * kReservedPart));
-  if (available == 0) return 0;
-  const uint64_t usable = available > reserved ? available - reserved : available / 2;
-  return std::max<uint64_t>(1, usable / static_cast<uint64_t>(std::max(1, ranks_on_this_host)));
+  return PartOfRank(os::MemoryBytesAvailable(), ranks_on_this_host);
+}
+
+RankMemory MemoryForRank(const std::optional<kernels::DeviceMemory>& device, int ranks_on_this_host,
+                         int ranks_on_device) {
+  RankMemory memory;
+  memory.host_bytes = MemoryForRank(ranks_on_this_host);
+  if (!device.has_value()) return memory;
+  // A device that tells nothing has no room, not any.
+  const uint64_t bytes = std::max<uint64_t>(1, PartOfRank(device->free_bytes, ranks_on_device));
+  if (!device->of_host) {
+    memory.device_bytes = bytes;
+  } else {
+    memory.host_bytes = memory.host_bytes == 0 ? bytes : std::min(memory.host_bytes, bytes);
+  }
+  return memory;
 }
 
 }  // namespace lockstep

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "runtime/base/status.h"
 #include "runtime/base/thread_pool.h"
+#include "runtime/kernels/backend.h"
 #include "runtime/model/model.h"
 
 namespace lockstep {
@@ -21,6 +23,10 @@ struct MemoryQuestion {
   int rank = 0;
   int threads = 1;               // of this rank
   uint64_t available_bytes = 0;  // what this rank may use; 0: not known, everything fits
+  // Of a device with memory of its own, where this rank computes on one (0: it does not): there lie
+  // weights, cache and scratch, and only what is exchanged, and what tensors pass through, is in
+  // available_bytes.
+  uint64_t device_bytes = 0;
 };
 
 // The KV blocks that fit, at most limits.kv_blocks. A ModelError with the plan and with what would
@@ -37,5 +43,16 @@ uint64_t MemoryRate(ThreadPool& pool);
 
 // This rank's part of the memory that the node has left, some of it kept back for everything else.
 uint64_t MemoryForRank(int ranks_on_this_host);
+
+// The same of a rank that may compute on a device: what it has left counts, not what it is sold
+// with.
+struct RankMemory {
+  uint64_t host_bytes = 0;
+  uint64_t device_bytes = 0;  // of a device with memory of its own; else 0
+  // Of what holds the weights.
+  uint64_t bytes() const { return device_bytes > 0 ? device_bytes : host_bytes; }
+};
+RankMemory MemoryForRank(const std::optional<kernels::DeviceMemory>& device, int ranks_on_this_host,
+                         int ranks_on_device);
 
 }  // namespace lockstep

@@ -38,10 +38,6 @@ constexpr int64_t kFaultyEndMs = 2'000;
 // How long after a signal the loss of a rank may still turn out to be its cause.
 constexpr int kLossMayFollowMs = 300;
 
-kernels::Precision PrecisionOf(const Options& options, const SessionNeeds& needs) {
-  return options.exact || needs.exact ? kernels::Precision::kExact : kernels::Precision::kFast;
-}
-
 class OpenedSession final : public Session {
  public:
   OpenedSession(const Options& options, const SessionNeeds& needs)
@@ -128,9 +124,10 @@ class OpenedSession final : public Session {
   const pid_t parent_ = getppid();
   UniqueFd listener_;  // rank 0 of spawned ranks: keeps the port as long as they may come again
   std::unique_ptr<SpawnedRanks> spawned_;
-  kernels::Precision precision_ = kernels::Precision::kExact;
+  kernels::Precision precision_ = kernels::Precision::kFast;
   std::unique_ptr<kernels::Backend> backend_;
   std::unique_ptr<ThreadPool> pool_;
+  RankMemory memory_;  // before anything was loaded
   // Destroyed in reverse: the model uses the group, the group the membership.
   std::unique_ptr<Membership> membership_;
   std::unique_ptr<Group> group_;
@@ -152,14 +149,7 @@ void KeepStdoutForRankZero(int rank) {
 }
 
 Status OpenedSession::StartWorld() {
-  if (options_.sum_order != "rank" && options_.wire != "f32") {
-    return UsageError(
-        "--sum-order any passes on sums, which are float32 on every wire, so that --wire %s saves "
-        "nothing there; leave one of them out",
-        options_.wire);
-  }
-  LOCKSTEP_ASSIGN_OR_RETURN(const Surroundings around, LookAround(options_));
-  LOCKSTEP_ASSIGN_OR_RETURN(world_, DecideWorld(options_, around, needs_.worker));
+  LOCKSTEP_RETURN_IF_ERROR(CheckTogether(options_));
   ConfigureLog(options_, world_.size > 1 ? world_.rank : -1);
   KeepStdoutForRankZero(world_.rank);
   if (needs_.model && world_.stages > 1) LOCKSTEP_RETURN_IF_ERROR(CheckPipeline(options_));
@@ -186,7 +176,7 @@ Status OpenedSession::JoinRanks() {
   join.interface = world_.interface;
   if (listener_.valid()) join.rendezvous_fd = fcntl(listener_.get(), F_DUPFD_CLOEXEC, 0);
   join.secret = world_.secret;
-  join.settings = SettingsOf(options_, world_, backend_->name());
+  join.settings = SettingsOf(options_, world_, backend_->name(), precision_);
   join.settings.push_back(
       {"probe at start", needs_.probe ? "yes" : "no", "start the same command on every node"});
   join.start_timeout_ms = options_.start_timeout_ms + patience_ms_;
@@ -203,9 +193,13 @@ Status OpenedSession::JoinRanks() {
 }
 
 Status OpenedSession::Enter() {
-  precision_ = PrecisionOf(options_, needs_);
+  LOCKSTEP_ASSIGN_OR_RETURN(const Surroundings around, LookAround(options_));
+  LOCKSTEP_ASSIGN_OR_RETURN(world_, DecideWorld(options_, around, needs_.worker));
   // Before anything is started: a wrong --kernels should not cost a spawn.
-  LOCKSTEP_ASSIGN_OR_RETURN(backend_, kernels::MakeBackend(options_.kernels, precision_));
+  if (options_.exact || needs_.exact) precision_ = kernels::Precision::kExact;
+  if (!needs_.model) world_.device = {};  // nothing is computed there
+  LOCKSTEP_ASSIGN_OR_RETURN(backend_,
+                            kernels::MakeBackendOn(world_.device, options_.kernels, precision_));
   if (needs_.wrap_backend) backend_ = needs_.wrap_backend(std::move(backend_));
   return StartWorld();
 }
@@ -221,16 +215,19 @@ Status OpenedSession::Join() {
   LOCKSTEP_RETURN_IF_ERROR(OpenGroup(0));
   if (rank() == 0) {
     log::Info("%d rank%s, exchange %s, kernels %s, %d thread%s per rank", size(),
-              size() == 1 ? "" : "s", group_->traits().name, backend_->name(), pool_->count(),
-              pool_->count() == 1 ? "" : "s");
+              size() == 1 ? "" : "s", group_->traits().name,
+              backend_->name() + (options_.mixed_kernels ? " (the others' may differ)" : ""),
+              pool_->count(), pool_->count() == 1 ? "" : "s");
   }
   return OkStatus();
 }
 
 Status OpenedSession::CheckModel(OpenedModel* opened) {
-  LOCKSTEP_ASSIGN_OR_RETURN(
-      const std::vector<double> stage_shares,
-      DecideStageShares(world_, MemoryForRank(membership_->local_size()), *group_));
+  LOCKSTEP_ASSIGN_OR_RETURN(const int sharers,
+                            CountAlikeHere(*group_, *membership_, world_.device.Text()));
+  memory_ = MemoryForRank(backend_->memory(), membership_->local_size(), sharers);
+  LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<double> stage_shares,
+                            DecideStageShares(world_, memory_.bytes(), *group_));
   const auto read = [&]() -> StatusOr<uint64_t> {
     if (options_.model.empty())
       return UsageError("no model given; give --model with a directory or a .gguf file");
@@ -280,19 +277,19 @@ StatusOr<ModelLimits> OpenedSession::DecideLimits(const ModelConfig& config,
   }
   limits->exchange_bytes =
       ExchangeBytes({options_, world_, *membership_, *group_}, config, *limits);
-  MemoryQuestion question;
-  question.config = config;
-  question.limits = *limits;
-  question.slice = slice;
-  question.rank = world_.rank_in_stage();
-  question.threads = pool_->count();
-  question.available_bytes = MemoryForRank(membership_->local_size());
+  const MemoryQuestion question{.config = config,
+                                .limits = *limits,
+                                .slice = slice,
+                                .rank = world_.rank_in_stage(),
+                                .threads = pool_->count(),
+                                .available_bytes = memory_.host_bytes,
+                                .device_bytes = memory_.device_bytes};
   const StatusOr<int64_t> blocks = FitKvBlocks(question);
   LOCKSTEP_RETURN_IF_ERROR(AgreeThatOk(*group_, *membership_, blocks.status()));
   LOCKSTEP_ASSIGN_OR_RETURN(limits->kv_blocks, AgreeOnSmallest(*group_, *blocks));
   if (world_.stages > 1) Report(DescribeStage(world_, slice.cuts.layers));
   const MemoryPlan plan = PlanMemory(config, slice, *limits, question.rank, question.threads);
-  Report("memory: " + DescribePlan(plan, *limits) + " of " + FormatBytes(question.available_bytes));
+  Report("memory: " + DescribePlan(plan, *limits) + " of " + FormatBytes(memory_.bytes()));
   return limits;
 }
 
@@ -326,7 +323,8 @@ StatusOr<int64_t> OpenedSession::OfRankZero(int64_t value) {
 
 Status OpenedSession::StartOverlap() {
   // Ranks of one machine share its cores, and what they exchange does not travel far.
-  const int64_t usual = membership_->local_size() == size() ? 0 : 128;
+  const bool apart = membership_->local_size() < size() && !options_.mixed_kernels;
+  const int64_t usual = apart ? 128 : 0;
   const int64_t wanted = options_.overlap_rows >= 0 ? options_.overlap_rows : usual;
   LOCKSTEP_ASSIGN_OR_RETURN(const int64_t rows, OfRankZero(wanted));
   model_->SetOverlap(rows);
@@ -344,6 +342,7 @@ Status OpenedSession::LoadWeights(const OpenedModel& opened, const ModelLimits& 
   load.shares = world_.shares;  // LoadModel takes the stage from `opened`
   load.limits = limits;
   load.draft_layer = options_.draft;
+  load.share_choices = options_.mixed_kernels;
   if (options_.log_level == "info" || options_.log_level == "debug") {
     load.progress = [&](const LoadProgress& done) {
       progress.Update(done.bytes_done, done.bytes_total, NowNs());

@@ -22,17 +22,34 @@ std::string OrDefault(int64_t value) { return value == 0 ? "default" : std::to_s
 
 }  // namespace
 
+Status CheckTogether(const Options& options) {
+  if (options.sum_order != "rank" && options.wire != "f32") {
+    return UsageError(
+        "--sum-order any passes on sums, which are float32 on every wire, so that --wire %s saves "
+        "nothing there; leave one of them out",
+        options.wire);
+  }
+  if (options.mixed_kernels && options.overlap_rows > 0) {
+    return UsageError(
+        "--overlap-rows %d: with --mixed-kernels rank 0's choices travel between the sums, so that "
+        "no step runs in halves; leave one of them out",
+        options.overlap_rows);
+  }
+  return OkStatus();
+}
+
 std::vector<Setting> SettingsOf(const Options& options, const World& world,
-                                const std::string& kernels) {
+                                const std::string& kernels, kernels::Precision precision) {
   const std::string same = "start every rank with the same ";
   return {
       {"source version", SourceVersion(), "install the same build of lockstep on every node"},
       {"mode", ModeOf(options, world), same + "--mode, --stages and --stage-link"},
       {"shares", SharesOf(world), same + "--shares or YAML"},
-      {"kernels", kernels,
-       "instruction sets differ in their last bits; give every rank the same --exact, and "
-       "--kernels "
-       "ref if the processors differ"},
+      {"mixed-kernels", options.mixed_kernels ? "yes" : "no", same + "--mixed-kernels"},
+      {"kernels", options.mixed_kernels ? "each rank's own" : kernels,
+       "instruction sets and devices differ in their last bits; give every rank the same --exact, "
+       "and --mixed-kernels if processors or devices differ"},
+      {"exact", precision == kernels::Precision::kExact ? "yes" : "no", same + "--exact"},
       {"kv-cache-dtype", options.kv_cache_dtype, same + "--kv-cache-dtype"},
       {"max-model-len", OrDefault(options.max_model_len), same + "--max-model-len"},
       {"max-num-seqs", std::to_string(options.max_num_seqs), same + "--max-num-seqs"},

@@ -35,11 +35,14 @@ class Decision {
     LOCKSTEP_RETURN_IF_ERROR(ChooseStages());
     world_.interface = options_.interface;
     world_.threads = options_.threads;
+    LOCKSTEP_ASSIGN_OR_RETURN(world_.device, kernels::DeviceOfRank(options_.device, world_.rank,
+                                                                   world_.size, "--device"));
     const auto nodes = static_cast<int>(around_.nodes.size());
     if (world_.rank < nodes) {
       const ClusterNode& node = around_.nodes[world_.rank];
       if (!node.interface.empty()) world_.interface = node.interface;
       if (node.threads > 0) world_.threads = node.threads;
+      if (node.device.has_value()) world_.device = *node.device;
     }
     LOCKSTEP_RETURN_IF_ERROR(FindSecret());
     return world_;

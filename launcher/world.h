@@ -13,6 +13,7 @@
 #include "launcher/spawn.h"
 #include "runtime/base/options.h"
 #include "runtime/base/status.h"
+#include "runtime/kernels/device_name.h"
 
 namespace lockstep {
 
@@ -33,6 +34,7 @@ struct World {
       rendezvous;      // host:port of rank 0; empty under mpirun and where rank 0 picks a free port
   std::string secret;  // empty: none
   std::string interface;
+  kernels::DeviceName device;  // what this rank computes on
   int64_t threads = 0;         // 0: this rank's share of the cores
   int ranks_on_this_host = 0;  // 0: not known before the ranks have joined
   // In a pipeline the ranks stand in as many stages, of equally many ranks each, in their order.

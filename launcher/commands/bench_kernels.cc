@@ -82,41 +82,64 @@ StatusOr<HostMatrix> RandomStack(const WeightFormat& format) {
   return matrix;
 }
 
-// Seconds of one pass over the stack, every matrix with all rows.
+// Products of a stack's matrices, each with all rows.
 class Products {
  public:
-  Products(const kernels::Backend& backend, ThreadPool& pool, const kernels::PackedMatrix& stack,
-           int64_t rows)
-      : backend_(backend), queue_{&pool}, stack_(stack), rows_(rows) {
-    std::minstd_rand random(2);
-    x_.resize(static_cast<size_t>(rows * kInputs) + 16);
-    for (float& value : x_) value = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
-    y_.resize(static_cast<size_t>(rows * stack.outputs()));
-    for (int64_t row = 0; row < rows; ++row) row_of_.push_back(static_cast<int32_t>(row));
+  static StatusOr<Products> Create(const kernels::Backend& backend, ThreadPool& pool,
+                                   const kernels::PackedMatrix& stack, int64_t rows) {
+    Products products(backend, pool, stack, rows);
+    const auto take = [&](int64_t count) {
+      return backend.Allocate(static_cast<uint64_t>(count) * 4 + 64, "the benchmark's rows");
+    };
+    LOCKSTEP_ASSIGN_OR_RETURN(products.x_, take(rows * kInputs));
+    LOCKSTEP_ASSIGN_OR_RETURN(products.y_, take(rows * stack.outputs()));
+    LOCKSTEP_ASSIGN_OR_RETURN(products.row_of_, take(rows));
+    LOCKSTEP_ASSIGN_OR_RETURN(products.groups_, take(3 * stack.count()));
+    LOCKSTEP_ASSIGN_OR_RETURN(products.one_, take(1));
+    products.Fill();
+    return products;
   }
 
-  double Pass() {
-    // One group per call: a matrix sees all rows, as a layer's experts see theirs.
-    kernels::RowGroup group{0, 0, static_cast<int32_t>(rows_)};
-    int32_t one = 1;
-    const kernels::ExpertGroups groups{&group, &one, row_of_.data(), nullptr};
+  // Seconds of one pass over the stack.
+  StatusOr<double> Pass() {
     const int64_t count =
         rows_ > kManyRows ? std::min(stack_.count(), kFewMatrices) : stack_.count();
     const int64_t start_ns = NowNs();
-    for (; group.matrix < count; ++group.matrix) {
-      backend_.GroupedMatMul(queue_, stack_, groups, x_.data(), true, y_.data(), stack_.outputs());
+    for (int64_t i = 0; i < count; ++i) {
+      const kernels::ExpertGroups groups{groups_.as<kernels::RowGroup>() + i, one_.as<int32_t>(),
+                                         row_of_.as<int32_t>(), nullptr};
+      backend_.GroupedMatMul(queue_, stack_, groups, x_.as<float>(), true, y_.as<float>(),
+                             stack_.outputs());
     }
+    LOCKSTEP_RETURN_IF_ERROR(backend_.Finish(queue_));
     return static_cast<double>(NowNs() - start_ns) * 1e-9 * static_cast<double>(stack_.count()) /
            static_cast<double>(count);
   }
 
  private:
+  Products(const kernels::Backend& backend, ThreadPool& pool, const kernels::PackedMatrix& stack,
+           int64_t rows)
+      : backend_(backend), queue_{&pool}, stack_(stack), rows_(rows) {}
+
+  void Fill() {
+    std::minstd_rand random(2);
+    for (int64_t i = 0; i < rows_ * kInputs; ++i)
+      x_.as<float>()[i] = static_cast<float>(random() % 2001) / 1000.0f - 1.0f;
+    for (int64_t row = 0; row < rows_; ++row)
+      row_of_.as<int32_t>()[row] = static_cast<int32_t>(row);
+    // One group per call: a matrix sees all rows, as a layer's experts see theirs.
+    for (int64_t i = 0; i < stack_.count(); ++i) {
+      groups_.as<kernels::RowGroup>()[i] = {static_cast<int32_t>(i), 0,
+                                            static_cast<int32_t>(rows_)};
+    }
+    *one_.as<int32_t>() = 1;
+  }
+
   const kernels::Backend& backend_;
   kernels::Queue queue_;
   const kernels::PackedMatrix& stack_;
   int64_t rows_;
-  std::vector<float> x_, y_;
-  std::vector<int32_t> row_of_;
+  Buffer x_, y_, row_of_, groups_, one_;
 };
 
 struct Bench {
@@ -149,17 +172,21 @@ Status MeasureFormat(Bench& bench, const NamedFormat& format, const std::vector<
   const int64_t start_ns = NowNs();
   LOCKSTEP_ASSIGN_OR_RETURN(const auto stack, bench.backend.Pack(std::move(matrix)));
   const double pack_seconds = static_cast<double>(NowNs() - start_ns) * 1e-9;
+  const bool on_device = bench.backend.memory().has_value();
   LOCKSTEP_ASSIGN_OR_RETURN(kernels::ReadTest read, kernels::ReadTest::Create(bench.pool));
   for (const int64_t count : rows) {
-    Products products(bench.backend, bench.pool, *stack, count);
-    (void)products.Pass();  // the warm-up
+    LOCKSTEP_ASSIGN_OR_RETURN(Products products,
+                              Products::Create(bench.backend, bench.pool, *stack, count));
+    LOCKSTEP_RETURN_IF_ERROR(products.Pass().status());  // the warm-up
     std::vector<double> seconds, shares;
     double read_best = 0;
     for (int64_t pass = 0; pass < bench.options.repeat; ++pass) {
       if (Interrupted()) return InterruptedError();
-      const double read_rate = static_cast<double>(read.bytes()) / read.FastestPass(bench.pool);
-      seconds.push_back(products.Pass());
-      shares.push_back(static_cast<double>(bytes) / seconds.back() / read_rate);
+      // Threads read the host's memory, which says nothing of a device's.
+      const double read_rate =
+          on_device ? 0 : static_cast<double>(read.bytes()) / read.FastestPass(bench.pool);
+      LOCKSTEP_ASSIGN_OR_RETURN(seconds.emplace_back(), products.Pass());
+      shares.push_back(PartOf(static_cast<double>(bytes) / seconds.back(), read_rate));
       read_best = std::max(read_best, read_rate * 1e-9);
     }
     const double best = *std::min_element(seconds.begin(), seconds.end());
@@ -170,10 +197,10 @@ Status MeasureFormat(Bench& bench, const NamedFormat& format, const std::vector<
                              {"rows", count},
                              {"gb_per_s", rate},
                              {"read_gb_per_s", read_best},
-                             {"share_of_bandwidth", rate / read_best},
+                             {"share_of_bandwidth", PartOf(rate, read_best)},
                              {"median_share_of_neighbours", Median(shares)},
                              {"gop_per_s", gops},
-                             {"share_of_peak", gops / bench.peak.gop_per_s},
+                             {"share_of_peak", PartOf(gops, bench.peak.gop_per_s)},
                              {"pack_gb_per_s", static_cast<double>(bytes) / pack_seconds * 1e-9}});
     if (!bench.options.json) PrintRow(bench.results.back());
   }
@@ -185,10 +212,12 @@ Status MeasureFormat(Bench& bench, const NamedFormat& format, const std::vector<
 Status BenchKernels(const Options& options) {
   LOCKSTEP_ASSIGN_OR_RETURN(const auto formats, ChosenFormats(options.formats));
   LOCKSTEP_ASSIGN_OR_RETURN(const auto rows, ParseCounts(options.rows, "--rows", kMostRows));
-  LOCKSTEP_ASSIGN_OR_RETURN(
-      const auto backend,
-      kernels::MakeBackend(options.kernels,
-                           options.exact ? kernels::Precision::kExact : kernels::Precision::kFast));
+  LOCKSTEP_ASSIGN_OR_RETURN(const kernels::DeviceName device,
+                            kernels::DeviceOfRank(options.device, 0, 1, "--device"));
+  LOCKSTEP_ASSIGN_OR_RETURN(const auto backend,
+                            kernels::MakeBackendOn(device, options.kernels,
+                                                   options.exact ? kernels::Precision::kExact
+                                                                 : kernels::Precision::kFast));
   const std::vector<int> cpus = os::AllowedCpus();
   const int threads =
       options.threads > 0 ? static_cast<int>(options.threads) : static_cast<int>(cpus.size());

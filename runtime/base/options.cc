@@ -10,29 +10,35 @@ namespace {
 using O = Options;
 
 std::vector<OptionSpec> ModelOptions() {
-  return {{"model",
-           &O::model,
-           "checkpoint: a directory in Hugging Face layout, or a .gguf file; of bench serve: the "
-           "name that the server knows it by, default: its first",
-           {},
-           0,
-           0,
-           "-m"},
-          {"kernels",
-           &O::kernels,
-           "kernel set: plain loops, or the best of this processor's, or one of them",
-           {"auto", "ref", "cpu", "cpu/avx512vnni", "cpu/avx512", "cpu/avx2", "cpu/i8mm",
-            "cpu/dotprod", "cpu/neon", "cpu/baseline"}},
-          {"exact", &O::exact,
-           "multiply quantized weights with float32 activations, not with 8-bit ones"},
-          {"kv-cache-dtype",
-           &O::kv_cache_dtype,
-           "numbers in the KV cache; auto: f32 (bf16 and f16: half the memory, q8: a third)",
-           {"auto", "f32", "bf16", "f16", "q8"}},
-          {"chat-template",
-           &O::chat_template,
-           "template family; auto: recognised in the checkpoint",
-           {"auto", "glm-4.6", "glm-4.7"}}};
+  return {
+      {"model",
+       &O::model,
+       "checkpoint: a directory in Hugging Face layout, or a .gguf file",
+       {},
+       0,
+       0,
+       "-m"},
+      {"kernels",
+       &O::kernels,
+       "kernel set: plain loops, or the best of this processor's, or one of them",
+       {"auto", "ref", "cpu", "cpu/avx512vnni", "cpu/avx512", "cpu/avx2", "cpu/i8mm", "cpu/dotprod",
+        "cpu/neon", "cpu/baseline"}},
+      {"device", &O::device,
+       "what ranks compute on: cpu, or a GPU as cuda:N; for all ranks, or one each "
+       "(cuda:0,cuda:1)"},
+      {"mixed-kernels", &O::mixed_kernels,
+       "ranks with different kernels, processors or GPUs together: rank 0 chooses the experts for "
+       "all, which takes one more message a layer; for every rank"},
+      {"exact", &O::exact,
+       "multiply quantized weights with float32 activations, not with 8-bit ones"},
+      {"kv-cache-dtype",
+       &O::kv_cache_dtype,
+       "numbers in the KV cache; auto: f32 (bf16 and f16: half the memory, q8: a third)",
+       {"auto", "f32", "bf16", "f16", "q8"}},
+      {"chat-template",
+       &O::chat_template,
+       "template family; auto: recognised in the checkpoint",
+       {"auto", "glm-4.6", "glm-4.7"}}};
 }
 
 std::vector<OptionSpec> RankOptions() {

@@ -18,6 +18,8 @@ struct Options {
   // Model and numerics.
   std::string model;
   std::string kernels = "auto";
+  std::string device = "cpu";
+  bool mixed_kernels = false;
   bool exact = false;
   std::string kv_cache_dtype = "auto";
   std::string chat_template = "auto";

@@ -32,7 +32,7 @@ TEST(SettingsOf, TellGivenSharesFromThoseByMemory) {
     world.stages = stages;
     world.shares = std::move(ranks);
     world.stage_shares = std::move(given);
-    for (const Setting& setting : SettingsOf(Options(), world, "avx2")) {
+    for (const Setting& setting : SettingsOf(Options(), world, "avx2", kernels::Precision::kFast)) {
       if (setting.name == "shares") return setting.value;
     }
     return std::string("none");

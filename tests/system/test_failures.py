@@ -165,6 +165,26 @@ nodes:
         config = self.config("a", os.path.join(MODELS, "tiny-a"), "s" * 32, free_port())
         self.pair((config, ("--overlap-rows", 2, "--max-tokens", 3)), (config, ("--overlap-rows", 0)), 0)
 
+    def test_other_kernels_come_together_only_if_asked(self):
+        config = self.config("a", os.path.join(MODELS, "tiny-a"), "s" * 32, free_port())
+        flags = ("--exact", "--temperature", 0, "--max-tokens", 12)
+        first, second = (config, (*flags, "--kernels", "ref")), (config, ("--exact", "--kernels", "cpu"))
+        self.pair(first, second, 2, "kernels", "ref", "cpu/", "--mixed-kernels")
+        self.pair(first, (config, (*second[1], "--mixed-kernels")), 2, "mixed-kernels")
+        ranks = [start(command, "--config", config, "--rank", rank, "--mixed-kernels", *flags, *text)
+                 for rank, (command, flags, text) in enumerate((("run", first[1], ("x",)), ("worker", second[1], ())))]
+        for rank in ranks:
+            self.addCleanup(DeadRanks.stop, rank)
+        code, text, err = self.end(ranks[0], 20)
+        self.assertEqual(code, 0, err)
+        self.assertEqual(self.end(ranks[1], 20)[0], 0)
+        alone = run("run", "--model", os.path.join(MODELS, "tiny-a"), *flags, "x")
+        self.assertEqual(text, alone.stdout.decode())
+
+    def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(self):
+        config = self.config("a", os.path.join(MODELS, "tiny-a"), "s" * 32, free_port())
+        self.assert_fails(run("run", "--config", config, "--rank", "0", "--device", "cuda:9", "x"), 2, "cuda:9")
+
     def test_a_wrong_secret_is_refused(self):
         port = free_port()
         model = os.path.join(MODELS, "tiny-a")
