@@ -17,6 +17,7 @@
 #include "launcher/commands/diagnosis.h"
 #include "launcher/commands/doctor_reports.h"
 #include "launcher/commands/machine.h"
+#include "launcher/commands/nvml.h"
 #include "launcher/commands/ping_pong.h"
 #include "launcher/process.h"
 #include "runtime/base/os.h"
@@ -320,9 +321,18 @@ StatusOr<Json> AboutThisMachine(Session& session) {
     if (info.host == host) here += share;
   }
   MachineFindings findings = ExamineMachine(machine, static_cast<uint64_t>(-less), here / all);
+  std::vector<std::string> lines = Describe(machine);
+  const GpuReport gpus = ReadGpus();
+  const GpuFindings of_gpus = ExamineGpus(gpus, machine.nvidia_driver);
+  const auto append = [](const std::vector<std::string>& more, std::vector<std::string>* to) {
+    to->insert(to->end(), more.begin(), more.end());
+  };
+  append(DescribeGpus(gpus), &lines);
+  append(of_gpus.faults, &findings.faults);
+  append(of_gpus.notes, &findings.notes);
   for (auto* list : {&findings.faults, &findings.notes})
     for (std::string& word : *list) word = host + ": " + word;
-  return Json{{"machine", Describe(machine)},
+  return Json{{"machine", lines},
               {"faults", findings.faults},
               {"notes", findings.notes},
               {"versions", Versions(machine)}};
