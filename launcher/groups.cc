@@ -16,7 +16,9 @@ StatusOr<std::unique_ptr<Group>> PrepareGroup(std::unique_ptr<Group> bare, const
   std::unique_ptr<Group> group =
       std::make_unique<TimedGroup>(std::move(bare), &membership.meter().exchanges);
   const bool one_machine = membership.local_size() == std::ssize(membership.ranks());
-  SumLimits limits = UsualSumLimits(group->size(), one_machine && membership.crowded());
+  // Ranks with latency between them stand for machines, each with cores of its own.
+  const bool crowded = one_machine && membership.crowded() && membership.added_latency() == nullptr;
+  SumLimits limits = UsualSumLimits(group->size(), crowded);
   if (options.gather_sum_bytes >= 0) limits.gathered_bytes = options.gather_sum_bytes;
   if (options.direct_sum_bytes >= 0) limits.direct_bytes = options.direct_sum_bytes;
   LOCKSTEP_RETURN_IF_ERROR(Broadcast(*group, std::as_writable_bytes(std::span(&limits, 1)), 0));

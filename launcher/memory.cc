@@ -120,10 +120,12 @@ RankMemory MemoryForRank(const std::optional<kernels::DeviceMemory>& device, int
   if (!device.has_value()) return memory;
   // A device that tells nothing has no room, not any.
   const uint64_t bytes = std::max<uint64_t>(1, PartOfRank(device->free_bytes, ranks_on_device));
+  // Where there is one memory the system's figure counts: the driver's takes the page cache, which
+  // gives way, for used.
   if (!device->of_host) {
     memory.device_bytes = bytes;
-  } else {
-    memory.host_bytes = memory.host_bytes == 0 ? bytes : std::min(memory.host_bytes, bytes);
+  } else if (memory.host_bytes == 0) {
+    memory.host_bytes = bytes;
   }
   return memory;
 }

@@ -6,8 +6,8 @@
 
 Measures the machine with `lockstep doctor`, `bench decode` at several batch sizes and `bench prefill`, has `lockstep
 simulate` make a trace and say what two ranks over shared memory would give, and then has `lockstep bench serve` send the
-same requests at the same times to a server of these ranks. What is simulated knows nothing of that run. Wanted: throughput, mean time to the first token and mean time between tokens within
-25 %. --rounds repeats the server's run, whose median counts. Writes bench/results/simulate-MODEL-DATE.json: machine,
+same requests at the same times to a server of these ranks. What is simulated knows nothing of that run. Wanted:
+throughput, mean time to the first token and mean time between tokens within 25 %. --rounds repeats the server's run, whose median counts. Writes bench/results/simulate-MODEL-DATE.json: machine,
 commit, commands, both sides, differences.
 """
 

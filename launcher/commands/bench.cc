@@ -123,7 +123,8 @@ StatusOr<std::vector<std::string>> GatherWords(Group& group, const std::string& 
 Status BenchCommand(const Options& options) {
   if (options.record && options.benchmark != "collectives")
     log::Warning("--record has no effect on `lockstep bench %s`", options.benchmark);
-  const bool steps = options.benchmark != "kernels" && options.benchmark != "collectives";
+  const bool steps = options.benchmark != "kernels" && options.benchmark != "collectives" &&
+                     options.benchmark != "serve";
   if (!steps && options.added_latency_us != Options().added_latency_us) {
     return UsageError("--added-latency-us is for steps of a model; `lockstep bench %s` has none",
                       options.benchmark);

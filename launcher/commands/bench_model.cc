@@ -51,20 +51,22 @@ struct Plan {
 };
 
 StatusOr<ModelLimits> LimitsOf(const Plan& plan, const ModelConfig& config) {
-  int64_t longest = 0, prompt = 1;
+  int64_t longest = 0, prompt = 1, sequences = 1;
+  ModelLimits limits;
   for (const TestPlan& test : plan.tests) {
+    const int64_t beside = test.decode ? plan.batch : 1;
+    sequences = std::max(sequences, beside);
     longest = std::max(longest, plan.positions(test));
     prompt = std::max(prompt, test.decode ? plan.context : test.tokens);
+    limits.kv_blocks = std::max(limits.kv_blocks, beside * BlocksOf(plan.positions(test)));
   }
   if (longest > config.max_position_embeddings) {
     return UsageError("the benchmark needs %d positions, but the model has %d", longest,
                       config.max_position_embeddings);
   }
-  ModelLimits limits;
-  limits.max_rows = std::max(plan.batch, std::min(plan.chunk, prompt));
-  limits.max_outputs = plan.batch;
+  limits.max_rows = std::max(sequences, std::min(plan.chunk, prompt));
+  limits.max_outputs = sequences;
   limits.max_model_len = longest;
-  limits.kv_blocks = plan.batch * BlocksOf(longest);
   return limits;
 }
 
@@ -133,8 +135,10 @@ class Steps {
         decode_(decode),
         step_rows_(plan.chunk * ChunksOfStep(session)),
         random_(kSeed) {
-    const auto blocks = session.model().limits().kv_blocks / plan.batch;
-    for (int64_t sequence = 0; sequence < plan.batch; ++sequence) {
+    const ModelLimits& limits = session.model().limits();
+    const int64_t sequences = decode ? plan.batch : 1;
+    const int64_t blocks = std::min(limits.kv_blocks / sequences, BlocksOf(limits.max_model_len));
+    for (int64_t sequence = 0; sequence < sequences; ++sequence) {
       std::vector<int32_t>& table = batch_.block_tables.emplace_back(blocks);
       std::iota(table.begin(), table.end(), static_cast<int32_t>(sequence * blocks));
     }
@@ -299,6 +303,7 @@ StatusOr<Json> RunTest(Session& session, Stepper& stepper, Clocks& clocks, const
     clocks.exchanges.wait_ns += after.wait_ns - before.wait_ns;
     clocks.exchanges.bytes += after.bytes - before.bytes;
   }
+  LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));  // every message has left
   clocks.SetLatency(0);
   if (earlier.has_value()) clocks.stage = Since(*earlier, *stepper.times());
   clocks.backend->SetTimed(true);

@@ -1,6 +1,7 @@
 // `lockstep bench modes`: one model on the same nodes in every way of dividing it, by turns. Each
 // turn is a `lockstep bench steps` of its own, started here or, where a cluster YAML lists other
-// machines, over ssh on each of them, so that what is measured is what a user would run.
+// machines, over ssh on each of them, so that ranks are what a user would start; steps of the model
+// are measured, without plans, sampling and text.
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
@@ -21,6 +22,7 @@
 #include "runtime/base/file.h"
 #include "runtime/base/log.h"
 #include "runtime/base/os.h"
+#include "runtime/kernels/device_name.h"
 #include "transport/fabric.h"
 #include "transport/socket.h"
 
@@ -80,7 +82,7 @@ constexpr const char* kHandedOn[] = {"model",
                                      "tokens",
                                      "prompt-tokens",
                                      "added-latency-us"};
-constexpr const char* kOfSeveral[] = {"interface", "secret-file", "shares"};
+constexpr const char* kOfSeveral[] = {"interface", "secret-file", "shares", "mixed-kernels"};
 constexpr const char* kOfPipelines[] = {"stages"};
 constexpr const char* kOfSums[] = {"sum-order", "gather-sum-bytes", "direct-sum-bytes",
                                    "overlap-rows"};
@@ -119,6 +121,14 @@ class Nodes {
     }
     const auto local = [](const ClusterNode& node) { return IsLoopback(node.host); };
     nodes.here_ = std::all_of(nodes.nodes_.begin(), nodes.nodes_.end(), local);
+    for (const ClusterNode& node : nodes.nodes_) {
+      if (nodes.here_ && (node.threads > 0 || !node.interface.empty() || node.device.has_value())) {
+        return UsageError(
+            "%s: %s has settings of its own, which ranks on one machine do not get here; leave "
+            "threads, interface and device out and give --threads and --device",
+            options.config, node.name);
+      }
+    }
     LOCKSTEP_RETURN_IF_ERROR(nodes.Count());
     if (nodes.here_) return nodes;
     const Options& o = options;
@@ -140,17 +150,20 @@ class Nodes {
     const bool apart = !here_ && mode.kind != "single";
     std::vector<NodeCommand> commands;
     for (int rank = 0; rank < (apart ? ranks : 1); ++rank) {
-      std::vector<std::string> arguments = ArgumentsOf(mode, ranks);
+      LOCKSTEP_ASSIGN_OR_RETURN(std::vector<std::string> arguments, ArgumentsOf(mode, rank, ranks));
       if (apart) AddPlace(rank, &arguments);
       std::string line = "exec " + ShellWord(Program(rank)) + " bench steps";
       for (const std::string& argument : arguments) line += " " + ShellWord(argument);
       commands.push_back({HostOf(rank), line, ""});
     }
     const auto answers = RunOnNodes(options_.ssh, commands, kLongestTurnMs);
+    // All of them: rank 0 may only know that another did not come.
+    std::vector<std::string> failed;
     for (int rank = 0; rank < std::ssize(answers); ++rank) {
       const Status ended = OutputOf(answers[rank], Asked(rank)).status();
-      if (!ended.ok()) return ended;
+      if (!ended.ok()) failed.push_back(MessageOf(ended));
     }
+    if (!failed.empty()) return UsageError("%s", absl::StrJoin(failed, "; "));
     return ParseModeReport(answers.front()->out);
   }
 
@@ -164,6 +177,12 @@ class Nodes {
                           options_.config);
       LOCKSTEP_ASSIGN_OR_RETURN(counts_,
                                 ParseCounts(options_.rank_counts, "--rank-counts", kMostRanks, 2));
+      if (counts_.size() > 1 && options_.device.find(',') != std::string::npos) {
+        return UsageError(
+            "--device %s: a list is for one number of ranks; give --rank-counts one number, or one "
+            "device for all",
+            options_.device);
+      }
       return OkStatus();
     }
     counts_ = {nodes_.empty() ? options_.ranks : std::ssize(nodes_)};
@@ -173,18 +192,25 @@ class Nodes {
         "--config with a cluster YAML");
   }
 
-  std::vector<std::string> ArgumentsOf(const Mode& mode, int ranks) const {
+  StatusOr<std::vector<std::string>> ArgumentsOf(const Mode& mode, int rank, int ranks) const {
     std::vector<std::string> arguments = {"--json", "--repeat=1", "--log-level=error",
                                           absl::StrFormat("--ranks=%d", ranks)};
     HandOn(options_, kHandedOn, &arguments);
-    if (const int64_t threads = Threads(0); threads > 0)
+    if (const int64_t threads = Threads(rank); threads > 0)
       arguments.push_back(absl::StrFormat("--threads=%d", threads));
+    LOCKSTEP_ASSIGN_OR_RETURN(const std::string device, Devices(mode, rank, ranks));
+    arguments.push_back("--device=" + device);
     if (mode.kind == "single") return arguments;
     HandOn(options_, kOfSeveral, &arguments);
     arguments.push_back("--mode=" + mode.kind);
     if (mode.kind == "pipeline") {
       arguments.push_back("--stage-link=" + mode.link);
       HandOn(options_, kOfPipelines, &arguments);
+      // Stages of several ranks add as tensor mode does.
+      if (options_.stages > 0 && options_.stages < ranks) {
+        arguments.push_back("--collective=" + options_.collective);
+        HandOn(options_, kOfSums, &arguments);
+      }
     } else {
       arguments.push_back("--collective=" + mode.link);
       HandOn(options_, kOfSums, &arguments);
@@ -201,8 +227,23 @@ class Nodes {
     arguments->push_back(absl::StrFormat("--rank=%d", rank));
     arguments->push_back("--rendezvous=" + rendezvous);
     if (!node.interface.empty()) arguments->push_back("--interface=" + node.interface);
-    if (const int64_t threads = Threads(rank); threads > 0)
-      arguments->push_back(absl::StrFormat("--threads=%d", threads));
+  }
+
+  // The --device of one command: that of its rank, or those of all that it starts.
+  StatusOr<std::string> Devices(const Mode& mode, int rank, int ranks) const {
+    if (here_ && mode.kind != "single" && ranks == counts_.back()) return options_.device;
+    if (!here_ && nodes_[static_cast<size_t>(rank)].device.has_value())
+      return nodes_[static_cast<size_t>(rank)].device->Text();
+    std::vector<std::string> names;
+    for (int one = rank; one < (here_ ? ranks : rank + 1); ++one) {
+      LOCKSTEP_ASSIGN_OR_RETURN(
+          const kernels::DeviceName name,
+          kernels::DeviceOfRank(options_.device, one, static_cast<int>(counts_.back()),
+                                "--device"));
+      names.push_back(name.Text());
+      if (mode.kind == "single") break;
+    }
+    return absl::StrJoin(names, ",");
   }
 
   // Ranks on one machine stand for nodes: each has as many cores in every mode.
@@ -298,11 +339,14 @@ Status BenchModes(const Options& options) {
   LOCKSTEP_ASSIGN_OR_RETURN(const std::vector<Mode> modes, ModesOf(options));
   LOCKSTEP_ASSIGN_OR_RETURN(const Nodes nodes, Nodes::Open(options));
   ModesReport report;
-  report.model = std::filesystem::path(options.model).filename().string();
+  std::filesystem::path path(options.model);
+  if (!path.has_filename()) path = path.parent_path();  // "GLM-4.7/"
+  report.model = path.filename().string();
   report.nodes = nodes.Describe();
   report.rounds = options.repeat;
   RunRounds(options, nodes, modes, &report);
-  LOCKSTEP_ASSIGN_OR_RETURN(const TokenComparison tokens, CompareTokens(report.modes));
+  const StatusOr<TokenComparison> compared = CompareTokens(report.modes);
+  const TokenComparison tokens = compared.value_or(TokenComparison{});
   const nlohmann::ordered_json all = ModesToJson(report, tokens);
   if (options.json) {
     std::printf("%s\n", all.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
@@ -313,6 +357,7 @@ Status BenchModes(const Options& options) {
     const std::string svg = DrawModes(report);
     LOCKSTEP_RETURN_IF_ERROR(WriteFileAtomically(options.chart, std::as_bytes(std::span(svg))));
   }
+  LOCKSTEP_RETURN_IF_ERROR(compared.status());
   return VerdictOf(report, tokens);
 }
 

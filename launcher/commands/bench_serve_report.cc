@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_format.h"
 #include "launcher/commands/traffic_report.h"
+#include "launcher/node_answer.h"
 
 namespace lockstep {
 namespace {
@@ -18,6 +19,7 @@ Json RefusalsJson(const LoadResult& result) {
   for (const auto& [status, refusals] : result.refusals) {
     json[std::to_string(status)] = {{"count", refusals.count},
                                     {"with_retry_after", refusals.with_retry_after},
+                                    {"first", refusals.first},
                                     {"retry_after_s", PercentilesJson(refusals.retry_after_s)}};
   }
   return json;
@@ -88,8 +90,9 @@ void PrintCounts(const LoadReport& report) {
                 number(report.trace_requests - result.requests), number(result.unfinished));
   }
   for (const auto& [status, refusals] : result.refusals) {
-    std::printf("%-13s %llu with %d, of which %llu say when to come again\n", "turned away",
-                number(refusals.count), status, number(refusals.with_retry_after));
+    std::printf("%-13s %llu with %d, of which %llu say when to come again; first: %s\n",
+                "turned away", number(refusals.count), status, number(refusals.with_retry_after),
+                refusals.first.c_str());
   }
   if (!result.refusal.empty()) std::printf("%-13s %s\n", "too long", result.refusal.c_str());
   for (const LoadFailure& one : result.failures) {
@@ -120,7 +123,8 @@ void PrintGoodput(const LoadReport& report) {
 
 void PrintTable(const LoadReport& report) {
   const LoadResult& result = report.result;
-  std::printf("%s at %s\n", report.options.model.model.c_str(), report.url.c_str());
+  std::printf("%s at %s\n", Printable(report.options.model.model, /*lines=*/false).c_str(),
+              report.url.c_str());
   std::printf("%-13s %s\n", "trace", report.trace.c_str());
   PrintCounts(report);
   std::printf(

@@ -21,7 +21,10 @@ struct LoadReport {
   LoadResult result;
 
   // Whether the client was late by more than kLateS no oftener than once in a hundred requests.
-  bool kept_schedule() const { return result.lag.At(0.99) <= kLateS; }
+  // Nor were there requests that it could not send.
+  bool kept_schedule() const {
+    return result.lag.At(0.99) <= kLateS && result.lag.count() >= result.requests;
+  }
 };
 
 // One JSON object with --json, otherwise a table. What `lockstep simulate` prints under the same

@@ -9,7 +9,7 @@ namespace lockstep {
 
 Status RunCommand(const Options& options);         // one prompt, streamed
 Status ChatCommand(const Options& options);        // a conversation in the terminal
-Status ServeCommand(const Options& options);       // gRPC
+Status ServeCommand(const Options& options);       // HTTP and gRPC
 Status WorkerCommand(const Options& options);      // ranks 1.. of a cluster
 Status LogitsCommand(const Options& options);      // raw head rows for token lists
 Status TokenizeCommand(const Options& options);    // JSON lines: text to ids

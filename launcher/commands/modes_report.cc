@@ -290,7 +290,7 @@ StatusOr<TokenComparison> CompareTokens(const std::vector<ModeRuns>& modes) {
           if (got[row].token == want[row].token) continue;
           comparison.differences.push_back(
               {mode.Name(), LabelOf(round.tests[i]), static_cast<int64_t>(row), got[row].token,
-               want[row].token, std::min(got[row].margin, want[row].margin), allowed});
+               want[row].token, std::max(got[row].margin, want[row].margin), allowed});
         }
       }
     }

@@ -143,6 +143,12 @@ GpuReport Ask(const std::string& path) {
     Device device = nullptr;
     const Result result = nvml.Call("nvmlDeviceGetHandleByIndex_v2", index, &device);
     report.gpus.push_back(result == kSuccess ? ReadGpu(nvml, device) : GpuFacts{});
+    if (result == kSuccess) continue;
+    report.problem = absl::StrFormat(
+        "GPU %d does not answer (error %d of NVML): `dmesg | grep -i xid` says why, and a restart "
+        "of "
+        "the machine mends it",
+        index, result);
   }
   (void)nvml.Call("nvmlShutdown");
   return report;

@@ -8,7 +8,8 @@
 namespace lockstep {
 namespace {
 
-// The oldest GPUs that kernels are compiled for.
+// The oldest GPUs that kernels are compiled for: runtime/kernels/cuda/cuda_device.cc refuses older
+// ones.
 constexpr int kOldestCapability = 9;
 // Memory that others hold, above which it is worth a word.
 constexpr double kUsedPart = 0.1;
@@ -23,8 +24,9 @@ std::string NameOf(size_t index, const GpuFacts& gpu) {
   return absl::StrFormat("GPU %d (%s)", index, gpu.name.empty() ? "?" : gpu.name);
 }
 
-void ExamineClocks(const std::string& name, const GpuFacts& gpu, std::vector<std::string>* faults) {
+void ExamineClocks(const std::string& name, const GpuFacts& gpu, GpuFindings* findings) {
   using R = ThrottleReason;
+  std::vector<std::string>* faults = &findings->faults;
   const uint64_t reasons = gpu.throttle_reasons.value_or(0);
   const std::string clock =
       absl::StrFormat("%s MHz of %s", Count(gpu.megahertz), Count(gpu.most_megahertz));
@@ -45,7 +47,7 @@ void ExamineClocks(const std::string& name, const GpuFacts& gpu, std::vector<std
         name, clock));
   }
   if ((reasons & R::kPowerLimit) != 0) {
-    faults->push_back(absl::StrFormat(
+    findings->notes.push_back(absl::StrFormat(  // as servers at work do
         "%s has reached its power limit of %s W (%s): sudo nvidia-smi -pl WATTS raises it, as far "
         "as the card allows",
         name, Watts(gpu.most_milliwatts), clock));
@@ -134,20 +136,19 @@ GpuFindings ExamineGpus(const GpuReport& report, const std::string& nvidia_drive
   for (size_t index = 0; index < report.gpus.size(); ++index) {
     const GpuFacts& gpu = report.gpus[index];
     const std::string name = NameOf(index, gpu);
-    ExamineClocks(name, gpu, &findings.faults);
+    ExamineClocks(name, gpu, &findings);
     ExamineMemory(name, gpu, &findings);
     ExamineLink(name, gpu, &findings.faults);
     persistence = persistence && gpu.persistence != false;
     if (gpu.capability_major > 0 && gpu.capability_major < kOldestCapability) {
       findings.notes.push_back(
           absl::StrFormat("%s has compute capability %d.%d, and lockstep's kernels are for %d.0 "
-                          "and later: here the "
-                          "processor computes (--device cpu)",
+                          "and later: here the processor computes (--device cpu)",
                           name, gpu.capability_major, gpu.capability_minor, kOldestCapability));
     }
   }
   if (!persistence) {
-    findings.faults.emplace_back(
+    findings.notes.emplace_back(
         "persistence mode is off, so that the driver lets go of an unused GPU and every start "
         "waits "
         "for it: sudo systemctl enable --now nvidia-persistenced (or sudo nvidia-smi -pm 1)");

@@ -13,7 +13,7 @@ using nlohmann::json;
 
 constexpr int kDeepest = 16;
 constexpr size_t kMostValues = 1 << 14;
-constexpr int64_t kMostTokens = int64_t{1} << 40;
+constexpr int64_t kMostTokens = 16'777'216;
 constexpr double kMostQueueMs = 1e12;
 constexpr size_t kMostModelsTold = 8;
 
@@ -51,8 +51,12 @@ std::string MessageIn(const json& value) {
 
 void ReadChoices(const json& choices, CompletionEvent* event) {
   for (const json& choice : choices) {
-    if (!TextAt(choice, "text").empty()) event->text = true;
-    if (Find(choice, "finish_reason") != nullptr) event->finished = true;
+    const bool finished = Find(choice, "finish_reason") != nullptr;
+    const json* text = Find(choice, "text");
+    // Empty, too, where the answer goes on: a token without text of its own.
+    if (text != nullptr && text->is_string() && !(finished && TextAt(choice, "text").empty()))
+      event->token = true;
+    if (finished) event->finished = true;
   }
 }
 

@@ -20,7 +20,7 @@ std::string CompletionBody(const TraceRequest& request, uint64_t number, uint64_
 struct CompletionEvent {
   bool done = false;      // "[DONE]"
   bool strange = false;   // neither that nor an object of a completion
-  bool text = false;      // it brings text
+  bool token = false;     // it brings one token or more, with text or without
   bool finished = false;  // it says why the answer ends
   int64_t prompt_tokens = -1, completion_tokens = -1, cached_tokens = -1;  // -1: not said
   double queue_s = -1;                                                     // the same

@@ -106,8 +106,8 @@ class Call final : public HttpTaker {
       wrong_ = "an error within the stream";
       said_ = event.error;
     }
-    // An answer whose text all is held back to its end has its first token there.
-    if (event.text || (event.finished && times_ns_.empty())) times_ns_.push_back(now_ns_);
+    // An answer that is told all at its end has its first token there.
+    if (event.token || (event.finished && times_ns_.empty())) times_ns_.push_back(now_ns_);
     if (times_ns_.size() > static_cast<size_t>(request_.output_tokens) + kSpareEvents)
       wrong_ = "more events than tokens were asked for";
     done_ = done_ || event.done;
@@ -121,7 +121,7 @@ class Call final : public HttpTaker {
   void TakeRefusal(const HttpEnd& end) {
     ++result_.rejected;
     Refusals& refusals = result_.refusals[end.status];
-    ++refusals.count;
+    if (refusals.count++ == 0) refusals.first = ReadServerError(error_body_.text).message;
     if (!end.retry_after.has_value()) return;
     ++refusals.with_retry_after;
     double seconds = -1;
@@ -142,24 +142,27 @@ class Call final : public HttpTaker {
 
   void Complete() {
     if (times_ns_.empty()) return Fail("an answer without a token", "");
+    // What a server says is believed where it can be.
+    if (output_tokens_ > request_.output_tokens) return Fail("more tokens than were asked for", "");
     const auto events = static_cast<int64_t>(times_ns_.size());
     const int64_t tokens = output_tokens_ >= 0 ? output_tokens_ : events;
+    const int64_t prompt_tokens = prompt_tokens_ >= 0 ? prompt_tokens_ : request_.prompt_tokens;
+    const int64_t gaps = std::max(tokens, events) - 1;
     ++result_.completed;
     result_.too_short += tokens < request_.output_tokens ? 1 : 0;
-    result_.prompt_tokens +=
-        static_cast<uint64_t>(prompt_tokens_ >= 0 ? prompt_tokens_ : request_.prompt_tokens);
-    result_.cached_tokens += static_cast<uint64_t>(cached_tokens_);
+    result_.prompt_tokens += static_cast<uint64_t>(prompt_tokens);
+    result_.cached_tokens += static_cast<uint64_t>(std::min(cached_tokens_, prompt_tokens));
     result_.output_tokens += static_cast<uint64_t>(tokens);
     result_.events += static_cast<uint64_t>(events);
     const double first_s = SecondsBetween(due_ns_, times_ns_.front());
     const double after_s = SecondsBetween(times_ns_.front(), times_ns_.back());
-    const double between_s = tokens > 1 ? after_s / static_cast<double>(tokens - 1) : 0;
+    const double between_s = gaps > 0 ? after_s / static_cast<double>(gaps) : 0;
     result_.first_token.Add(first_s);
     AddInterToken(times_ns_, tokens, &result_.inter_token);
     result_.end_to_end.Add(first_s + after_s);
     if (queue_s_ >= 0) result_.queue.Add(queue_s_);
     const auto within = [](double slo_s, double s) { return slo_s <= 0 || s <= slo_s; };
-    if (within(options_.slo_first_token_s, first_s) &&
+    if (tokens >= request_.output_tokens && within(options_.slo_first_token_s, first_s) &&
         within(options_.slo_inter_token_s, between_s)) {
       ++result_.good;
     }
@@ -172,7 +175,7 @@ class Call final : public HttpTaker {
   SseReader reader_;
   Beginning error_body_{kMostErrorBytes};
   int64_t now_ns_ = 0;             // when the bytes came that are being read
-  std::vector<int64_t> times_ns_;  // of events with text
+  std::vector<int64_t> times_ns_;  // of events with tokens
   bool begun_ = false, finished_ = false, done_ = false;
   std::string wrong_, said_;
   int64_t prompt_tokens_ = -1, output_tokens_ = -1, cached_tokens_ = 0;
@@ -188,7 +191,7 @@ class Run {
     Prepare();
     begin_ns_ = NowNs();
     while (next_ < trace_.size() || streams_.open() > 0) {
-      if (options_.stop && options_.stop()) {
+      if (Stopped()) {
         result_.stopped = true;
         result_.unfinished = streams_.open();
         break;
@@ -203,6 +206,7 @@ class Run {
   }
 
  private:
+  bool Stopped() const { return options_.stop && options_.stop(); }
   int64_t DueNs() const { return begin_ns_ + static_cast<int64_t>(trace_[next_].at_s * 1e9); }
 
   // The body of the next request, before its time.
@@ -213,9 +217,10 @@ class Run {
   }
 
   void SendDue() {
-    while (next_ < trace_.size() && DueNs() <= NowNs()) {
+    while (next_ < trace_.size() && DueNs() <= NowNs() && !Stopped()) {
       const int64_t due_ns = DueNs();
       ++result_.requests;
+      if (streams_.full()) streams_.Turn(0);  // some may have ended
       if (streams_.full()) {
         ++result_.failed;
         AddFailure(&result_.failures, "this client may open no more connections (ulimit -n)", "");

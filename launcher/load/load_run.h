@@ -28,6 +28,7 @@ struct LoadRunOptions {
 // Answers with a status that asks the client to come again.
 struct Refusals {
   uint64_t count = 0, with_retry_after = 0;
+  std::string first;          // what was said the first time
   Percentiles retry_after_s;  // of those with a number of seconds
 };
 
@@ -40,16 +41,16 @@ struct LoadFailure {
 // Times are from when a request was due, so that a late client cannot make a server look fast. What
 // `lockstep simulate` gives under the same name means the same.
 struct LoadResult {
-  uint64_t requests = 0;    // that were sent, or should have been
+  uint64_t requests = 0;    // that were due
   uint64_t completed = 0;   // to their end
   uint64_t rejected = 0;    // with 429 or 503
   uint64_t refused = 0;     // as longer than the context
   uint64_t failed = 0;      // otherwise
   uint64_t unfinished = 0;  // when the run was stopped
-  uint64_t good = 0;        // completed within the SLOs
+  uint64_t good = 0;        // completed with all tokens, within the SLOs
   uint64_t too_short = 0;   // completed with fewer tokens than were asked for
   uint64_t prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;  // of completed ones
-  uint64_t events = 0;  // with text, of these; fewer than tokens where several come together
+  uint64_t events = 0;  // with tokens, of these; fewer than tokens where several come together
   Percentiles first_token;
   Percentiles inter_token;  // where several tokens come together, evenly between events
   Percentiles end_to_end;

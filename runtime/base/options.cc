@@ -13,7 +13,8 @@ std::vector<OptionSpec> ModelOptions() {
   return {
       {"model",
        &O::model,
-       "checkpoint: a directory in Hugging Face layout, or a .gguf file",
+       "checkpoint: a directory in Hugging Face layout, or a .gguf file; of bench serve: the name "
+       "that the server knows it by, default: its first",
        {},
        0,
        0,

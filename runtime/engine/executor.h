@@ -1,4 +1,5 @@
-// Who computes a plan: tensor-parallel over all ranks (tensor_parallel.h), or a stand-in in tests.
+// Who computes a plan: tensor-parallel over all ranks (tensor_parallel.h), a pipeline of stages
+// (pipeline_executor.h), or what stands in for them in simulations and tests.
 #pragma once
 
 #include <cstdint>

@@ -48,8 +48,9 @@ Status Decoder::Allocate(const MemoryPlan& plan, uint64_t bytes_read) {
   bytes_read_ = bytes_read;
   LOCKSTEP_ASSIGN_OR_RETURN(kv_, ops_.Allocate(memory_.kv_bytes + 64, "the KV cache"));
   LOCKSTEP_ASSIGN_OR_RETURN(storage_, ops_.Allocate(memory_.scratch_bytes, "the step's scratch"));
-  // Pages that a first step touches cost it a tenth of its time and more.
-  std::memset(storage_.data(), 0, storage_.bytes());
+  // Pages that a first step touches cost it a tenth of its time and more. Those of a device stay
+  // there.
+  if (!ops_.memory().has_value()) std::memset(storage_.data(), 0, storage_.bytes());
   Arena arena(&storage_);
   scratch_ = TakeScratch(config_, shape_, limits_, queue_.pool->count(), &arena);
   choices_.resize(static_cast<size_t>(shape_.layers.size() + (has_draft_layer() ? 1 : 0)));

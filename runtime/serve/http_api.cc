@@ -398,7 +398,7 @@ class Api final : public HttpApi {
     return Small(call, [&](const JsonValue& body) { return TextOf(text_, model_, body); });
   }
   Reply ApplyTemplate(const HttpCall& call, const Context&) {
-    return Small(call, [&](const JsonValue& body) { return PromptOf(text_, body); });
+    return Small(call, [&](const JsonValue& body) { return RenderedOf(text_, body); });
   }
 
   const ServedModel model_;

@@ -136,7 +136,8 @@ class TextChoice final : public Choice {
 
   Json Take(const OutputDelta& delta) override {
     text_ += delta.text;
-    return delta.text.empty() ? Json::array() : Json::array({delta.text});
+    // A token without text is told, too: clients measure when tokens come.
+    return delta.text.empty() && delta.ids.empty() ? Json::array() : Json::array({delta.text});
   }
   Json Whole() const override { return {{"text", text_}}; }
 

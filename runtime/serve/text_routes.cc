@@ -61,7 +61,7 @@ StatusOr<Json> TextOf(const ModelText& text, const ServedModel& model, const Jso
   return Json{{"prompt", decoded}, {"content", decoded}};
 }
 
-StatusOr<Json> PromptOf(const ModelText& text, const JsonValue& body) {
+StatusOr<Json> RenderedOf(const ModelText& text, const JsonValue& body) {
   LOCKSTEP_ASSIGN_OR_RETURN(std::string prompt, Render(text, body));
   return Json{{"prompt", std::move(prompt)}};
 }

@@ -15,6 +15,6 @@ StatusOr<Json> TokensOf(const ModelText& text, const ServedModel& model, const J
 // The text of {"tokens"}.
 StatusOr<Json> TextOf(const ModelText& text, const ServedModel& model, const JsonValue& body);
 // The prompt of a conversation.
-StatusOr<Json> PromptOf(const ModelText& text, const JsonValue& body);
+StatusOr<Json> RenderedOf(const ModelText& text, const JsonValue& body);
 
 }  // namespace lockstep

@@ -70,7 +70,7 @@ inline void FuzzSse(std::string_view input) {
   for (const std::string& data : events) {
     const CompletionEvent event = ReadCompletionEvent(data);
     LOCKSTEP_CHECK(!event.done || data == "[DONE]");
-    LOCKSTEP_CHECK(!event.strange || !(event.text || event.finished));
+    LOCKSTEP_CHECK(!event.strange || !(event.token || event.finished));
     for (const int64_t count : {event.prompt_tokens, event.completion_tokens, event.cached_tokens})
       LOCKSTEP_CHECK(count >= -1 && count <= int64_t{1} << 40);
     LOCKSTEP_CHECK(event.queue_s == -1 || (event.queue_s >= 0 && event.queue_s <= 1e9));

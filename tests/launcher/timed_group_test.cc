@@ -78,6 +78,7 @@ TEST(AddedLatency, IsRefusedWhereThereAreNoLinks) {
     EXPECT_NE(MessageOf(opened).find("latency is added by links"), std::string::npos) << opened;
     return OkStatus();
   });
+  for (const Status& status : statuses) EXPECT_TRUE(status.ok()) << status;
 }
 
 }  // namespace

@@ -162,6 +162,25 @@ class Hosts(TestCase):
             code, out, err = self.end(second)
             self.assertEqual((code, out), (0, ""), err)
 
+    def test_modes_are_compared_over_a_network_and_a_node_that_cannot_start_is_named(self):
+        config = self.write("modes.yaml", f"nodes:\n  - address: {ADDRESSES[NAMES[0]]}:29558\n"
+                            f"  - address: {ADDRESSES[NAMES[1]]}\nmodel: {TINY}\nsecret-file: {self.secret()}\n")
+        command = (BINARY, "bench", "modes", "--config", config, "--threads", 1, "--tokens", 4, "--prefill-chunk", 8,
+                   "--repeat", 1, "--modes", "single,pipeline/grpc,tensor/tcp", "--start-timeout-ms", 5000, "--json")
+        agent = self.agent({ADDRESSES[NAMES[1]]: NAMES[1]})  # the first host is this one, and is not asked by it
+        code, out, err = self.end(self.launch(NAMES[0], *command, "--ssh", agent), 120)
+        self.assertEqual(code, 0, err)
+        report = json.loads(out)
+        self.assertEqual([(mode["mode"], mode["ranks"]) for mode in report["modes"]],
+                         [("single", 1), ("pipeline/grpc", 2), ("tensor/tcp", 2)])
+        self.assertEqual(report["tokens"]["equal"], report["tokens"]["compared"])
+        self.assertGreater(report["tokens"]["compared"], 0)
+        broken = self.write("broken", "#!/bin/sh\necho no such program >&2\nexit 127\n")
+        os.chmod(broken, 0o755)
+        code, _, err = self.end(self.launch(NAMES[0], *command, "--ssh", broken), 120)
+        self.assertEqual(code, 2, err)
+        self.assertIn(f"rank 1 ({ADDRESSES[NAMES[1]]}): cannot run", err)
+
     def test_beyond_loopback_a_secret_is_mandatory(self):
         first, second = self.pair(*ASK, "--start-timeout-ms", 3000, prompt="x", secret=False)
         code, _, err = self.end(first)

@@ -127,7 +127,7 @@ template <>
 struct Codec<Encoding::kF32> : NumberCodec {
   static constexpr int kWords = 32;
   template <int kEight>
-  __device__ static void Eight(const uint32_t* words, const BlockScales&, int half, float* values) {
+  __device__ static void Eight(const uint32_t* words, const BlockScales&, int, float* values) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = __uint_as_float(words[i]);
   }
@@ -137,7 +137,7 @@ template <>
 struct Codec<Encoding::kF16> : NumberCodec {
   static constexpr int kWords = 16;
   template <int kEight>
-  __device__ static void Eight(const uint32_t* words, const BlockScales&, int half, float* values) {
+  __device__ static void Eight(const uint32_t* words, const BlockScales&, int, float* values) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = Half(words[i / 2] >> (i % 2 * 16) & 0xffffu);
   }
@@ -147,7 +147,7 @@ template <>
 struct Codec<Encoding::kBF16> : NumberCodec {
   static constexpr int kWords = 16;
   template <int kEight>
-  __device__ static void Eight(const uint32_t* words, const BlockScales&, int half, float* values) {
+  __device__ static void Eight(const uint32_t* words, const BlockScales&, int, float* values) {
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
       const uint32_t both = words[i / 2];
@@ -165,7 +165,7 @@ struct Codec<Encoding::kFp8> : ByteCodec {
     return {{scale, scale}, {}};
   }
   template <int kEight>
-  __device__ static void Eight(const uint32_t* words, const BlockScales&, int half, float* values) {
+  __device__ static void Eight(const uint32_t* words, const BlockScales&, int, float* values) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[i] = Fp8(words[2 * kEight + i / 4] >> (i % 4 * 8) & 0xffu);
   }
@@ -236,7 +236,7 @@ struct Codec<Encoding::kQ8_0> : ByteCodec {
     return HalfScale(rows, row, block);
   }
   template <int kEight>
-  __device__ static void Eight(const uint32_t* words, const BlockScales&, int half, float* values) {
+  __device__ static void Eight(const uint32_t* words, const BlockScales&, int, float* values) {
     for (int i = 0; i < 2; ++i) FourBytes(words[2 * kEight + i] ^ 0x80808080u, 128, values + 4 * i);
   }
 };

@@ -12,10 +12,14 @@ namespace {
 constexpr int kLeastMajor = 9;
 
 Status NoDriver(int ordinal, cudaError_t error) {
+  // Servers whose GPUs are joined by switches have a service that joins them.
+  const char* remedy = error == cudaErrorSystemNotReady ? "start nvidia-fabricmanager"
+                                                        : "install NVIDIA's driver 580 or later";
   return UsageError(
-      "--device cuda:%d on %s: CUDA does not start (%s: %s); install NVIDIA's driver 580 or later "
-      "and see that `nvidia-smi` lists the GPU, or leave --device out to compute on the processor",
-      ordinal, os::HostName(), cudaGetErrorName(error), cudaGetErrorString(error));
+      "--device cuda:%d on %s: CUDA does not start (%s: %s); %s and see that `nvidia-smi` lists "
+      "the "
+      "GPU, or leave --device out to compute on the processor",
+      ordinal, os::HostName(), cudaGetErrorName(error), cudaGetErrorString(error), remedy);
 }
 
 int Attribute(cudaDeviceAttr attribute, int ordinal) {
@@ -111,6 +115,8 @@ StatusOr<DeviceBytes> Device::Take(uint64_t bytes, std::string_view what) const 
 StatusOr<Buffer> Device::TakeShared(uint64_t bytes, std::string_view what) const {
   if (bytes == 0) return Buffer();
   MakeCurrent();
+  // Managed memory is given beyond what there is, and would move to the host and back every step.
+  if (!integrated_ && bytes > memory().free_bytes) return MemoryError(bytes, what);
   void* memory = nullptr;
   cudaError_t error = cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal);
   if (error == cudaErrorMemoryAllocation) return MemoryError(bytes, what);
@@ -142,13 +148,17 @@ void Device::Note(cudaError_t error, const char* what) const {
 }
 
 Status Device::Wait(int64_t deadline_ns) const {
-  const int64_t end_ns = NowNs() + deadline_ns;
+  // One that hung has had its time.
+  const int64_t end_ns = NowNs() + (hangs_ ? 0 : deadline_ns);
   cudaError_t error = cudaErrorNotReady;
   for (uint64_t turn = 0; fault_.ok(); ++turn) {
     error = cudaStreamQuery(launch_.stream);
     if (error != cudaErrorNotReady) break;
-    if (NowNs() > end_ns) error = cudaErrorLaunchTimeout;
-    if (error == cudaErrorLaunchTimeout) break;
+    if (NowNs() > end_ns) {
+      error = cudaErrorLaunchTimeout;
+      hangs_ = true;
+      break;
+    }
     SpinTurn(turn);
   }
   if (fault_.ok()) Note(error, "computing");
@@ -168,6 +178,10 @@ Status Device::ErrorOf(cudaError_t error, std::string_view what) const {
     case cudaErrorLaunchTimeout:
       remedy =
           "it does not come to an end; look for Xid in `dmesg`, and reset it or restart the host";
+      break;
+    case cudaErrorDevicesUnavailable:
+      remedy =
+          "another program has it for itself: `nvidia-smi -q -d COMPUTE` says in which mode it is";
       break;
     case cudaErrorMemoryAllocation:
       remedy = "its memory is full; end other programs on it, or use more ranks";

@@ -52,9 +52,10 @@ class Device {
   void MakeCurrent() const;
   // Keeps the first error until Wait.
   void Note(cudaError_t error, const char* what) const;
-  // Until the stream is done, or it has taken too long: a step of two minutes has not been seen
-  // anywhere.
-  Status Wait(int64_t deadline_ns = 120'000'000'000) const;
+  // Until the stream is done, or it has taken too long: less than what the others wait for this
+  // rank (--exchange-timeout-ms), so that it tells them why. A device that hung is not waited for
+  // again.
+  Status Wait(int64_t deadline_ns = 25'000'000'000) const;
 
  private:
   explicit Device(int ordinal) : ordinal_(ordinal) {}
@@ -67,6 +68,7 @@ class Device {
   bool integrated_ = false;
   Launch launch_;
   mutable Status fault_;
+  mutable bool hangs_ = false;  // it did not come to an end once
 };
 
 }  // namespace lockstep::kernels::cuda

@@ -96,12 +96,10 @@ TEST_F(Nvml, EveryFaultComesWithWhatToDo) {
   fault({.throttle = R::kHardware | R::kHardwareHeat}, "for heat", "fans");
   fault({.throttle = R::kHardware | R::kPowerBrake}, "the power supply", "cables");
   fault({.throttle = R::kHardware}, "its own circuits", "nvidia-smi -q -d PERFORMANCE");
-  fault({.throttle = R::kPowerLimit}, "power limit of 700 W", "nvidia-smi -pl");
   fault({.throttle = R::kClocksSet}, "set the clocks", "nvidia-smi -rgc");
   fault({.ecc = 1, .uncorrected = 3}, "3 errors of memory", "replaced");
   fault({.lanes = 8}, "8 of 16 PCIe lanes", "slot");
   fault({.generation = 3}, "generation 3, not 5", "BIOS");
-  fault({.persistence = 0}, "persistence mode is off", "nvidia-persistenced");
 }
 
 TEST_F(Nvml, WhatIsNoFaultIsANote) {
@@ -112,6 +110,8 @@ TEST_F(Nvml, WhatIsNoFaultIsANote) {
     EXPECT_THAT(findings.notes, ElementsAre(HasSubstr(what)));
   };
   note({.ecc = 0}, "nvidia-smi -e 1");
+  note({.throttle = ThrottleReason::kPowerLimit}, "power limit of 700 W");
+  note({.persistence = 0}, "nvidia-persistenced");
   note({.major = 8, .minor = 6}, "kernels are for 9.0 and later");
   note({.total = uint64_t{100} << 30, .free = uint64_t{60} << 30}, "40 GiB of the 100 GiB");
 }

@@ -30,11 +30,11 @@ TEST(Completion, ARequestSaysThePromptOfTheTraceAndItsLengths) {
 TEST(Completion, EventsSayWhatTheyBring) {
   const CompletionEvent text =
       ReadCompletionEvent(R"({"choices":[{"text":" a","finish_reason":null}],"usage":null})");
-  EXPECT_TRUE(text.text && !text.finished && !text.strange && !text.done);
+  EXPECT_TRUE(text.token && !text.finished && !text.strange && !text.done);
   EXPECT_EQ(text.completion_tokens, -1);
   const CompletionEvent end =
       ReadCompletionEvent(R"({"choices":[{"text":"","finish_reason":"length"}]})");
-  EXPECT_TRUE(!end.text && end.finished);
+  EXPECT_TRUE(!end.token && end.finished);
   const CompletionEvent usage = ReadCompletionEvent(
       R"({"choices":[],"usage":{"prompt_tokens":5,"completion_tokens":2,
           "prompt_tokens_details":{"cached_tokens":3}},"timings":{"queue_ms":250}})");
@@ -56,7 +56,7 @@ TEST(Completion, WhatIsNoEventOfACompletionIsStrange) {
   const CompletionEvent absurd = ReadCompletionEvent(
       R"({"choices":[7,{"text":7}],"usage":{"prompt_tokens":1e99,"completion_tokens":-3},
           "timings":{"queue_ms":-1}})");
-  EXPECT_FALSE(absurd.strange || absurd.text);
+  EXPECT_FALSE(absurd.strange || absurd.token);
   EXPECT_EQ(absurd.prompt_tokens, -1);
   EXPECT_EQ(absurd.completion_tokens, -1);
   EXPECT_EQ(absurd.queue_s, -1);

@@ -106,7 +106,7 @@ TEST(LoadRun, TokensThatComeTogetherShareTheTimeBetweenTheirEvents) {
     return TokenEvent() + EndEvents(8, 6);
   };
   FakeHttpServer server(answer);
-  const LoadResult result = RunLoad(Trace(1), OptionsFor(server));
+  const LoadResult result = RunLoad({{0, 8, 6}}, OptionsFor(server));
   ASSERT_EQ(result.completed, 1u);
   EXPECT_EQ(result.events, 3u);
   EXPECT_EQ(result.output_tokens, 6u);
@@ -138,10 +138,11 @@ TEST(LoadRun, AnswersWithoutUsageAreCountedByTheirEvents) {
 }
 
 TEST(LoadRun, GoodIsWhatKeepsTheSlos) {
+  int tokens = 4;
   const auto answer = [&](const FakeRequest& request) {
     FakeHttpServer::Send(request, StreamHead() + TokenEvent());
     request.server->Sleep(300);
-    return TokenEvent() + EndEvents(8, 2);
+    return TokenEvent() + TokenEvent() + TokenEvent() + EndEvents(8, tokens);
   };
   FakeHttpServer server(answer);
   const auto good = [&](double first_token_s, double inter_token_s) {
@@ -154,6 +155,8 @@ TEST(LoadRun, GoodIsWhatKeepsTheSlos) {
   EXPECT_EQ(good(1e-9, 60), 0u);
   EXPECT_EQ(good(60, 1e-9), 0u);
   EXPECT_EQ(good(0, 60), 3u);
+  tokens = 2;
+  EXPECT_EQ(good(0, 60), 0u);  // two tokens of the four that were asked for
 }
 
 TEST(LoadRun, RefusalsAreCountedByWhetherTheySayWhenToComeAgain) {
@@ -171,6 +174,8 @@ TEST(LoadRun, RefusalsAreCountedByWhetherTheySayWhenToComeAgain) {
   EXPECT_NEAR(result.refusals.at(429).retry_after_s.At(0.5), 7, 0.02);
   EXPECT_EQ(result.refusals.at(503).count, 6u);
   EXPECT_EQ(result.refusals.at(503).with_retry_after, 3u);
+  EXPECT_EQ(result.refusals.at(429).first, "full");
+  EXPECT_EQ(result.refusals.at(503).first, "ending");
   EXPECT_EQ(result.refusals.at(503).retry_after_s.count(), 0u);
 }
 
@@ -211,6 +216,8 @@ TEST(LoadRun, GarbageIsAFailureByName) {
   std::string endless = StreamHead();
   for (int i = 0; i < 100'000; ++i) endless += TokenEvent();
   EXPECT_EQ(cause(endless), "more events than tokens were asked for");
+  EXPECT_EQ(cause(StreamHead() + TokenEvent() + TokenEvent() + EndEvents(8, 1 << 24)),
+            "more tokens than were asked for");
 }
 
 TEST(LoadRun, ConnectionsThatBreakAreFailuresByName) {
@@ -269,6 +276,28 @@ TEST(LoadRun, StopsWhenItIsTold) {
   EXPECT_EQ(result.requests, 2u);
   EXPECT_EQ(result.unfinished, 2u);
   EXPECT_EQ(result.failed, 0u);
+}
+
+// While it is behind, too.
+TEST(LoadRun, StopsAmongManyThatAreDue) {
+  FakeHttpServer server([](const FakeRequest&) { return WholeStream(8, 4); });
+  LoadRunOptions options = OptionsFor(server);
+  int asked = 0;
+  options.stop = [&] { return ++asked > 3; };
+  const LoadResult result = RunLoad(std::vector<TraceRequest>(500, {0, 8, 4}), options);
+  EXPECT_TRUE(result.stopped);
+  EXPECT_LE(result.requests, 3u);
+}
+
+// Tokens may have no text: special ones, and parts of a character.
+TEST(LoadRun, TokensWithoutTextHaveTheirTime) {
+  const LoadResult result = Load([](const FakeRequest&) {
+    return StreamHead() + TokenEvent("") + TokenEvent() + TokenEvent("") + TokenEvent("") +
+           EndEvents(8, 4);
+  });
+  EXPECT_EQ(result.completed, 1u);
+  EXPECT_EQ(result.events, 4u);
+  EXPECT_EQ(result.inter_token.count(), 3u);
 }
 
 TEST(LoadRun, TheKeyGoesWithEveryRequest) {

@@ -35,6 +35,8 @@ class CudaDevice : public ::testing::Test {
 TEST_F(CudaDevice, IsRefusedWithWhatIsMissing) {
   machine_.fail["cudaGetDeviceCount"] = cudaErrorInsufficientDriver;
   EXPECT_THAT(OpenError(), AllOf(HasSubstr("cuda:0"), HasSubstr("driver 580 or later")));
+  machine_.fail["cudaGetDeviceCount"] = cudaErrorSystemNotReady;
+  EXPECT_THAT(OpenError(), HasSubstr("nvidia-fabricmanager"));
   machine_ = {};
   machine_.devices = 1;
   EXPECT_THAT(OpenError(3), AllOf(HasSubstr("cuda:3"), HasSubstr("there is one GPU")));
@@ -114,6 +116,9 @@ TEST_F(CudaDevice, ThatHangsIsAFaultAfterADeadline) {
   const auto device = cuda::Device::Open(0).value();
   machine_.hangs = true;
   EXPECT_THAT(MessageOf(device->Wait(1'000'000)), HasSubstr("does not come to an end"));
+  // The default would be longer than a test may take.
+  EXPECT_THAT(MessageOf(device->Wait(int64_t{3600} * 1'000'000'000)),
+              HasSubstr("does not come to an end"));
   machine_.hangs = false;
   EXPECT_TRUE(device->Wait().ok());
 }

@@ -22,7 +22,8 @@ using testing::SourcePath;
 
 // On rank i `kernels[i]` computes; the model is cut evenly.
 std::vector<Collected> RunModel(const std::string& model, const std::vector<const char*>& kernels,
-                                const std::vector<Sequence>& sequences, int step) {
+                                const std::vector<Sequence>& sequences, int step,
+                                bool share_choices = false) {
   std::vector<Collected> results(kernels.size());
   testing::RunRanks(static_cast<int>(kernels.size()), "tcp", [&](Membership&, Group& group) {
     const auto rank = static_cast<size_t>(group.rank());
@@ -31,6 +32,7 @@ std::vector<Collected> RunModel(const std::string& model, const std::vector<cons
     LoadOptions load;
     load.directory = SourcePath("tests/goldens/models/" + model);
     load.shares = ValidateShares({}, group.size()).value();
+    load.share_choices = share_choices;
     load.limits = {.max_rows = 128, .max_outputs = 128, .max_model_len = 256, .kv_blocks = 40};
     auto loaded = LoadModel(load, group, *backend, pool);
     ASSERT_TRUE(loaded.ok()) << loaded.status();
@@ -56,6 +58,20 @@ TEST(CudaModel, LogitsAgreeWithTransformersOnOneDeviceAndOnTwo) {
     const auto ranks = RunModel(model, devices, Prompt(model), 0);
     EXPECT_LE(RelativeError(LastLogits(ranks, 0, -1), golden.Floats("main.logits")), 2e-5) << model;
     for (const Collected& rank : ranks) EXPECT_EQ(rank.digests, ranks[0].digests) << model;
+  }
+}
+
+// A processor and a device in one group: what they send each other is one.
+TEST(CudaModel, ProcessorsAndDevicesComputeTogether) {
+  for (const std::string model : {"tiny-b", "tiny-flash"}) {
+    const Golden golden(SourcePath("tests/goldens/goldens/" + model + ".safetensors"));
+    for (const std::vector<const char*>& kernels :
+         {std::vector<const char*>{"cpu", "cuda:0"}, {"cuda:0", "cpu"}}) {
+      const auto ranks = RunModel(model, kernels, Prompt(model), 0, /*share_choices=*/true);
+      EXPECT_LE(RelativeError(LastLogits(ranks, 0, -1), golden.Floats("main.logits")), 2e-5)
+          << model << ", " << kernels[0] << " first";
+      EXPECT_EQ(ranks[1].digests, ranks[0].digests) << model;
+    }
   }
 }
 

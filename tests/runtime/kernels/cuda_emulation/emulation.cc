@@ -62,11 +62,12 @@ void RunBlock(const cudaLaunchConfig_t& config, bool descending,
     if (shared[i] != 0xff) Die("written behind the shared memory that was asked for");
 }
 
-cudaError_t Take(void** memory, size_t bytes) {
+// Managed memory is given beyond what there is.
+cudaError_t Take(void** memory, size_t bytes, bool managed) {
   const std::scoped_lock lock(taking);
   size_t all = bytes;
   for (const auto& [at, size] : taken) all += size;
-  if (all > TheMachine().memory_bytes) return cudaErrorMemoryAllocation;
+  if (!managed && all > TheMachine().memory_bytes) return cudaErrorMemoryAllocation;
   *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256 + 256);
   if (*memory == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*memory, 0xff, bytes);
@@ -182,7 +183,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
       *value = machine.minor;
       break;
     case cudaDevAttrPageableMemoryAccess:
-    case cudaDevAttrConcurrentManagedAccess:
       *value = machine.reads_host_memory ? 1 : 0;
       break;
   }
@@ -204,16 +204,16 @@ cudaError_t cudaStreamQuery(cudaStream_t) {
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *total = emulation::TheMachine().memory_bytes;
-  *free = *total - emulation::TakenBytes();
+  *free = *total - std::min<size_t>(*total, emulation::TakenBytes());
   return emulation::Failing("cudaMemGetInfo");
 }
 cudaError_t cudaMalloc(void** memory, size_t bytes) {
   const cudaError_t error = emulation::Failing("cudaMalloc");
-  return error != cudaSuccess ? error : emulation::Take(memory, bytes);
+  return error != cudaSuccess ? error : emulation::Take(memory, bytes, false);
 }
 cudaError_t cudaMallocManaged(void** memory, size_t bytes, unsigned) {
   const cudaError_t error = emulation::Failing("cudaMallocManaged");
-  return error != cudaSuccess ? error : emulation::Take(memory, bytes);
+  return error != cudaSuccess ? error : emulation::Take(memory, bytes, true);
 }
 cudaError_t cudaMemAdvise(const void*, size_t, cudaMemoryAdvise, cudaMemLocation) {
   return emulation::Failing("cudaMemAdvise");
