@@ -7,6 +7,7 @@
 #include <span>
 
 #include "absl/strings/str_join.h"
+#include "launcher/agree.h"
 #include "launcher/commands/commands.h"
 #include "runtime/base/log.h"
 
@@ -68,19 +69,21 @@ StatusOr<double> MeasureRead(Session& session) {
     double seconds = 0;
     double bytes = 0;
   };
+  // The memory of a device is another one, which is not read here.
+  const int64_t mine_is_read = session.backend().memory().has_value() ? 0 : 1;
+  LOCKSTEP_ASSIGN_OR_RETURN(const int64_t read, AgreeOnSmallest(session.group(), mine_is_read));
+  if (read == 0) return 0.0;
   LOCKSTEP_ASSIGN_OR_RETURN(kernels::ReadTest test, kernels::ReadTest::Create(session.pool()));
   const auto ranks = static_cast<size_t>(session.size());
   double best = 0;
   for (int pass = 0; pass < kReadPasses; ++pass) {
     LOCKSTEP_RETURN_IF_ERROR(Barrier(session.group()));
-    const bool device = session.backend().memory().has_value();
-    const Pass mine{test.Pass(session.pool()), device ? 0 : static_cast<double>(test.bytes())};
+    const Pass mine{test.Pass(session.pool()), static_cast<double>(test.bytes())};
     std::vector<Pass> all(ranks);
     LOCKSTEP_RETURN_IF_ERROR(AllGather(session.group(), std::as_bytes(std::span(&mine, 1)),
                                        std::as_writable_bytes(std::span(all))));
     std::map<std::string, Pass> hosts;
     for (size_t rank = 0; rank < ranks; ++rank) {
-      if (all[rank].bytes == 0) return 0;
       Pass& host = hosts[session.membership().ranks()[rank].host];
       host.seconds = std::max(host.seconds, all[rank].seconds);
       host.bytes += all[rank].bytes;

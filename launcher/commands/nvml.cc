@@ -128,8 +128,8 @@ std::string ProblemOf(Result result) {
 GpuReport Ask(const std::string& path) {
   GpuReport report;
   const Library nvml(path);
-  report.library = nvml.loaded();
-  if (!report.library) return report;
+  report.has_library = nvml.loaded();
+  if (!report.has_library) return report;
   if (const Result result = nvml.Call("nvmlInit_v2"); result != kSuccess) {
     report.problem = ProblemOf(result);
     return report;
@@ -163,7 +163,7 @@ GpuReport ReadGpus(const std::string& library, int64_t deadline_ms) {
   if (answer.wait_for(std::chrono::milliseconds(deadline_ms)) == std::future_status::ready)
     return answer.get();
   GpuReport report;
-  report.library = true;
+  report.has_library = true;
   report.problem = absl::StrFormat(
       "NVIDIA's driver has not answered within %d ms, so that a GPU hangs: `dmesg | grep -i xid` "
       "says which, and a restart of the machine mends it",

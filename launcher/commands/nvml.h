@@ -37,10 +37,10 @@ struct ThrottleReason {
 };
 
 struct GpuReport {
-  bool library = false;  // whether there is one at all
-  std::string problem;   // why it says nothing of GPUs, with what to do; empty: it does
-  std::string driver;    // "580.95.05"
-  int cuda_version = 0;  // the newest that the driver runs: 13000 is 13.0
+  bool has_library = false;  // whether there is one at all
+  std::string problem;       // why it says nothing of GPUs, with what to do; empty: it does
+  std::string driver;        // "580.95.05"
+  int cuda_version = 0;      // the newest that the driver runs: 13000 is 13.0
   std::vector<GpuFacts> gpus;
 };
 

@@ -124,7 +124,7 @@ std::vector<std::string> DescribeGpus(const GpuReport& report) {
 
 GpuFindings ExamineGpus(const GpuReport& report, const std::string& nvidia_driver) {
   GpuFindings findings;
-  if (!report.library && !nvidia_driver.empty()) {
+  if (!report.has_library && !nvidia_driver.empty()) {
     findings.notes.push_back(absl::StrFormat(
         "NVIDIA's driver %s is loaded, but its library libnvidia-ml.so.1 is not found, so that "
         "nothing is known of the GPUs: install the driver's own packages of that version "

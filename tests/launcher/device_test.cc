@@ -3,13 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <string>
 
 #include "launcher/cluster_yaml.h"
 #include "launcher/memory.h"
 #include "launcher/settings.h"
 #include "launcher/world.h"
+#include "tests/launcher/tiny_question.h"
 
 namespace lockstep {
 namespace {
@@ -89,13 +89,7 @@ TEST(Settings, MixedKernelsLeaveNoStepInHalves) {
 }
 
 MemoryQuestion TinyQuestion() {
-  const auto checkpoint =
-      Checkpoint::Open(std::string(std::getenv("LOCKSTEP_SOURCE_DIR")) + "/models/tiny");
-  EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
-  MemoryQuestion question;
-  question.config = ConfigOf(**checkpoint).value();
-  question.slice = PlanSlice(question.config, **checkpoint, {1}, 0).value();
-  question.limits = {.max_rows = 64, .max_outputs = 4, .max_model_len = 4096, .kv_blocks = 4 * 256};
+  MemoryQuestion question = testing::TinyQuestion();
   question.limits.exchange_bytes = 1000;
   return question;
 }

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "runtime/base/os.h"
+#include "tests/launcher/tiny_question.h"
 #include "tests/support/temporary.h"
 
 namespace lockstep {
@@ -15,16 +16,10 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 
+// Loading this small model takes more than its cache: that would hide what is asked here.
 MemoryQuestion TinyQuestion() {
-  const auto checkpoint =
-      Checkpoint::Open(std::string(std::getenv("LOCKSTEP_SOURCE_DIR")) + "/models/tiny");
-  EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
-  MemoryQuestion question;
-  question.config = ConfigOf(**checkpoint).value();
-  question.slice = PlanSlice(question.config, **checkpoint, {1}, 0).value();
-  // Loading this small model takes more than its cache: that would hide what is asked here.
+  MemoryQuestion question = testing::TinyQuestion();
   question.slice.staging_bytes = 0;
-  question.limits = {.max_rows = 64, .max_outputs = 4, .max_model_len = 4096, .kv_blocks = 4 * 256};
   return question;
 }
 

@@ -47,7 +47,7 @@ TEST_F(Nvml, FactsAreThoseOfTheLibrary) {
            .nvlinks = 4};
   fake_->gpus.push_back({.name = "NVIDIA GB10", .major = 12, .minor = 1, .persistence = 0});
   const GpuReport report = ReadGpus(kLibrary);
-  EXPECT_TRUE(report.library);
+  EXPECT_TRUE(report.has_library);
   EXPECT_EQ(report.problem, "");
   EXPECT_EQ(report.driver, "580.95.05");
   EXPECT_EQ(report.cuda_version, 13000);
@@ -131,7 +131,7 @@ TEST_F(Nvml, ALibraryThatCannotSpeakSaysWhy) {
 
 TEST_F(Nvml, NoLibraryIsNoFaultUnlessThereIsADriver) {
   const GpuReport none = ReadGpus("libthere-is-none.so.1");
-  EXPECT_FALSE(none.library);
+  EXPECT_FALSE(none.has_library);
   EXPECT_TRUE(DescribeGpus(none).empty());
   const GpuFindings without = ExamineGpus(none, "");
   EXPECT_TRUE(without.faults.empty() && without.notes.empty());
@@ -142,7 +142,7 @@ TEST_F(Nvml, ADriverThatHangsHoldsUpNobody) {
   fake_->hangs = true;
   const GpuReport report = ReadGpus(kLibrary, 20);
   fake_->hangs = false;
-  EXPECT_TRUE(report.library);
+  EXPECT_TRUE(report.has_library);
   EXPECT_THAT(report.problem, AllOf(HasSubstr("within 20 ms"), HasSubstr("xid")));
 }
 
